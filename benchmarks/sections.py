@@ -1,0 +1,177 @@
+"""The sections of the training-step benchmark; each yields rows.
+
+Variants are measured interleaved (A B C, B C A, ...), so that a slow minute of the machine falls
+on all of them. A ratio is the median over rounds of the variant's time over Inductor's time in
+the same round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from rich.progress import Progress
+
+from benchmarks.gpt import Shape, Trainer
+from benchmarks.predictions import PREDICTIONS, TARGETS, Headline
+from benchmarks.table import Row, percentiles
+from benchmarks.worker import measure
+
+Samples = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all sections share."""
+
+    shape: Shape
+    depths: tuple[int, ...]
+    rounds: int
+    progress: Progress
+
+    def row(self, mode: str, provider: str, metric: str, samples: Sequence[float], **rest: object):
+        """A row, with its target and prediction (of the main depth alone)."""
+        x = str(rest.pop("x", self.shape.depth))
+        key = Headline(mode, provider, metric.partition(" (")[0])
+        main = x == str(self.shape.depth)
+        bound = TARGETS.get(key) if main else None
+        sign = ">=" if key.metric in ("speedup", "equal") else "<="
+        return Row(
+            kernel="training_step",
+            provider=provider,
+            mode=mode,
+            metric=metric,
+            x=x,
+            target="" if bound is None else f"{sign}{bound:g}",
+            prediction=PREDICTIONS.get(key) if main else None,
+            config=str(self.shape),
+            **percentiles(samples),
+            **rest,
+        )
+
+    def interleave(
+        self, title: str, names: Sequence[str], rounds: int, run: Callable[[str], float]
+    ) -> Samples:
+        """``rounds`` samples of every name, each round starting one name later."""
+        samples: Samples = {name: [] for name in names}
+        task = self.progress.add_task(title, total=rounds * len(names))
+        for start in range(rounds):
+            for i in range(len(names)):
+                name = names[(start + i) % len(names)]
+                self.progress.update(task, description=f"{title}: {name}")
+                samples[name].append(run(name))
+                self.progress.advance(task)
+        self.progress.update(task, description=title)
+        return samples
+
+
+def ratio(samples: Samples, over: str, under: str) -> float:
+    """Median over rounds of one variant's sample over another's."""
+    return median(a / b for a, b in zip(samples[over], samples[under], strict=True))
+
+
+def _timed_steps(setup: Setup, title: str, names: Sequence[str], rounds: int) -> Samples:
+    trainers: dict[str, Trainer] = {}
+    task = setup.progress.add_task(f"{title}: compile and warm up", total=len(names))
+    for name in names:
+        trainers[name] = Trainer(name, setup.shape)
+        for _ in range(3):
+            trainers[name].step()
+        setup.progress.advance(task)
+
+    def run(name: str) -> float:
+        start = time.perf_counter()
+        trainers[name].step()
+        return time.perf_counter() - start
+
+    return setup.interleave(title, names, rounds, run)
+
+
+def step(setup: Setup) -> Iterator[Row]:
+    """Seconds of a step of every recipe."""
+    names = ("inductor", "full", "activations", "gradients", "weights", "dense")
+    samples = _timed_steps(setup, "step", names, setup.rounds)
+    for name in names:
+        over = ratio(samples, name, "inductor")
+        yield setup.row("step", name, "time (s)", samples[name], ratio_to_inductor=over)
+
+
+def eager(setup: Setup) -> Iterator[Row]:
+    """Seconds of a step of the masks in eager hooks, and how much faster ``full`` is."""
+    baselines = ("eager-hooks", "eager-compare", "eager-hooks+inductor")
+    names = ("inductor", "full", "eager-dense", *baselines)
+    samples = _timed_steps(setup, "eager", names, max(3, setup.rounds // 3))
+    for name in names:
+        over = ratio(samples, name, "inductor")
+        yield setup.row("eager", name, "time (s)", samples[name], ratio_to_inductor=over)
+    for name in baselines:
+        gains = [a / b for a, b in zip(samples[name], samples["full"], strict=True)]
+        yield setup.row("eager", name, "speedup (of full over it)", gains)
+
+
+def compilation(setup: Setup) -> Iterator[Row]:
+    """Seconds of the first step in a fresh process with an empty cache, by depth."""
+    names = ("inductor", "full")
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    rounds = max(2, min(3, setup.rounds))
+    for depth in setup.depths:
+        shape = setup.shape.at_depth(depth)
+        samples = setup.interleave(
+            f"compile, depth {depth}",
+            names,
+            rounds if depth <= setup.shape.depth else 2,
+            lambda name, shape=shape: measure("compile", name, shape)["first step"],
+        )
+        for name in names:
+            medians[name].append(median(samples[name]))
+            over = ratio(samples, name, "inductor")
+            metric = "first step (s)"
+            yield setup.row(
+                "compile", name, metric, samples[name], ratio_to_inductor=over, x=depth
+            )
+    if len(setup.depths) > 1:
+        slopes = {name: _slope(setup.depths, medians[name]) for name in names}
+        for name in names:
+            over = slopes[name] / slopes["inductor"]
+            metric = "growth per block (s)"
+            yield setup.row("compile", name, metric, [slopes[name]], ratio_to_inductor=over)
+
+
+def _slope(xs: Sequence[float], ys: Sequence[float]) -> float:
+    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
+    above = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
+    return above / sum((x - x_mean) ** 2 for x in xs)
+
+
+def memory(setup: Setup) -> Iterator[Row]:
+    """MiB of a step, in a fresh process for each variant; see ``worker.memory``."""
+    names = ("inductor", "full", "activations", "gradients", "weights", "dense")
+    task = setup.progress.add_task("memory", total=len(names))
+    results: dict[str, dict[str, float]] = {}
+    for name in names:
+        results[name] = measure("memory", name, setup.shape)
+        setup.progress.advance(task)
+    for name, figures in results.items():
+        for metric, value in figures.items():
+            over = value / results["inductor"][metric]
+            yield setup.row("memory", name, f"{metric} (MiB)", [value], ratio_to_inductor=over)
+
+
+def bitwise(setup: Setup) -> Iterator[Row]:
+    """Whether ``dense`` has the losses and gradients of Inductor, bit for bit, for three steps."""
+    trainers = {name: Trainer(name, setup.shape) for name in ("inductor", "dense")}
+    differences = 0
+    for _ in range(3):
+        values = []
+        for trainer in trainers.values():
+            loss = trainer.forward()
+            loss.backward()
+            gradients = [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
+            values.append([loss.detach(), *gradients])
+            trainer.update()
+        pairs = zip(*values, strict=True)
+        differences += sum(not torch.equal(expected, got) for expected, got in pairs)
+    yield setup.row("bitwise", "dense", "equal (1 = all tensors)", [float(differences == 0)])

@@ -1,0 +1,127 @@
+"""Measurements that need a process of their own: ``python -m benchmarks.worker JOB``.
+
+JOB is JSON; the last line of the output is JSON as well. ``measure`` starts one with an empty
+Inductor cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpt import Shape, Trainer
+from benchmarks.table import ROOT
+
+MIB = 2**20
+#: glibc then returns every tensor to the system when it is freed, so that resident memory is
+#: memory in use.
+_RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def measure(kind: str, provider: str, shape: Shape) -> dict[str, float]:
+    """Run ``kind`` ("compile" or "memory") in a fresh process with a cold cache."""
+    job = {"kind": kind, "provider": provider, "shape": asdict(shape)}
+    job["threads"] = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="nmcompile-cold-") as cache:
+        env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache}
+        if kind == "memory":
+            env |= _RETURN_MEMORY
+        command = [sys.executable, "-m", "benchmarks.worker", json.dumps(job)]
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{kind} of {provider} failed:\n{done.stderr[-4000:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compile_time(provider: str, shape: Shape) -> dict[str, float]:
+    """Seconds of the first step, with compilation, and of the second, without."""
+    import torch._inductor.compile_fx  # otherwise its import, alike for all, dilutes the ratio
+
+    trainer = Trainer(provider, shape)
+    start = time.perf_counter()
+    trainer.step()
+    first = time.perf_counter()
+    trainer.step()
+    return {"first step": first - start, "second step": time.perf_counter() - first}
+
+
+def memory(provider: str, shape: Shape) -> dict[str, float]:
+    """MiB of one step after two steps of warm-up.
+
+    ``peak resident``: the high-water mark of resident memory, reset before the step, less the
+    resident memory before the step; ``peak resident total``: without that subtraction.
+    ``peak allocated``: the largest sum of live tensors that the step allocated, from PyTorch's
+    own allocator events. ``saved for backward``: tensors alive between forward and backward
+    that are no parameters.
+    """
+    trainer = Trainer(provider, shape)
+    for _ in range(2):
+        trainer.step()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    trainer.step()
+    peak = _resident("VmHWM")
+    return {
+        "peak resident": peak - before,
+        "peak resident total": peak,
+        "peak allocated": _peak_allocated(trainer),
+        "saved for backward": _saved(trainer),
+    }
+
+
+def _resident(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def _peak_allocated(trainer: Trainer) -> float:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer.step()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak / MIB
+
+
+def _saved(trainer: Trainer) -> float:
+    kept: dict[int, int] = {}
+    owned = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = trainer.forward()
+    loss.backward()
+    return sum(kept.values()) / MIB
+
+
+def main() -> None:
+    """Run the job of the command line."""
+    job = json.loads(sys.argv[1])
+    torch.set_num_threads(job["threads"])
+    run = {"compile": compile_time, "memory": memory}[job["kind"]]
+    print(json.dumps(run(job["provider"], Shape(**job["shape"]))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""N:M sparse training inside torch.compile: ``torch.compile(model, backend="nm_sparse")``."""
+
+from __future__ import annotations
+
+from nmcompile import functional
+from nmcompile.backend import last_report, nm_sparse
+from nmcompile.errors import FormatError, KernelError, NMError, NMWarning, OptionError, PolicyError
+from nmcompile.explain import explain
+from nmcompile.formats import NMFormat
+from nmcompile.policy import Policy, Rule, recipe_names
+from nmcompile.report import Report
+from nmcompile.rewrite import rewrite
+
+__all__ = [
+    "FormatError",
+    "KernelError",
+    "NMError",
+    "NMFormat",
+    "NMWarning",
+    "OptionError",
+    "Policy",
+    "PolicyError",
+    "Report",
+    "Rule",
+    "explain",
+    "functional",
+    "last_report",
+    "nm_sparse",
+    "recipe_names",
+    "rewrite",
+]

@@ -1,0 +1,100 @@
+"""Every private PyTorch API that the backend uses, in one place, each guarded by name.
+
+A missing one raises an error with the torch version instead of an ImportError somewhere inside.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nmcompile.errors import NMError
+
+
+def private(module: str, name: str) -> Any:
+    """``getattr(import_module(module), name)``.
+
+    Raises:
+        NMError: this torch has no such thing; the message names both.
+    """
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise NMError(
+            f"torch {torch.__version__} has no {module}.{name}, which nmcompile needs; "
+            "supported are torch 2.11 to 2.13"
+        ) from error
+
+
+CustomGraphPass: Any = private("torch._inductor.custom_graph_pass", "CustomGraphPass")
+inductor_config: Any = private("torch._inductor", "config")
+functorch_config: Any = private("torch._functorch", "config")
+
+
+def compile_fx(
+    gm: torch.fx.GraphModule, inputs: Any, patches: dict[str, Any], inner: Any = None
+) -> Any:
+    """Inductor's compiler with these settings; ``inner`` replaces its code generation."""
+    run = private("torch._inductor.compile_fx", "compile_fx")
+    return run(gm, inputs, config_patches=patches, **({"inner_compile": inner} if inner else {}))
+
+
+def inductor_settings(mode: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Inductor's settings for a mode or options, checked as ``backend="inductor"`` checks them."""
+    wrapper = private("torch", "_TorchCompileInductorWrapper")
+    return dict(wrapper(mode, options, None).config)
+
+
+def inductor_option_names() -> list[str]:
+    """Every option that Inductor knows."""
+    return list(inductor_config.get_config_copy())
+
+
+def graph_passes(configured: Any) -> tuple[Any, ...]:
+    """A custom-pass setting as a tuple: it may be nothing, one pass, or a list of them."""
+    if configured is None:
+        return ()
+    return tuple(configured) if isinstance(configured, (list, tuple)) else (configured,)
+
+
+def cache_dir() -> Path:
+    """Inductor's cache folder (``TORCHINDUCTOR_CACHE_DIR``)."""
+    return Path(private("torch._inductor.runtime.cache_dir_utils", "cache_dir")())
+
+
+def calling_wrapper(function: Callable[..., Any]) -> Any:
+    """The ``torch.compile`` wrapper that called ``function``, None for a direct call.
+
+    Dynamo compares wrappers to decide whether compiled code may be reused; a backend is not told
+    which one called it.
+    """
+    wrapper = getattr(torch, "_TorchCompileWrapper", None)
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not getattr(function, "__code__", None):
+        frame = frame.f_back
+    owner = frame.f_back.f_locals.get("self") if frame is not None and frame.f_back else None
+    return owner if wrapper is not None and isinstance(owner, wrapper) else None
+
+
+def input_origin(node: torch.fx.Node) -> tuple[str, int | None] | None:
+    """Where an AOTAutograd placeholder comes from: ("plain", index), ("weight", None), ...
+
+    Subclass attributes and synthetic bases count as the input that they are part of. None for a
+    graph whose placeholders carry no description (a sub-graph, or one traced by hand).
+    """
+    desc = node.meta.get("desc")
+    if desc is None:
+        return None
+    while (base := getattr(desc, "base", None) or getattr(desc, "base_of", None)) is not None:
+        desc = base
+    name = type(desc).__name__
+    if name in ("ParamAOTInput", "BufferAOTInput"):
+        return "weight", None
+    if name == "TangentAOTInput":
+        return "tangent", None
+    return ("plain", desc.idx) if name == "PlainAOTInput" else ("other", None)

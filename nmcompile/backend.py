@@ -1,0 +1,176 @@
+"""The ``torch.compile`` entry: ``torch.compile(model, backend="nm_sparse")``.
+
+    Dynamo graph -> capture -> AOTAutograd -> joint graph -> passes -> partitioner -> Inductor
+
+The passes run inside AOTAutograd as one custom graph pass whose ``uuid`` covers the policy, the
+package's sources and the captured graph with its module paths, so that Inductor's caches stay on
+and stay right. On a warm cache the passes do not run; the report is then read from beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from nmcompile import _torch, passes
+from nmcompile._torch import CustomGraphPass
+from nmcompile.capture import Capture
+from nmcompile.history import History, StoredReports
+from nmcompile.options import read_options
+from nmcompile.passes.operand_kinds import operand_kinds
+from nmcompile.passes.plan import Plan
+from nmcompile.policy import Policy
+from nmcompile.report import GraphReport, Report
+
+log = logging.getLogger(__name__)
+
+_history = History()
+
+
+def nm_sparse(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
+    """Compile a Dynamo graph with N:M sparse products; everything else goes through Inductor.
+
+    Args:
+        gm: the graph that Dynamo captured.
+        example_inputs: its inputs.
+        mode: Inductor's ``mode``.
+        options: ``{"policy": X}`` (a recipe's name, a path to a TOML file, a ``Policy``) beside
+            Inductor's own options. Without a policy: the recipe ``full``.
+
+    Raises:
+        PolicyError, OptionError: what is wrong with the options or the policy file.
+    """
+    wrapper = _torch.calling_wrapper(nm_sparse)
+    settings = read_options(mode, options, wrapper)
+    graph, graph_report = compile_graph(gm, example_inputs, settings.policy, settings.inductor)
+    _history.add(wrapper, settings.policy, graph_report)
+    return graph
+
+
+def _reset() -> None:
+    """Called by ``torch._dynamo.reset()``."""
+    _history.clear()
+
+
+nm_sparse.reset = _reset  # type: ignore[attr-defined]
+
+
+def last_report() -> Report:
+    """The report of the newest ``torch.compile`` call that ran: all its graphs so far.
+
+    Raises:
+        NMError: nothing has been compiled in this process (or since ``torch._dynamo.reset()``).
+    """
+    return _history.last()
+
+
+class JointPass(CustomGraphPass):  # type: ignore[misc]
+    """Runs the user's own joint pass, then ours, and keeps a report of what was done."""
+
+    def __init__(self, policy: Policy, capture: Capture, configured: Any = None) -> None:
+        self.policy = policy
+        self.capture = capture
+        self.before_ours = _torch.graph_passes(configured)
+        key = (policy.digest, sources_digest(), capture.fingerprint, torch.__version__)
+        self.digest = hashlib.sha256(repr(key).encode()).hexdigest()
+        self.reports: list[GraphReport] = []
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for user_pass in self.before_ours:
+            user_pass(graph)
+        before = readable(graph)
+        plan = Plan(graph, operand_kinds(graph, self.capture.kind_of_input), self.policy)
+        passes.run(plan)
+        self.reports.append(GraphReport.of(plan, self.digest, before, readable(graph)))
+
+    def uuid(self) -> Any:
+        uuids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self.before_ours]
+        return None if None in uuids else (*uuids, self.digest)
+
+
+def compile_graph(
+    gm: fx.GraphModule, inputs: Sequence[Any], policy: Policy, settings: dict[str, Any]
+) -> tuple[Any, list[GraphReport]]:
+    """Compile with Inductor and our passes; the report is right on a warm cache as well."""
+    capture = Capture.of(gm, inputs)
+    joint = _joint_pass(policy, capture, settings)
+    stored = StoredReports(joint.digest)
+    known = stored.load()
+    spare = None if known else fx.GraphModule(gm, copy.deepcopy(gm.graph))
+    compiled = _torch.compile_fx(gm, inputs, {**settings, "joint_custom_pre_pass": joint})
+    if joint.reports:
+        stored.save(joint.reports)
+        return compiled, joint.reports
+    if known is None:
+        assert spare is not None
+        log.info("warm cache without a stored report: tracing once more to plan again")
+        known = plan_only(spare, inputs, policy, settings)[1]
+        stored.save(known)
+    return compiled, known
+
+
+def plan_only(
+    gm: fx.GraphModule, inputs: Sequence[Any], policy: Policy, settings: dict[str, Any]
+) -> tuple[Any, list[GraphReport]]:
+    """Trace, rewrite and partition, but interpret the graphs instead of generating code."""
+    joint = _joint_pass(policy, Capture.of(gm, inputs), settings)
+
+    def interpret(inner: fx.GraphModule, *_: Any, **__: Any) -> Any:
+        def run(args: list[Any]) -> Any:
+            return _DenseInterpreter(inner).boxed_run(args)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    with _torch.functorch_config.patch(enable_autograd_cache=False):
+        patches = {**settings, "joint_custom_pre_pass": joint}
+        compiled = _torch.compile_fx(gm, inputs, patches, inner=interpret)
+    return compiled, joint.reports
+
+
+class _DenseInterpreter(fx.Interpreter):
+    """Runs a rewritten graph without its masks, so that planning builds no mask kernel."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is torch.ops.nm.prune.default:
+            return args[0]
+        if target is torch.ops.nm.keep_mask.default:
+            return torch.ones_like(args[0], dtype=torch.bool)
+        return super().call_function(target, args, kwargs)
+
+
+def _joint_pass(policy: Policy, capture: Capture, settings: dict[str, Any]) -> JointPass:
+    name = "joint_custom_pre_pass"
+    configured = settings.get(name, getattr(_torch.inductor_config, name))
+    return JointPass(policy, capture, configured)
+
+
+def readable(graph: fx.Graph) -> str:
+    """The graph as code, with shapes and our marks."""
+    gm = graph.owning_module or fx.GraphModule({}, graph)
+    return str(gm.print_readable(print_output=False, additional_meta=["nm"]))
+
+
+@functools.cache
+def sources_digest() -> str:
+    """A digest of every source file of the package: compiled code depends on all of them."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".h", ".cpp", ".toml")):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

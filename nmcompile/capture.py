@@ -1,0 +1,97 @@
+"""What the Dynamo graph still knows and the joint graph has lost.
+
+Under ``torch.compile`` parameters are plain inputs of the joint graph; the Dynamo graph's inputs
+are still ``nn.Parameter`` objects. The fingerprint identifies everything that the plan of the
+joint graph depends on, module paths included: cache keys leave node metadata out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from nmcompile._torch import input_origin
+from nmcompile.gemm import OperandKind
+from nmcompile.passes.module_path import normalise
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One graph as Dynamo captured it: which inputs are weights, and its fingerprint."""
+
+    weights: frozenset[int]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, gm: fx.GraphModule, inputs: Sequence[Any]) -> Capture:
+        """Read a Dynamo graph and its example inputs (real or fake tensors)."""
+        placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+        weights = frozenset(
+            i
+            for i, value in enumerate(inputs)
+            if isinstance(value, torch.nn.Parameter)
+            or (i < len(placeholders) and _is_module_state(placeholders[i]))
+        )
+        digest = hashlib.sha256()
+        for line in _lines(gm, inputs, weights):
+            digest.update(line.encode())
+            digest.update(b"\n")
+        return cls(weights, digest.hexdigest())
+
+    def kind_of_input(self, node: fx.Node) -> OperandKind | None:
+        """The operand kind of an input of the joint or inference graph."""
+        origin = input_origin(node)
+        if node.op == "get_attr":
+            return OperandKind.WEIGHT
+        if origin is None:
+            return OperandKind.ACTIVATION  # a sub-graph: nothing says where its inputs come from
+        what, index = origin
+        if what == "tangent":
+            return OperandKind.GRADIENT
+        if what == "weight" or index in self.weights:
+            return OperandKind.WEIGHT
+        return OperandKind.ACTIVATION if what == "plain" else None
+
+
+def _is_module_state(placeholder: fx.Node) -> bool:
+    """Dynamo marks parameters and buffers of modules as inputs with a static address."""
+    return "_dynamo_static_input_type" in (placeholder.meta.get("tensor_dict") or {})
+
+
+def _lines(gm: fx.GraphModule, inputs: Sequence[Any], weights: frozenset[int]) -> Iterator[str]:
+    yield f"grad={torch.is_grad_enabled()} inference={torch.is_inference_mode_enabled()}"
+    for index, value in enumerate(inputs):
+        if isinstance(value, torch.Tensor):
+            layout = (str(list(value.shape)), str(list(value.stride())), str(value.dtype))
+            yield f"{index} {layout} {value.device} {value.requires_grad} {index in weights}"
+        else:
+            yield f"{index} {type(value).__name__} {value}"
+    for name, module in gm.named_modules():
+        if isinstance(module, fx.GraphModule):
+            yield f"graph {name}"
+            for node in module.graph.nodes:
+                stack = node.meta.get("nn_module_stack") or {}
+                where = [f"{normalise(p)}:{_qualified(c)}" for p, c in list(stack.values())[-1:]]
+                yield f"{node.op} {node.name} {_qualified(node.target)} {where} {_stable(node)}"
+
+
+def _qualified(target: Any) -> str:
+    """A name without addresses."""
+    if isinstance(target, str):
+        return target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    name = getattr(target, "__qualname__", None) or getattr(target, "_name", None)
+    return f"{getattr(target, '__module__', '')}.{name or type(target).__qualname__}"
+
+
+def _stable(node: fx.Node) -> str:
+    """The arguments of a node as text, without objects whose repr holds an address."""
+    plain = (bool, int, float, complex, str, torch.dtype, torch.device, fx.Node, type(None))
+    keep: Callable[[Any], Any] = lambda v: v if isinstance(v, plain) else type(v).__qualname__  # noqa: E731
+    return str(torch.utils._pytree.tree_map(keep, (list(node.args), dict(node.kwargs))))

@@ -1,0 +1,168 @@
+"""Mask kernels for the CPU: one C++ source, specialised, compiled once, loaded through ctypes.
+
+The only file of the kernels that imports private parts of torch: Inductor's cache of compiled
+C++ (its flags, locks and cache directory).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nmcompile.blocks import BlockLayout
+from nmcompile.errors import NMWarning
+from nmcompile.formats import NMFormat
+from nmcompile.gemm import Method
+
+_TEMPLATE = Path(__file__).with_name("cpu_prune.cpp")
+_STORAGE = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
+# Below this many elements a thread costs more than it saves.
+_ELEMENTS_PER_THREAD = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class KernelKind:
+    """What a compiled mask kernel is specialised for; it serves every shape and layout.
+
+    Attributes:
+        format: n and m.
+        method: how survivors are chosen.
+        dtype: float32, float64, bfloat16 or float16.
+        mask: whether it writes the keep mask instead of the pruned values.
+    """
+
+    format: NMFormat
+    method: Method
+    dtype: torch.dtype
+    mask: bool = False
+
+
+class Kernel:
+    """A loaded kernel."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._function = library.nm_kernel
+        self._function.restype = None
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._function.argtypes = [pointer, pointer, *[number] * 3, pointer, number, number]
+
+    def __call__(
+        self, x: Tensor, out: Tensor, layout: BlockLayout, seed: Tensor | None, stream: int
+    ) -> None:
+        """Prune the memory of ``x``, seen as ``[outer, size, inner]``, into that of ``out``."""
+        threads = min(torch.get_num_threads(), 1 + x.numel() // _ELEMENTS_PER_THREAD)
+        self._function(
+            x.data_ptr(), out.data_ptr(), layout.outer, layout.size, layout.inner,
+            None if seed is None else seed.data_ptr(), stream, threads,
+        )  # fmt: skip
+
+
+def source(kind: KernelKind) -> str:
+    """The C++ source of a kernel: the template under a few lines that specialise it."""
+    lines = [
+        f"// {kind.format} {kind.method} {kind.dtype}: {'keep mask' if kind.mask else 'prune'}",
+        f"#define NM_N {kind.format.n}",
+        f"#define NM_M {kind.format.m}",
+        f"#define NM_METHOD METHOD_{kind.method.name}",
+        f"#define NM_STORAGE STORAGE_{_STORAGE[kind.dtype]}",
+        f"#define NM_MASK {int(kind.mask)}",
+    ]
+    if kind.method is Method.TRANSPOSABLE:
+        lines += _patterns(kind.format)
+    return "\n".join(lines) + "\n\n" + _TEMPLATE.read_text()
+
+
+def _patterns(form: NMFormat) -> list[str]:
+    """Tables of the rows with n of m kept, and of the m x m patterns.
+
+    A pattern is m indices of rows, then the bits of its kept elements.
+    """
+    rows = list(combinations(range(form.m), form.n))
+    square = [
+        pick
+        for pick in product(range(len(rows)), repeat=form.m)
+        if all(sum(c in rows[r] for r in pick) == form.n for c in range(form.m))
+    ]
+    bits = [sum(1 << c for c in row) for row in rows]
+    table = [(*pick, sum(bits[r] << at * form.m for at, r in enumerate(pick))) for pick in square]
+    return [
+        f"static const int ROWS[] = {{{', '.join(map(str, bits))}}};",
+        "static const unsigned short PATTERNS[][NM_M + 1] = {",
+        *("  {" + ", ".join(map(str, row)) + "}," for row in table),
+        "};",
+    ]
+
+
+def _compile(kind: KernelKind) -> Kernel | None:
+    if sys.platform == "win32":
+        _without_compiler("Windows is not supported")
+        return None
+    from torch._inductor.codecache import CppCodeCache
+
+    try:
+        return Kernel(CppCodeCache.load(source(kind)))
+    except (RuntimeError, OSError) as error:
+        _without_compiler(str(error).strip().splitlines()[0])
+        return None
+
+
+@functools.cache
+def _without_compiler(reason: str) -> None:
+    warnings.warn(
+        f"no C++ compiler works here ({reason}): the masks are computed by plain PyTorch, "
+        "which is many times slower; install g++ or clang++, or set CXX",
+        NMWarning,
+        stacklevel=2,
+    )
+
+
+_kernels: dict[KernelKind, Future[Kernel | None]] = {}
+_lock = threading.Lock()
+
+
+def _future(
+    kind: KernelKind, start: Callable[[Callable[[], None]], object]
+) -> Future[Kernel | None]:
+    with _lock:
+        future = _kernels.get(kind)
+        if future is not None:
+            return future
+        future = _kernels[kind] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(_compile(kind))
+        except BaseException as error:
+            future.set_exception(error)
+
+    start(work)
+    return future
+
+
+def kernel(kind: KernelKind) -> Kernel | None:
+    """The kernel of this kind, compiled at the first call (about a second; then cached on disk).
+
+    Returns None, after one ``NMWarning``, when no C++ compiler works or on Windows.
+    """
+    return _future(kind, lambda work: work()).result()
+
+
+def warm_up(kind: KernelKind) -> None:
+    """Compile the kernel in the background; a later ``kernel(kind)`` waits for it."""
+    _future(kind, lambda work: threading.Thread(target=work, daemon=True).start())

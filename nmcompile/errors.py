@@ -1,0 +1,37 @@
+"""Every error and warning of the package, one class per cause."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NMError(Exception):
+    """Base class of the package's errors."""
+
+
+class NMWarning(UserWarning):
+    """Base class of the package's warnings."""
+
+
+class FormatError(NMError, ValueError):
+    """Not an N:M format, or one that the method or the shape cannot have."""
+
+
+class PolicyError(NMError, ValueError):
+    """A policy that cannot be read or honoured; the message names the file and the rule."""
+
+
+class OptionError(NMError, ValueError):
+    """An option of the backend that does not exist or has the wrong type."""
+
+
+class KernelError(NMError, RuntimeError):
+    """A mask kernel could not be built; the message says what was used or what to do instead."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A sentence fragment with the nearest valid word, or with all of them when none is near."""
+    words = sorted(set(known))
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(words)}"

@@ -1,0 +1,75 @@
+"""``nmcompile.explain``: what a policy would do to a model, without generating machine code."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import fx
+
+from nmcompile.backend import plan_only
+from nmcompile.errors import NMError
+from nmcompile.policy import Policy
+from nmcompile.report import GraphReport, Report
+
+
+def explain(
+    model: Callable[..., Any],
+    *args: Any,
+    policy: None | str | PathLike[str] | Policy | Mapping[str, Any] = None,
+    **kwargs: Any,
+) -> Report:
+    """Report what the policy does to every product of ``model(*args, **kwargs)``.
+
+    The model is traced and run once, operator by operator; its buffers and the random state of
+    the CPU are put back. In training mode (gradients on and something that requires them) the
+    backward products are reported too.
+
+    Args:
+        model: a module or a function.
+        args: its inputs.
+        policy: a recipe's name, a path, a ``Policy`` or a mapping; None means ``full``.
+        kwargs: its keyword inputs.
+
+    Raises:
+        PolicyError: the policy cannot be read, or asks for what a site cannot have.
+    """
+    chosen = Policy.resolve(policy)
+    graphs: list[GraphReport] = []
+
+    def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:
+        compiled, reports = plan_only(gm, inputs, chosen, {})
+        graphs.extend(reports)
+        return compiled
+
+    target = getattr(model, "_orig_mod", model)  # an already compiled module is explained afresh
+    modules = [target] if isinstance(target, torch.nn.Module) else []
+    buffers = [(b, b.detach().clone()) for m in modules for b in m.buffers()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.compile(_fresh(target), backend=capture, dynamic=False)(*args, **kwargs)
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        if isinstance(error.inner_exception, NMError):
+            raise error.inner_exception from None
+        raise
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+    return Report.of(chosen, tuple(graphs))
+
+
+_calls = itertools.count()
+
+
+def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
+    """A caller with a code object of its own: no earlier compilation changes what is captured."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    call.__code__ = call.__code__.replace(co_name=f"explain_{next(_calls)}")
+    return call

@@ -1,0 +1,47 @@
+"""The N:M format: at most ``n`` non-zeros in every block of ``m`` consecutive elements."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from nmcompile.errors import FormatError
+
+MAX_M = 32
+
+
+@dataclass(frozen=True, slots=True)
+class NMFormat:
+    """At most ``n`` of every ``m`` consecutive elements along the reduction dimension survive.
+
+    Raises:
+        FormatError: unless ``1 <= n <= m <= 32``.
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= self.m <= MAX_M:
+            raise FormatError(
+                f"{self.n}:{self.m} is not an N:M format: 1 <= N <= M <= {MAX_M} must hold, "
+                'for example "2:4" keeps 2 of every 4 elements'
+            )
+
+    @classmethod
+    def parse(cls, text: str | NMFormat) -> NMFormat:
+        """Read ``"2:4"`` (an ``NMFormat`` is returned as it is)."""
+        if isinstance(text, NMFormat):
+            return text
+        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text) if isinstance(text, str) else None
+        if match is None:
+            raise FormatError(f'{text!r} is not an N:M format: write two integers, such as "2:4"')
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def density(self) -> float:
+        """Kept share of the elements, n/m."""
+        return self.n / self.m
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"

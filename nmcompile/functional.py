@@ -1,0 +1,159 @@
+"""N:M masks on tensors, eagerly: ``prune``, ``keep_mask`` and what they are made of.
+
+The results carry no gradient: a mask is not differentiable, and in training the backend decides
+where masks go. Write ``x * keep_mask(x)`` for the product rule with a fixed mask.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from nmcompile import ops, reference
+from nmcompile.blocks import dense_copy
+from nmcompile.errors import FormatError, nearest
+from nmcompile.formats import NMFormat
+from nmcompile.gemm import Method
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def prune(
+    x: Tensor,
+    format: str | NMFormat = "2:4",
+    dim: int | tuple[int, ...] = -1,
+    method: str | Method = Method.MSE,
+    generator: Generator | None = None,
+) -> Tensor:
+    """``x`` with at most n non-zeros in every block of m elements along ``dim``; dense, same shape.
+
+    Args:
+        x: float32, float64, bfloat16 or float16, at least one dimension, any strides.
+        format: n:m, for example ``"2:4"``.
+        dim: the dimension that the blocks run along, or several, flattened in this order. The
+            last block is padded with zeros when m does not divide the size. ``"transposable"``
+            takes two, which its m x m tiles span (``(-2, -1)`` when ``dim`` is left out).
+        method: ``"mse"``: the n largest magnitudes, ties to the lower index.
+            ``"mvue"``: random, unbiased (the mean of the result is ``x``), of minimum variance.
+            ``"approx-mvue"``: the approximation of Chmiel et al., arXiv 2203.10991; 2:4 only.
+            ``"uniform"``: random, unbiased, every element kept with probability n/m.
+            ``"transposable"``: n:m along both dimensions, largest sum of kept magnitudes; m = 2
+            or 4.
+        generator: of the random methods; None takes PyTorch's default (``torch.manual_seed``).
+
+    Returns:
+        A new tensor with the strides of ``torch.empty_like(x)``, without a gradient. A block that
+        holds inf or NaN keeps its n largest, so that it stays non-finite.
+
+    Raises:
+        TypeError, IndexError, FormatError, ValueError: for arguments that cannot be honoured.
+    """
+    form, dims, how = _check(x, format, dim, method)
+    with torch.no_grad():
+        seed = _seed(x, how, generator)
+        return ops.prune(x, seed, 0, form.n, form.m, dims, str(how))
+
+
+def keep_mask(
+    x: Tensor,
+    format: str | NMFormat = "2:4",
+    dim: int | tuple[int, ...] = -1,
+    method: str | Method = Method.MSE,
+    generator: Generator | None = None,
+) -> Tensor:
+    """The boolean mask, True = kept, of ``prune`` with the same arguments and generator state.
+
+    With ``"mvue"`` and the other random methods a kept element is also rescaled by ``prune``.
+    """
+    form, dims, how = _check(x, format, dim, method)
+    with torch.no_grad():
+        seed = _seed(x, how, generator)
+        return ops.keep_mask(x, seed, 0, form.n, form.m, dims, str(how))
+
+
+def inclusion_probability(
+    x: Tensor,
+    format: str | NMFormat = "2:4",
+    dim: int | tuple[int, ...] = -1,
+    method: str | Method = Method.MVUE,
+) -> Tensor:
+    """The probability that ``prune`` keeps each element; shape of ``x``, float32 (or float64).
+
+    For ``"mvue"`` it is ``min(1, |x| / T)``, T the ``block_threshold``; for ``"mse"`` 0 or 1.
+    Arguments as of ``prune``; not for ``"transposable"``.
+    """
+    form, dims, how = _check(x, format, dim, method)
+    if how is Method.TRANSPOSABLE:
+        raise ValueError("a transposable mask is not random: use keep_mask")
+    if x.numel() == 0:
+        return torch.empty_like(x, dtype=reference.compute_dtype(x.dtype))
+    with torch.no_grad():
+        blocks = reference.to_blocks(x, dims, form.m)
+        return reference.from_blocks(
+            reference.inclusion_probability(blocks, form.n, str(how)), x, dims
+        )
+
+
+def block_threshold(x: Tensor, format: str | NMFormat = "2:4", dim: int = -1) -> Tensor:
+    """The threshold T of every block: ``"mvue"`` keeps magnitudes of at least T for certain.
+
+    ``T = min over k < n of (sum of all but the k largest magnitudes) / (n - k)``: with
+    ``p = min(1, |x| / T)`` the inclusion probabilities sum to n and the variance is smallest.
+
+    Returns:
+        The shape of ``x`` with ``dim`` replaced by the number of blocks; float32 (float64 for
+        float64), rounded up to a value of ``x``'s dtype. Zero for a block with fewer than n
+        non-zeros.
+    """
+    form, dims, _ = _check(x, format, dim, Method.MVUE)
+    if len(dims) != 1:
+        raise ValueError("block_threshold takes one dimension")
+    with torch.no_grad():
+        rows = dense_copy(x).movedim(dims[0], -1)
+        rows = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % form.m))
+        blocks = rows.unflatten(-1, (rows.shape[-1] // form.m, form.m))
+        return reference.block_threshold(blocks, form.n).movedim(-1, dims[0])
+
+
+def _check(
+    x: Tensor, format: str | NMFormat, dim: int | tuple[int, ...], method: str | Method
+) -> tuple[NMFormat, list[int], Method]:
+    form = NMFormat.parse(format)
+    try:
+        how = Method(method)
+    except ValueError:
+        raise ValueError(
+            f"{method!r} is not a pruning method: {nearest(str(method), list(Method))}"
+        ) from None
+    if x.dtype not in _DTYPES:
+        known = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
+        raise TypeError(f"cannot prune a tensor of dtype {x.dtype}: it must be one of {known}")
+    if x.dim() == 0:
+        raise IndexError("cannot prune a tensor without dimensions: blocks need one to run along")
+    tiles = how is Method.TRANSPOSABLE
+    if tiles and dim == -1:
+        dim = (-2, -1)
+    given = (dim,) if isinstance(dim, int) else tuple(dim)
+    for d in given:
+        if not -x.dim() <= d < x.dim():
+            raise IndexError(f"dimension {d} of a tensor with {x.dim()} dimensions does not exist")
+    dims = [d % x.dim() for d in given]
+    if not dims or len(set(dims)) != len(dims):
+        raise ValueError(f"dim={dim} must name one or more different dimensions")
+    if tiles and len(dims) != 2:
+        raise ValueError(f"a transposable mask needs two dimensions, dim={dim} names {len(dims)}")
+    if tiles and form.m not in (2, 4):
+        raise FormatError(f"transposable masks exist for m = 2 and m = 4, not for {form}")
+    if how is Method.APPROX_MVUE and (form.n, form.m) != (2, 4):
+        raise FormatError(f'approx-mvue is defined for 2:4 alone, not for {form}: use "mvue"')
+    return form, dims, how
+
+
+def _seed(x: Tensor, method: Method, generator: Generator | None) -> Tensor | None:
+    if not method.random:
+        if generator is not None:
+            raise ValueError(f'method "{method}" draws no random numbers: leave out the generator')
+        return None
+    if generator is not None and generator.device.type != x.device.type:
+        raise ValueError(f"the generator is on {generator.device}, the tensor on {x.device}")
+    return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=x.device)

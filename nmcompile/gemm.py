@@ -1,0 +1,138 @@
+"""The vocabulary of matrix products: which one it is, in which role, with which operands.
+
+    role     GEMM (linear layer Y[T,O] = X[T,I] W[O,I]^T)    reduction dimension
+    fprop    X W^T                                           I
+    dgrad    dY W                                            O
+    wgrad    dY^T X                                          T
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from torch import fx
+
+
+class Role(StrEnum):
+    """Which of the three GEMMs of training a product is."""
+
+    FPROP = "fprop"
+    DGRAD = "dgrad"
+    WGRAD = "wgrad"
+
+
+class OperandKind(StrEnum):
+    """What an operand holds. ``GRADIENT`` is the neural gradient dY, never a weight gradient."""
+
+    ACTIVATION = "activation"
+    WEIGHT = "weight"
+    GRADIENT = "gradient"
+
+
+class Op(StrEnum):
+    """The kind of product: with one weight operand, with none or two, or a convolution."""
+
+    LINEAR = "linear"
+    MATMUL = "matmul"
+    CONV = "conv"
+
+
+class Method(StrEnum):
+    """How the survivors of a block are chosen."""
+
+    MSE = "mse"
+    MVUE = "mvue"
+    APPROX_MVUE = "approx-mvue"
+    UNIFORM = "uniform"
+    TRANSPOSABLE = "transposable"
+
+    @property
+    def random(self) -> bool:
+        """Whether the method draws random numbers."""
+        return self in (Method.MVUE, Method.APPROX_MVUE, Method.UNIFORM)
+
+
+#: The operand kinds that a product of each role can have.
+KINDS_OF_ROLE: dict[Role, tuple[OperandKind, ...]] = {
+    Role.FPROP: (OperandKind.ACTIVATION, OperandKind.WEIGHT),
+    Role.DGRAD: (OperandKind.GRADIENT, OperandKind.WEIGHT),
+    Role.WGRAD: (OperandKind.GRADIENT, OperandKind.ACTIVATION),
+}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One of the two operands of a product.
+
+    ``dims`` are the reduction dimensions of ``node.args[arg]``, flattened in this order; an N:M
+    block runs along them. ``groups`` independent channel groups share the first of them.
+    ``tile_dims`` are the two GEMM dimensions of a weight, for masks that are N:M along both
+    (``tile_groups`` channel groups share the first of them).
+    ``extent`` is the length of one run of blocks (inside a group), None where it is symbolic.
+    ``obstacle`` says why the operand has no N:M block in place.
+    """
+
+    kind: OperandKind
+    arg: int
+    dims: tuple[int, ...]
+    extent: int | None
+    groups: int = 1
+    tile_dims: tuple[int, int] | None = None
+    tile_groups: int = 1
+    obstacle: str | None = None
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One product of a graph in one role: what a policy rule is matched against.
+
+    ``sizes`` are the GEMM's (batch, M, N, K), symbolic where the graph is; ``flops`` is
+    2*batch*M*N*K (dense), None where a size is symbolic, and ``flops_hint`` the same with the
+    sizes that were traced. ``forward`` is the fprop product that a backward product belongs to.
+    ``guess`` is a sentence where the role could not be derived.
+    """
+
+    node: fx.Node
+    op: Op
+    role: Role
+    target: str
+    lhs: Operand
+    rhs: Operand
+    sizes: tuple[Any, Any, Any, Any]
+    dtype: str
+    device: str
+    path: str
+    module_class: str
+    seq_nr: int | None
+    forward: fx.Node | None = None
+    guess: str | None = None
+
+    @property
+    def flops(self) -> float | None:
+        """Dense FLOPs of the product; None where a size is symbolic."""
+        return _product(self.sizes) if all(isinstance(s, int) for s in self.sizes) else None
+
+    @property
+    def flops_hint(self) -> float:
+        """Dense FLOPs with the sizes that were traced (0 where a size has no hint)."""
+        return _product(tuple(size_hint(s) for s in self.sizes))
+
+    @property
+    def operands(self) -> tuple[Operand, Operand]:
+        """Left and right operand."""
+        return self.lhs, self.rhs
+
+
+def size_hint(size: Any) -> int:
+    """A concrete value for a size without guarding on it; 0 where there is none."""
+    if isinstance(size, int):
+        return size
+    hint = getattr(getattr(size, "node", None), "hint", None)
+    return int(hint) if isinstance(hint, int) else 0
+
+
+def _product(sizes: tuple[int, ...]) -> float:
+    batch, m, n, k = sizes
+    return 2.0 * batch * m * n * k

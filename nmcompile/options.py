@@ -1,0 +1,85 @@
+"""The options of the backend: ours are checked here, Inductor's by Inductor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nmcompile import _torch
+from nmcompile.errors import OptionError, nearest
+from nmcompile.policy import Policy
+
+OURS = ("policy",)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The policy, and the settings that go to Inductor."""
+
+    policy: Policy
+    inductor: dict[str, Any]
+
+
+class ReadPolicy(str):
+    """A policy option whose file has been read: equal only while the content is the same.
+
+    Dynamo reuses compiled code when the options compare equal. Python asks the subclass first, so
+    a fresh ``"policy.toml"`` in a later ``torch.compile`` call compares by the file as it is then.
+    """
+
+    __slots__ = ("digest",)
+    digest: str
+
+    def __new__(cls, text: str, digest: str) -> ReadPolicy:
+        self = super().__new__(cls, text)
+        self.digest = digest
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, str) or str.__ne__(self, other):
+            return False
+        if isinstance(other, ReadPolicy):
+            return self.digest == other.digest
+        try:
+            return self.digest == Policy.resolve(str(other)).digest
+        except ValueError:
+            return False  # let the compilation raise the error
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+def read_options(
+    mode: str | None, options: Mapping[str, Any] | None, wrapper: Any = None
+) -> Settings:
+    """Check the options and read the policy.
+
+    Args:
+        mode: Inductor's mode.
+        options: as given to ``torch.compile``.
+        wrapper: the ``torch.compile`` wrapper; its copy of the options then remembers the policy
+            file's content.
+
+    Raises:
+        OptionError: an option that neither nmcompile nor Inductor knows.
+        PolicyError: the policy cannot be read.
+    """
+    options = dict(options or {})
+    known = {name.replace("-", "_") for name in _torch.inductor_option_names()}
+    for name in options:
+        if not isinstance(name, str) or (name not in OURS and name.replace("-", "_") not in known):
+            raise OptionError(
+                f"unknown option {name!r} of backend nm_sparse: {nearest(str(name), {*known, *OURS})}"
+                f" (nmcompile's own: {', '.join(OURS)}; all others are Inductor's)"
+            )
+    source = options.pop("policy", None)
+    policy = Policy.resolve(source)
+    if isinstance(source, (str, os.PathLike)) and wrapper is not None:
+        pinned = ReadPolicy(os.fspath(source), policy.digest)
+        kept = {**wrapper.kwargs["options"], "policy": pinned}
+        wrapper.kwargs = {**wrapper.kwargs, "options": kept}
+    return Settings(policy, _torch.inductor_settings(mode, options))

@@ -1,0 +1,86 @@
+"""Decide what each product gets: the rule, the operand to prune, or the reason it stays dense."""
+
+from __future__ import annotations
+
+from nmcompile.errors import PolicyError
+from nmcompile.gemm import Gemm, Method, Op
+from nmcompile.passes.plan import Decision, Plan, Pruning
+from nmcompile.policy import Policy, Rule
+
+_FLOATS = ("float32", "float64", "bfloat16", "float16")
+
+
+def assign(plan: Plan) -> None:
+    """Append one decision per product to the plan, in graph order.
+
+    Raises:
+        PolicyError: a site cannot run as its rule asks and the rule says ``fallback = "error"``.
+    """
+    plan.decisions = [_decide(site, gemm, plan.policy) for site, gemm in enumerate(plan.gemms)]
+
+
+class _Dense(Exception):
+    """Carries the sentence that says why a product stays dense."""
+
+
+def _decide(site: int, gemm: Gemm, policy: Policy) -> Decision:
+    rule = policy.decide(gemm)
+    try:
+        pruning = _pruning(gemm, rule)
+        execution, reason = _execution(gemm, rule, policy)
+    except _Dense as why:
+        return Decision(site, gemm, rule, None, "dense", str(why), gemm.node)
+    return Decision(site, gemm, rule, pruning, execution, reason, gemm.node)
+
+
+def _pruning(gemm: Gemm, rule: Rule | None) -> Pruning:
+    if rule is None:
+        if gemm.op is Op.MATMUL:
+            kinds = " times ".join(str(o.kind) for o in gemm.operands)
+            raise _Dense(f'{kinds}: dense unless a rule names op = "matmul"')
+        raise _Dense("no rule matches")
+    if rule.dense:
+        raise _Dense("the rule says dense")
+    assert rule.prune is not None
+    assert rule.format is not None
+    assert rule.method is not None
+    operand = next((o for o in gemm.operands if o.kind is rule.prune), None)
+    if operand is None:
+        kinds = " and ".join(str(o.kind) for o in gemm.operands)
+        raise _Dense(f"no {rule.prune} operand: this product has {kinds}")
+    method, nm = rule.method, rule.format
+    if gemm.dtype not in _FLOATS:
+        raise _Dense(f"{gemm.dtype} operands: masks exist for {', '.join(_FLOATS)}")
+    if operand.obstacle is not None and not method == Method.TRANSPOSABLE:
+        raise _Dense(f"the {operand.kind} has no N:M block in place: {operand.obstacle}")
+    if nm.n == nm.m:
+        raise _Dense(f"{nm} keeps every element")
+    if operand.extent is not None and operand.extent < nm.m:
+        where = "each group has" if operand.groups > 1 else "the reduction dimension has"
+        raise _Dense(f"{where} {operand.extent} element(s), fewer than M = {nm.m}")
+    exact = rule.backward == "exact"
+    if exact and gemm.op is Op.MATMUL:
+        raise _Dense('backward = "exact" needs a product with a weight; this one has none')
+    return Pruning(operand, nm, method, exact)
+
+
+def _execution(gemm: Gemm, rule: Rule | None, policy: Policy) -> tuple[str, str]:
+    """("simulate", note), or raise: this version has no sparse tensor core path yet."""
+    assert rule is not None
+    wanted = rule.execution or policy.execution
+    device = gemm.device.split(":")[0]
+    lacking = f"no sparse tensor core product on {device}"
+    if wanted == "sparse":
+        fallback = rule.fallback or policy.fallback
+        if fallback == "error":
+            raise PolicyError(
+                f"{rule.label}: {gemm.path or gemm.node.name} ({gemm.role}) asks for "
+                f'execution = "sparse", but {lacking}; write execution = "simulate" or "auto", '
+                'or fallback = "simulate" or "dense"'
+            )
+        if fallback == "dense":
+            raise _Dense(f"execution = sparse, fallback = dense: {lacking}")
+        return "simulate", f"fallback: {lacking}"
+    if wanted == "auto":
+        return "simulate", f"auto: {lacking}"
+    return "simulate", ""

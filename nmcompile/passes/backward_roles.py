@@ -1,0 +1,87 @@
+"""Which of the three GEMMs is a product with a gradient operand, and of which forward product?
+
+Autograd gives a backward operation the ``seq_nr`` of its forward operation. Where there is none
+(a graph traced by hand), the shared operand tells: wgrad ``dY^T X`` reads the X that fprop read,
+dgrad ``dY W`` its W. The other operand's kind then decides: a weight means dgrad, an activation
+means wgrad, unless the forward product had no weight (attention), where both are dgrad.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from nmcompile.gemm import Gemm, Op, OperandKind, Role
+
+aten = torch.ops.aten
+
+_VIEWS = frozenset(
+    [
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.permute.default,
+        aten.t.default,
+        aten.transpose.int,
+        aten.detach.default,
+        aten.alias.default,
+        aten.expand.default,
+        aten.squeeze.dim,
+        aten.unsqueeze.default,
+    ]
+)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the node only looks at its input in another shape or order."""
+    return node.target in _VIEWS
+
+
+def view_base(node: fx.Node) -> fx.Node:
+    """The value that a chain of views looks at."""
+    while is_view(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def assign_roles(found: list[Gemm]) -> list[Gemm]:
+    """Give every product with a gradient operand its role and its forward product."""
+    forward = [g for g in found if not _is_backward(g)]
+    by_seq_nr = {g.seq_nr: g for g in forward if g.seq_nr is not None}
+    return [_with_role(g, forward, by_seq_nr) if _is_backward(g) else g for g in found]
+
+
+def _is_backward(gemm: Gemm) -> bool:
+    return OperandKind.GRADIENT in (gemm.lhs.kind, gemm.rhs.kind)
+
+
+def _with_role(gemm: Gemm, forward: list[Gemm], by_seq_nr: dict[int | None, Gemm]) -> Gemm:
+    partner = by_seq_nr.get(gemm.seq_nr) or _by_shared_operand(gemm, forward)
+    gemm = replace(gemm, forward=partner.node if partner else None)
+    if gemm.op is Op.CONV:
+        return gemm
+    kinds = {gemm.lhs.kind, gemm.rhs.kind}
+    if partner is not None and partner.op is Op.MATMUL:
+        return replace(gemm, op=Op.MATMUL, role=Role.DGRAD)
+    if OperandKind.WEIGHT in kinds:
+        return replace(gemm, op=Op.LINEAR, role=Role.DGRAD)
+    if kinds == {OperandKind.GRADIENT}:
+        guess = "both operands are gradients (a gradient of a gradient)"
+        return replace(gemm, op=Op.MATMUL, role=Role.DGRAD, guess=guess)
+    guessed = None if partner else "no forward product found; taken for a weight gradient"
+    return replace(gemm, op=Op.LINEAR, role=Role.WGRAD, guess=guessed)
+
+
+def _by_shared_operand(gemm: Gemm, forward: list[Gemm]) -> Gemm | None:
+    shared = {_base(gemm, o.arg) for o in gemm.operands if o.kind is not OperandKind.GRADIENT}
+    candidates = [g for g in forward if shared & {_base(g, o.arg) for o in g.operands}]
+    sizes = sorted(map(str, gemm.sizes))  # the three GEMMs of a layer permute the same M, N, K
+    return next((g for g in candidates if sorted(map(str, g.sizes)) == sizes), None)
+
+
+def _base(gemm: Gemm, arg: int) -> fx.Node:
+    node = gemm.node.args[arg]
+    assert isinstance(node, fx.Node)
+    return view_base(node)

@@ -1,0 +1,71 @@
+"""Find what multiplies matrices but is no GEMM node, so that a report can say why it is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from nmcompile.passes.module_path import module_path
+
+#: Operator name (without overload) or a prefix that ends in "*" -> why it is not rewritten.
+_REASONS = {
+    "aten._scaled_dot_product_*": "fused attention: the products inside are activation times "
+    "activation and never leave the kernel",
+    "aten._flash_attention_*": "fused attention kernel",
+    "aten._efficient_attention_*": "fused attention kernel",
+    "flex_attention*": "fused attention: the products inside never leave the kernel",
+    "aten._grouped_mm": "grouped matmul: one node multiplies many matrices of different sizes",
+    "aten._scaled_grouped_mm*": "grouped matmul in 8-bit floating point",
+    "aten._scaled_mm*": "8-bit floating point: 2:4 kernels take 16-bit and 32-bit operands",
+    "aten._int_mm": "integer product",
+    "aten._weight_int*": "product with a quantised weight",
+    "aten.mv": "matrix times vector: bound by memory, not a GEMM",
+    "aten.addmv": "matrix times vector: bound by memory, not a GEMM",
+    "aten.dot": "a scalar product, not a GEMM",
+    "aten.vdot": "a scalar product, not a GEMM",
+    "aten._thnn_fused_*": "fused recurrent cell",
+    "aten.mkldnn_rnn_layer*": "fused recurrent layer",
+    "aten._cudnn_rnn*": "fused recurrent layer",
+    "aten._addmm_activation": "product fused with its activation before this pass saw it",
+    "triton_kernel_wrapper_*": "the user's own kernel: its inside is not visible",
+}
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A node that holds products which no policy can reach, and the reason."""
+
+    target: str
+    path: str
+    module_class: str
+    backward: bool
+    reason: str
+
+
+def find_skipped(graph: fx.Graph) -> list[Skipped]:
+    """Every such node in graph order."""
+    found = []
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        target = _name(node)
+        if (reason := _reason(target)) is not None:
+            path, module_class = module_path(node)
+            backward = bool(node.meta.get("fwd_nn_module_stack")) or "backward" in target
+            found.append(Skipped(target, path, module_class, backward, reason))
+    return found
+
+
+def _name(node: fx.Node) -> str:
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is not None:
+        return str(packet)
+    return getattr(node.target, "_name", None) or getattr(node.target, "__name__", str(node.target))
+
+
+def _reason(target: str) -> str | None:
+    for pattern, reason in _REASONS.items():
+        if target == pattern or (pattern.endswith("*") and target.startswith(pattern[:-1])):
+            return reason
+    return None

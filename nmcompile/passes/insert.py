@@ -1,0 +1,81 @@
+"""Build nodes that belong to a site: same module, same side of the partition, same checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+#: What a new node inherits from its site. A node without the checkpoint's marks is saved for the
+#: backward, and memory grows; one without the module stack has no path in a later report.
+_INHERITED = (
+    "seq_nr",
+    "nn_module_stack",
+    "fwd_nn_module_stack",
+    "partitioner_tag",
+    "autograd_backward",
+    "recompute",
+    "ac_graph_id",
+    "stack_trace",
+    "custom",
+)
+
+
+@dataclass(frozen=True)
+class SiteMark:
+    """``node.meta["nm"]``: what was done at this node and for whom; shown by print_readable."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+@dataclass
+class Inserter:
+    """Adds nodes to a graph in front of a site, with its metadata and computed fake values."""
+
+    graph: fx.Graph
+
+    @contextmanager
+    def before(self, node: fx.Node) -> Iterator[None]:
+        """Insert in front of ``node``."""
+        with self.graph.inserting_before(node):
+            yield
+
+    def call(
+        self,
+        site: fx.Node,
+        target: Any,
+        *args: Any,
+        mark: str = "",
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> fx.Node:
+        """Append ``target(*args)`` at the insertion point, on behalf of ``site``."""
+        new = self.graph.create_node("call_function", target, args, kwargs, name)
+        new.meta = {k: site.meta[k] for k in _INHERITED if k in site.meta}
+        if in_backward(site):
+            # Otherwise what depends on no tangent (a seed, a pruned weight) is computed in the
+            # forward and kept for the backward.
+            new.meta["partitioner_tag"] = "must_be_in_backward"
+        if mark:
+            new.meta["nm"] = SiteMark(mark)
+        new.meta["val"] = _fake_call(site, target, args, kwargs)
+        return new
+
+
+def in_backward(node: fx.Node) -> bool:
+    """Whether the node belongs to the backward part of a joint graph."""
+    return node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")
+
+
+def _fake_call(site: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    values, keywords = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+    known = (n.meta.get("val") for n in site.all_input_nodes)
+    fake_mode = next((v.fake_mode for v in known if hasattr(v, "fake_mode")), nullcontext())
+    with fake_mode:
+        return target(*values, **keywords)

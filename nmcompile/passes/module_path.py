@@ -1,0 +1,29 @@
+"""The module that a node belongs to, as ``model.named_modules()`` would call it."""
+
+from __future__ import annotations
+
+import re
+
+from torch import fx
+
+# Dynamo writes "L['self'].layers.0.fc", "G['model'].fc" or "L['self']._modules['fc']"; the leading
+# name is the frame's variable, which named_modules() does not know.
+_ROOT = re.compile(r"^(?:[LG]\[[^\]]*\])+\.?")
+_ITEM = re.compile(r"(?:\._(?:modules|parameters|buffers))?\[['\"]?([^\]'\"]*)['\"]?\]")
+
+
+def module_path(node: fx.Node) -> tuple[str, str]:
+    """(path, class name) of the innermost module; ("", "") for an operation outside of any."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+    if not stack:
+        return "", ""
+    path, cls = list(stack.values())[-1]
+    name = cls if isinstance(cls, str) else getattr(cls, "__name__", str(cls))
+    return normalise(path), name.rsplit(".", 1)[-1]
+
+
+def normalise(path: str) -> str:
+    """Turn Dynamo's source expression into a dotted module path."""
+    path = _ROOT.sub("", path)
+    path = _ITEM.sub(r".\1", path)
+    return path.strip(".").replace("..", ".")

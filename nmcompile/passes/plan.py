@@ -1,0 +1,66 @@
+"""What the passes share: the graph, the policy, and what has been found and decided so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from nmcompile.formats import NMFormat
+from nmcompile.gemm import Gemm, Method, Operand
+from nmcompile.passes.find_skipped import Skipped
+from nmcompile.passes.operand_kinds import Kinds
+from nmcompile.policy import Policy, Rule
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Prune this operand so; ``exact``: give the true gradient of the pruned product."""
+
+    operand: Operand
+    format: NMFormat
+    method: Method
+    exact: bool = False
+
+
+@dataclass
+class Decision:
+    """What one product gets, and which rule said so. ``site`` is its number in the graph.
+
+    ``node`` is the product's node now, ``original`` and ``pruned`` its operand before and after.
+    """
+
+    site: int
+    gemm: Gemm
+    rule: Rule | None
+    pruning: Pruning | None
+    execution: str  # "simulate" or "dense"
+    reason: str
+    node: fx.Node
+    original: fx.Node | None = None
+    pruned: fx.Node | None = None
+
+    def operand_node(self, operand: Operand) -> fx.Node:
+        """The node that is this operand now."""
+        node = self.node.args[operand.arg]
+        assert isinstance(node, fx.Node)
+        return node
+
+    def set_operand(self, operand: Operand, value: fx.Node) -> None:
+        """Let the product read ``value`` instead."""
+        args = list(self.node.args)
+        args[operand.arg] = value
+        self.node.args = tuple(args)
+
+
+@dataclass
+class Plan:
+    """The state of one graph on its way through the passes."""
+
+    graph: fx.Graph
+    kinds: Kinds
+    policy: Policy
+    gemms: list[Gemm] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    seeds: dict[tuple[bool, str], fx.Node] = field(default_factory=dict)

@@ -1,0 +1,108 @@
+"""Replace the chosen operand of each site by its pruned value.
+
+    before   addmm(bias, x [T,I], w_t [I,O])
+    after    pruned = nm.prune(x, None, site, 2, 4, [1], "mse")
+             addmm(bias, pruned, w_t)
+
+    before   mm(dy_t [O,T], x [T,I])
+    after    seed   = randint(...)          one per side of the graph and device
+             pruned = nm.prune(dy_t, seed, site, 2, 4, [1], "mvue")
+             mm(pruned, x)
+
+The random operators are pure functions of (operand, seed, site): twins are never merged, and a
+recomputed one draws the same mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
+from nmcompile.gemm import Method, Operand, Role, size_hint
+from nmcompile.passes.insert import Inserter, in_backward
+from nmcompile.passes.plan import Decision, Plan
+
+aten = torch.ops.aten
+
+
+def prune_forward(plan: Plan) -> None:
+    """Prune the operands of fprop products."""
+    _prune(plan, [d for d in plan.decisions if d.gemm.role is Role.FPROP])
+
+
+def prune_backward(plan: Plan) -> None:
+    """Prune the operands of dgrad and wgrad products."""
+    _prune(plan, [d for d in plan.decisions if d.gemm.role is not Role.FPROP])
+
+
+def _prune(plan: Plan, decisions: list[Decision]) -> None:
+    for d in decisions:
+        if d.pruning is not None:
+            d.original = d.operand_node(d.pruning.operand)
+            d.pruned = mask_operand(plan, torch.ops.nm.prune.default, d, d.original)
+            d.set_operand(d.pruning.operand, d.pruned)
+
+
+def mask_operand(plan: Plan, op: Any, decision: Decision, x: fx.Node) -> fx.Node:
+    """Insert ``op`` (nm.prune or nm.keep_mask) of ``x`` in front of the decision's product.
+
+    Blocks lie inside one channel group: where M does not divide a group's channels, the groups
+    become a dimension of their own.
+    """
+    pruning, node = decision.pruning, decision.node
+    assert pruning is not None
+    operand, nm, method = pruning.operand, pruning.format, pruning.method
+    seed = _seed(plan, node, decision.gemm.device) if method.random else None
+    dims, shared, groups = _block_dims(operand, method, x)
+    shape = list(x.meta["val"].shape)
+    insert = Inserter(plan.graph)
+
+    def masked(value: fx.Node, dims: list[int]) -> fx.Node:
+        where = decision.gemm.path or node.name
+        mark = f"{decision.gemm.role} {operand.kind} {nm} {method} @ {where}"
+        args = (value, seed, decision.site, nm.n, nm.m, dims, str(method))
+        name = "pruned" if op is torch.ops.nm.prune.default else "keep_mask"
+        return insert.call(node, op, *args, mark=mark, name=name)
+
+    with insert.before(node):
+        if groups == 1 or shape[shared] // groups % nm.m == 0:
+            return masked(x, dims)
+        sizes = [s if isinstance(s, int) else _size(insert, node, x, i) for i, s in enumerate(shape)]
+        split = [*sizes[:shared], groups, shape[shared] // groups, *sizes[shared + 1 :]]
+        grouped = insert.call(node, aten.reshape.default, x, split)
+        result = masked(grouped, [d + (d >= shared) for d in dims])
+        return insert.call(node, aten.reshape.default, result, sizes)
+
+
+def _size(insert: Inserter, node: fx.Node, x: fx.Node, dim: int) -> fx.Node:
+    return insert.call(node, aten.sym_size.int, x, dim)
+
+
+def _block_dims(operand: Operand, method: Method, x: fx.Node) -> tuple[list[int], int, int]:
+    """(dimensions of the blocks, the one that channel groups share, number of groups)."""
+    if method is not Method.TRANSPOSABLE:
+        return list(operand.dims), operand.dims[0], operand.groups
+    assert operand.tile_dims is not None
+    # In memory order, so that a weight and its transposed view get the same mask on ties.
+    stride = x.meta["val"].stride()
+    dims = sorted(operand.tile_dims, key=lambda d: -size_hint(stride[d]))
+    return dims, operand.tile_dims[0], operand.tile_groups
+
+
+def _seed(plan: Plan, node: fx.Node, device: str) -> fx.Node:
+    """One 64-bit seed for all sites of this side of the graph and this device."""
+    key = (in_backward(node), device)
+    if key not in plan.seeds:
+        insert = Inserter(plan.graph)
+        options = {"dtype": torch.int64, "device": torch.device(device)}
+        with insert.before(node):
+            bounds = (-(2**63), 2**63 - 1, [1])
+            seed = insert.call(node, aten.randint.low, *bounds, name="seed", **options)
+        # A recomputed seed would be another seed: keep its eight bytes instead.
+        for mark in ("recompute", "ac_graph_id"):
+            seed.meta.pop(mark, None)
+        plan.seeds[key] = seed
+    return plan.seeds[key]

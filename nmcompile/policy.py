@@ -1,0 +1,240 @@
+"""Which operand of which matrix product is pruned, and how: typed rules, as data.
+
+A policy is an ordered list of rules. The first rule that matches a product in a role decides it;
+a product that no rule matches stays dense. Policies are read from TOML, never evaluated as code.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, field_validator
+
+from nmcompile.errors import NMWarning, PolicyError, nearest
+from nmcompile.policy_file import (
+    FILE_KEYS,
+    RECIPES,
+    Execution,
+    Fallback,
+    file_problems,
+    parse_toml,
+    read_text,
+    recipe_names,
+    recipe_text,
+    rule_lines,
+    schema_problem,
+)
+from nmcompile.policy_rule import PolicyModel, Rule, Site, Source
+
+__all__ = ["Policy", "Rule", "Site", "recipe_names"]
+
+DEFAULT_RECIPE = "full"
+
+
+class Policy(PolicyModel):
+    """An ordered list of rules and how to execute what they decide. Equality is by content.
+
+    Attributes:
+        schema_: version of the file format (``schema`` in TOML).
+        extends: a built-in recipe whose rules come after ``rules``; only its rules count.
+        execution: ``"simulate"`` masks and multiplies densely, ``"sparse"`` uses sparse tensor
+            cores, ``"auto"`` is sparse on a capable GPU and else simulated.
+        fallback: what to do where sparse execution is impossible.
+        rules: the policy's own rules (``rule`` in TOML).
+
+    Raises:
+        PolicyError: a line for every problem.
+    """
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    extends: str | None = None
+    execution: Execution = "auto"
+    fallback: Fallback = "dense"
+    rules: tuple[Rule, ...] = Field(default=(), alias="rule")
+
+    # Declared again, as in Rule: else a type checker knows `rules` by its TOML name alone.
+    def __init__(self, /, **keys: Any) -> None:
+        super().__init__(**keys)
+
+    @field_validator("extends")
+    @classmethod
+    def _check_extends(cls, extends: str | None) -> str | None:
+        if extends is not None and extends not in RECIPES:
+            raise ValueError(
+                f"recipe {extends!r} does not exist: {nearest(extends.lower(), RECIPES)}"
+            )
+        return extends
+
+    @field_validator("rules")
+    @classmethod
+    def _number(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        # A rule that was read from a file knows its place already.
+        return tuple(
+            rule.at(Source(number=number)) if rule.number is None else rule
+            for number, rule in enumerate(rules, 1)
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Policy:
+        """Read a TOML file. Raises ``PolicyError``, which lists every problem of the file."""
+        return cls.loads(read_text(Path(path)), origin=os.fspath(path))
+
+    @classmethod
+    def loads(cls, text: str, origin: str = "<string>") -> Policy:
+        """Read TOML text; ``origin`` names it in messages and reports.
+
+        Raises:
+            PolicyError: one that lists every problem of the text.
+        """
+        table = parse_toml(text, origin)
+        problem = schema_problem(table)
+        if problem and "schema" in table:
+            # The keys of another version would all be reported as mistakes.
+            raise PolicyError(f"{origin}: {problem}")
+        rules = table.get("rule")
+        lines = rule_lines(text, len(rules)) if isinstance(rules, list) else ()
+        return cls._from_table(table, origin, lines, [problem] if problem else [])
+
+    @classmethod
+    def recipe(cls, name: str) -> Policy:
+        """A built-in recipe. Raises ``PolicyError`` with the nearest name for an unknown one."""
+        return _recipe(name)
+
+    @classmethod
+    def resolve(cls, value: str | os.PathLike[str] | Policy | Mapping[str, Any] | None) -> Policy:
+        """The policy that a user means.
+
+        None is the recipe ``"full"``. A string is a recipe's name or else the path of a file. A
+        mapping has the keys of the file; its ``schema`` may be left out.
+
+        Raises:
+            PolicyError: for anything else, an unknown name and a policy with a problem.
+        """
+        if value is None:
+            return cls.recipe(DEFAULT_RECIPE)
+        if isinstance(value, Policy):
+            return value
+        if isinstance(value, Mapping):
+            return cls._from_table(value, "<python>")
+        if isinstance(value, str):
+            if value in RECIPES:
+                return cls.recipe(value)
+            separators = {os.sep, os.altsep or os.sep, "/"}
+            is_path = value.endswith(".toml") or any(s in value for s in separators)
+            if not is_path and not os.path.isfile(value):
+                raise PolicyError(
+                    f"{value!r} is neither a recipe nor a file: {nearest(value.lower(), RECIPES)} "
+                    "(the path of a policy file ends in .toml)"
+                )
+        elif not isinstance(value, os.PathLike):
+            raise PolicyError(
+                f"a policy is a recipe's name, a path, a Policy or a mapping, not {value!r}"
+            )
+        return cls.load(value)
+
+    @classmethod
+    def _from_table(
+        cls,
+        table: Mapping[str, Any],
+        origin: str,
+        lines: Sequence[int | None] = (),
+        found: Sequence[str] = (),
+    ) -> Policy:
+        wrong = [f"{origin}: {problem}" for problem in (*found, *file_problems(table))]
+        cause: PolicyError | None = None
+        rules: list[Rule] = []
+        entries = table.get("rule", ())
+        for i, entry in enumerate(entries if isinstance(entries, (list, tuple)) else ()):
+            source = Source(origin, i + 1, lines[i] if lines else None)
+            try:
+                rules.append(_read_rule(entry).at(source))
+            except PolicyError as error:
+                cause = error
+                wrong += (f"{source.label}: {problem}" for problem in str(error).split("\n"))
+        keys = {key: table[key] for key in FILE_KEYS if key in table and key != "rule"}
+        try:
+            policy = cls(rules=tuple(rules), **keys)
+        except PolicyError as error:
+            wrong += (f"{origin}: {problem}" for problem in str(error).split("\n"))
+            cause = error
+        if wrong:
+            head = f"{origin}: {len(wrong)} problems\n  " if len(wrong) > 1 else ""
+            raise PolicyError(head + "\n  ".join(wrong)) from cause
+        _warn_of_shadowed(rules)
+        return policy
+
+    def to_toml(self) -> str:
+        """The policy as a TOML file; ``Policy.loads`` of it equals the policy."""
+        head = self.model_dump(by_alias=True, exclude_none=True, exclude={"rules"})
+        parts = [tomli_w.dumps(head)]
+        for rule in self.rules:
+            keys = rule.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+            # tomli_w would write short rules as one inline array, which has no lines to report.
+            parts.append("[[rule]]\n" + tomli_w.dumps({k: _unlisted(v) for k, v in keys.items()}))
+        return "\n".join(parts)
+
+    @property
+    def all_rules(self) -> tuple[Rule, ...]:
+        """The policy's own rules, then those of the recipe that it extends."""
+        return self.rules + (_recipe(self.extends).all_rules if self.extends else ())
+
+    def decide(self, site: Site) -> Rule | None:
+        """The first rule that matches ``site``; None leaves it dense."""
+        return next((rule for rule in self.all_rules if rule.matches(site)), None)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of all that affects behaviour or a report.
+
+        That is every rule in effect with the place where it was written, ``execution`` and
+        ``fallback``.
+        """
+        rules = [
+            (rule.model_dump(mode="json"), rule.origin, rule.number, rule.line)
+            for rule in self.all_rules
+        ]
+        content = json.dumps([self.execution, self.fallback, rules], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+@functools.cache
+def _recipe(name: str) -> Policy:
+    origin = f"recipe {name}"
+    return Policy._from_table(parse_toml(recipe_text(name), origin), origin)
+
+
+def _read_rule(entry: object) -> Rule:
+    if isinstance(entry, Rule):
+        return entry
+    if not isinstance(entry, Mapping):
+        raise PolicyError(f"{entry!r} is not a rule: write its keys below a [[rule]] header")
+    return Rule(**{str(key): value for key, value in entry.items()})
+
+
+def _unlisted(value: object) -> object:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _warn_of_shadowed(rules: Sequence[Rule]) -> None:
+    first: dict[object, Rule] = {}
+    for rule in rules:
+        conditions = (
+            (rule.module, rule.class_, rule.min_flops),
+            *(frozenset(words) for words in (rule.ops, rule.roles, rule.dtype or ())),
+        )
+        earlier = first.setdefault(conditions, rule)
+        if earlier is not rule:
+            warnings.warn(
+                f"{rule.label} decides nothing: {earlier.label} has the same conditions "
+                "and comes first",
+                NMWarning,
+                stacklevel=2,
+            )

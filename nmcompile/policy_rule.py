@@ -1,0 +1,283 @@
+"""One rule of a policy: which products it matches, and what it prunes in them."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from nmcompile.errors import PolicyError
+from nmcompile.formats import NMFormat
+from nmcompile.gemm import KINDS_OF_ROLE, Method, Op, OperandKind, Role
+from nmcompile.policy_file import Backward, DType, Execution, Fallback, problems
+
+
+class Site(Protocol):
+    """What a rule sees of a product in one role.
+
+    ``path`` and ``module_class`` are those of the innermost module; ``flops`` is the dense cost
+    2*M*N*K, or None where a size is symbolic.
+    """
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def module_class(self) -> str: ...
+    @property
+    def op(self) -> Op: ...
+    @property
+    def role(self) -> Role: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def flops(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a rule was written. Any two are equal: rules are compared by content alone."""
+
+    origin: str = field(default="<python>", compare=False)
+    number: int | None = field(default=None, compare=False)
+    line: int | None = field(default=None, compare=False)
+
+    @property
+    def label(self) -> str:
+        if self.number is None:
+            return self.origin
+        if self.line is None:
+            return f"{self.origin}, rule {self.number}"
+        return f"{self.origin}:{self.line} (rule {self.number})"
+
+
+class PolicyModel(BaseModel):
+    """Frozen and strict about its keys; raises ``PolicyError`` with a line for every problem."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, validate_default=True
+    )
+
+    def __init__(self, /, **keys: Any) -> None:
+        try:
+            super().__init__(**keys)
+        except ValidationError as error:
+            raise PolicyError("\n".join(problems(error))) from error
+
+
+def _listed(value: object) -> object:
+    # Not by min_length: a list whose only word is misspelt would be reported as empty, too.
+    if isinstance(value, (list, tuple)) and not value:
+        raise ValueError("an empty list matches nothing: write a word or remove the key")
+    return (value,) if isinstance(value, str) else value
+
+
+def _pattern(value: str | None) -> str | None:
+    if value is not None and value.startswith("re:"):
+        try:
+            re.compile(value[3:])
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"invalid regular expression {value[3:]!r}: {error}") from error
+    return value
+
+
+def _matches(pattern: str | None, text: str) -> bool:
+    if pattern is None:
+        return True
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], text) is not None
+    return fnmatch.fnmatchcase(text, pattern)
+
+
+def _quoted(words: tuple[Role, ...] | tuple[OperandKind, ...]) -> str:
+    return " and ".join(f'"{word}"' for word in words)
+
+
+_Format = Annotated[NMFormat, PlainValidator(NMFormat.parse), PlainSerializer(str)]
+_FLOPs = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+
+
+class Rule(PolicyModel):
+    """One ``[[rule]]``: conditions, all of which must hold, and what to do with what matches.
+
+    Conditions (None holds always, except as noted):
+        module: glob on the module's path as in ``model.named_modules()``, case-sensitive; ``*``
+            crosses dots. ``"re:..."`` is a regular expression for the whole path.
+        class_: the same on the class name of the innermost module; ``class`` in TOML.
+        op: None is linear and conv for a rule that prunes, every op for a dense rule.
+        role: None is every role whose product has the pruned operand, or all for a dense rule.
+        dtype: ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``.
+        min_flops: least dense FLOPs, 2*M*N*K; a product of unknown size counts as large enough.
+
+    Decision:
+        dense: nothing is pruned; excludes every key below.
+        prune, format: the operand, and N:M along the reduction dimension.
+        method: by default MSE for activations and weights, MVUE for gradients.
+        backward: ``"exact"`` gives the gradient of the pruned product instead of a
+            straight-through one; in fprop, for MSE and transposable masks.
+        execution, fallback: None is the policy's.
+
+    ``op``, ``role`` and ``dtype`` accept one word or a list.
+
+    Raises:
+        PolicyError: a line for every problem.
+    """
+
+    module: Annotated[str, Field(strict=True)] | None = None
+    class_: Annotated[str, Field(strict=True)] | None = Field(default=None, alias="class")
+    op: Annotated[tuple[Op, ...], BeforeValidator(_listed)] | None = None
+    role: Annotated[tuple[Role, ...], BeforeValidator(_listed)] | None = None
+    dtype: Annotated[tuple[DType, ...], BeforeValidator(_listed)] | None = None
+    min_flops: _FLOPs | None = None
+    # A check sees the fields above its own, so the order of these is that of the checks.
+    dense: Annotated[bool, Field(strict=True)] = False
+    prune: OperandKind | None = None
+    format: _Format | None = None
+    method: Method | None = None
+    backward: Backward = "straight-through"
+    execution: Execution | None = None
+    fallback: Fallback | None = None
+    _source: Source = PrivateAttr(default=Source())
+
+    # Declared again, since a type checker would else want tuples and enums where words will do.
+    def __init__(self, /, **keys: Any) -> None:
+        super().__init__(**keys)
+
+    _check_pattern = field_validator("module", "class_")(_pattern)
+
+    @field_validator("prune")
+    @classmethod
+    def _check_prune(cls, prune: OperandKind | None, info: ValidationInfo) -> OperandKind | None:
+        known = info.data  # a field that was itself wrong is absent
+        if prune is None:
+            if known.get("dense") is False:
+                raise ValueError(
+                    "the rule does nothing: write prune and format, such as "
+                    'prune = "activation" and format = "2:4", or dense = true'
+                )
+            return None
+        if known.get("dense"):
+            raise ValueError("the rule also says dense = true: remove one of the two")
+        for role in known.get("role") or ():
+            if prune not in KINDS_OF_ROLE[role]:
+                raise ValueError(
+                    f'"{prune}" is no operand of {role}, which multiplies '
+                    f"{_quoted(KINDS_OF_ROLE[role])}: write one of these, "
+                    f"or role = {_quoted(_roles_of(prune)).replace(' and ', ' or ')}"
+                )
+        return prune
+
+    @field_validator("format", "method", "backward", "execution", "fallback")
+    @classmethod
+    def _check_not_dense(cls, value: object, info: ValidationInfo) -> object:
+        # "prune" is absent when a contradiction with dense = true has been reported already.
+        if info.data.get("dense") and "prune" in info.data and value not in (None, _STRAIGHT):
+            raise ValueError("has no meaning in a rule with dense = true: remove it")
+        return value
+
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, value: NMFormat | None, info: ValidationInfo) -> NMFormat | None:
+        if value is None and info.data.get("prune") is not None:
+            raise ValueError('is missing: a rule that prunes needs one, such as format = "2:4"')
+        return value
+
+    @field_validator("method")
+    @classmethod
+    def _check_method(cls, method: Method | None, info: ValidationInfo) -> Method | None:
+        prune, form = info.data.get("prune"), info.data.get("format")
+        if prune is None:
+            return method
+        if method is None:
+            return Method.MVUE if prune is OperandKind.GRADIENT else Method.MSE
+        if method is Method.APPROX_MVUE and form not in (None, NMFormat(2, 4)):
+            raise ValueError(f'"approx-mvue" exists for "2:4" only, not "{form}": write "mvue"')
+        if method is Method.TRANSPOSABLE and prune is not OperandKind.WEIGHT:
+            raise ValueError(f'"transposable" is for prune = "weight", not "{prune}"')
+        if method is Method.TRANSPOSABLE and form is not None and form.m not in (2, 4):
+            raise ValueError(
+                f'"transposable" needs blocks of 2 or 4, such as format = "2:4", not "{form}"'
+            )
+        return method
+
+    @field_validator("backward")
+    @classmethod
+    def _check_backward(cls, backward: Backward, info: ValidationInfo) -> Backward:
+        if backward == _STRAIGHT or info.data.get("prune") is None:
+            return backward
+        wrong = []
+        if "role" in info.data and set(info.data["role"] or ()) != {Role.FPROP}:
+            wrong.append('role = "fprop" alone')
+        method = info.data.get("method")
+        if method not in (None, Method.MSE, Method.TRANSPOSABLE):
+            wrong.append(f'method = "mse" or "transposable" ("{method}" is random)')
+        if wrong:
+            raise ValueError(f'"exact" needs {" and ".join(wrong)}')
+        return backward
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The ops that match, ``None`` resolved."""
+        return self.op or (tuple(Op) if self.dense else (Op.LINEAR, Op.CONV))
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles that match, ``None`` resolved."""
+        return self.role or _roles_of(self.prune)
+
+    @property
+    def origin(self) -> str:
+        """The file, ``"recipe <name>"`` or ``"<python>"``."""
+        return self._source.origin
+
+    @property
+    def number(self) -> int | None:
+        """The 1-based place in its policy; None before it is in one."""
+        return self._source.number
+
+    @property
+    def line(self) -> int | None:
+        """The 1-based line of the rule's header in its file; None where there is none."""
+        return self._source.line
+
+    @property
+    def label(self) -> str:
+        """Where the rule was written, such as ``"policy.toml:12 (rule 2)"``."""
+        return self._source.label
+
+    def matches(self, site: Site) -> bool:
+        """Whether every condition holds for ``site``."""
+        return (
+            site.role in self.roles
+            and site.op in self.ops
+            and (self.dtype is None or site.dtype in self.dtype)
+            and (self.min_flops is None or site.flops is None or site.flops >= self.min_flops)
+            and _matches(self.class_, site.module_class)
+            and _matches(self.module, site.path)
+        )
+
+    def at(self, source: Source) -> Rule:
+        """The same rule, written somewhere else."""
+        copy = self.model_copy()
+        copy._source = source
+        return copy
+
+
+_STRAIGHT = "straight-through"
+
+
+def _roles_of(prune: OperandKind | None) -> tuple[Role, ...]:
+    return tuple(role for role in Role if prune is None or prune in KINDS_OF_ROLE[role])

@@ -1,0 +1,219 @@
+"""What was done to each product, and why: a table, JSON, and the graphs before and after."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.table import Table
+
+from nmcompile.gemm import Op, OperandKind, Role
+from nmcompile.passes.find_skipped import Skipped
+from nmcompile.passes.plan import Decision, Plan
+from nmcompile.policy import Policy
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Site(_Frozen):
+    """One product in one role. ``sizes`` are (batch, M, N, K) as text, symbolic where they are."""
+
+    site: int
+    module: str
+    module_class: str
+    op: Op
+    target: str
+    role: Role
+    sizes: tuple[str, str, str, str]
+    flops: float = Field(description="dense FLOPs, 2*batch*M*N*K, with the sizes that were traced")
+    dtype: str
+    device: str
+    operands: tuple[OperandKind, OperandKind]
+    dims: tuple[int, ...] | None = Field(description="dimensions the blocks run along")
+    pruned: OperandKind | None
+    format: str | None
+    method: str | None
+    backward: str | None
+    execution: Literal["simulate", "dense"]
+    rule: str | None = Field(description="file, line and number of the rule that decided")
+    reason: str
+    guess: str | None
+
+    @classmethod
+    def of(cls, d: Decision) -> Site:
+        g, p = d.gemm, d.pruning
+        return cls(
+            site=d.site,
+            module=g.path,
+            module_class=g.module_class,
+            op=g.op,
+            target=g.target,
+            role=g.role,
+            sizes=tuple(str(s) for s in g.sizes),  # type: ignore[arg-type]
+            flops=g.flops_hint,
+            dtype=g.dtype,
+            device=g.device,
+            operands=(g.lhs.kind, g.rhs.kind),
+            dims=p.operand.dims if p else None,
+            pruned=p.operand.kind if p else None,
+            format=str(p.format) if p else None,
+            method=str(p.method) if p else None,
+            backward=d.rule.backward if p and d.rule and g.role is Role.FPROP else None,
+            execution=d.execution,  # type: ignore[arg-type]
+            rule=d.rule.label if d.rule else None,
+            reason=d.reason,
+            guess=g.guess,
+        )
+
+
+class GraphReport(_Frozen):
+    """One compiled graph. ``before`` and ``after`` are its joint graph as readable code."""
+
+    digest: str
+    training: bool
+    sites: tuple[Site, ...]
+    skipped: tuple[Skipped, ...]
+    before: str
+    after: str
+
+    @classmethod
+    def of(cls, plan: Plan, digest: str, before: str, after: str) -> GraphReport:
+        return cls(
+            digest=digest,
+            training=any(k is OperandKind.GRADIENT for k in plan.kinds.values()),
+            sites=tuple(map(Site.of, plan.decisions)),
+            skipped=tuple(plan.skipped),
+            before=before,
+            after=after,
+        )
+
+
+class Totals(_Frozen):
+    """Dense FLOPs of all products, those of pruned products, and the share that pruning skips."""
+
+    sites: int
+    pruned_sites: int
+    flops: float
+    pruned_flops: float
+    pruned_share: float
+    skipped_share: float = Field(description="FLOPs that sparse products leave out, over all")
+
+
+class Report(_Frozen):
+    """What a policy did to every product of a model. ``print(report)`` shows a table."""
+
+    schema_version: Literal[1] = 1
+    policy: str
+    graphs: tuple[GraphReport, ...]
+    unused_rules: tuple[str, ...]
+
+    @classmethod
+    def of(cls, policy: Policy, graphs: tuple[GraphReport, ...]) -> Report:
+        used = {s.rule for g in graphs for s in g.sites}
+        own = [r.label for r in policy.all_rules if not r.label.startswith("recipe ")]
+        unused = tuple(label for label in own if label not in used)
+        return cls(policy=policy.to_toml(), graphs=graphs, unused_rules=unused)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The rows of all graphs."""
+        return tuple(s for g in self.graphs for s in g.sites)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """What multiplies matrices but cannot be rewritten, with reasons."""
+        return tuple(s for g in self.graphs for s in g.skipped)
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over all graphs."""
+        sites, flops = self.sites, sum(s.flops for s in self.sites)
+        pruned = [s for s in sites if s.pruned]
+        left_out = sum(s.flops * (1 - _density(s.format)) for s in pruned)
+        of_all = (lambda x: x / flops) if flops else (lambda x: 0.0)
+        return Totals(
+            sites=len(sites),
+            pruned_sites=len(pruned),
+            flops=flops,
+            pruned_flops=sum(s.flops for s in pruned),
+            pruned_share=of_all(sum(s.flops for s in pruned)),
+            skipped_share=of_all(left_out),
+        )
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The report as JSON (``schema_version`` 1), with its totals; also written to ``path``."""
+        import json
+
+        data: dict[str, Any] = self.model_dump(mode="json")
+        data["totals"] = self.totals.model_dump(mode="json")
+        text = json.dumps(data, indent=2)
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        console = Console(file=out, width=_WIDTH, highlight=False)
+        for number, graph in enumerate(self.graphs):
+            kind = "training" if graph.training else "inference"
+            console.print(_table(graph, f"graph {number} ({kind})"))
+        self._print_rest(console)
+        return out.getvalue()
+
+    __repr__ = __str__
+
+    def _print_rest(self, console: Console) -> None:
+        t = self.totals
+        console.print(
+            f"{t.pruned_sites} of {t.sites} products pruned: {t.pruned_share:.1%} of "
+            f"{t.flops:.3g} FLOPs, of which sparse products leave out {t.skipped_share:.1%} of all."
+        )
+        for (target, reason), count in Counter((s.target, s.reason) for s in self.skipped).items():
+            console.print(f"skipped {count} x {target}: {reason}", markup=False)
+        for note in sorted({s.reason for s in self.sites if _is_general(s)}):
+            console.print(note, markup=False)
+        for rule in self.unused_rules:
+            console.print(f"rule {rule} decided nothing", markup=False)
+        guesses = sum(s.guess is not None for s in self.sites)
+        if guesses:
+            console.print(f"{guesses} products were classified by a guess; see their reason.")
+
+
+_WIDTH = 150
+
+
+def _is_general(site: Site) -> bool:
+    """A note that holds for every site alike is printed once, under the table."""
+    return site.reason.startswith("auto:")
+
+
+def _density(text: str | None) -> float:
+    n, m = (text or "1:1").split(":")
+    return int(n) / int(m)
+
+
+def _table(graph: GraphReport, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("module", "op", "role", "batch x M x N x K", "dtype", "pruned", "execution"):
+        table.add_column(column, overflow="fold", no_wrap=column != "module")
+    table.add_column("rule / reason", overflow="fold")
+    for s in graph.sites:
+        reason = None if _is_general(s) else s.reason
+        why = "; ".join(filter(None, (s.rule, reason, s.guess)))
+        table.add_row(
+            f"{s.module or '(root)'}",
+            str(s.op),
+            str(s.role),
+            " x ".join(s.sizes[1:] if s.sizes[0] == "1" else s.sizes),
+            s.dtype,
+            f"{s.pruned} {s.format} {s.method}" if s.pruned else "-",
+            s.execution,
+            why,
+        )
+    return table

@@ -1,0 +1,144 @@
+"""``nmcompile.rewrite``: the same passes on a graph that the user traced with ``make_fx``."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from nmcompile import passes
+from nmcompile.backend import readable
+from nmcompile.errors import NMError, nearest
+from nmcompile.gemm import OperandKind
+from nmcompile.passes.backward_roles import view_base
+from nmcompile.passes.operand_kinds import operand_kinds
+from nmcompile.passes.plan import Plan
+from nmcompile.policy import Policy
+from nmcompile.report import GraphReport, Report
+
+aten = torch.ops.aten
+_LEFT = {aten.mm.default: 0, aten.addmm.default: 1, aten.bmm.default: 0, aten.baddbmm.default: 1}
+
+
+def rewrite(
+    gm: fx.GraphModule,
+    policy: None | str | PathLike[str] | Policy | Mapping[str, Any] = None,
+    *,
+    weights: str | list[str] | None = None,
+) -> fx.GraphModule:
+    """A copy of an aten graph (``make_fx``) with the policy's operands pruned.
+
+    The graph may hold a whole training step: autograd's own seed, ``ones_like`` of a scalar loss,
+    is where gradients start. The report is in ``result.meta["nm_report"]``.
+
+    Args:
+        gm: traced by ``make_fx``; every node needs ``meta["val"]``, which make_fx sets.
+        policy: a recipe's name, a path, a ``Policy`` or a mapping; None means ``full``.
+        weights: names of the placeholders that hold parameters and buffers, with ``*`` as a
+            wildcard (``"params_*"``). None: those that the graph itself differentiates (whose
+            weight gradient it computes), and everything held by the module.
+
+    Raises:
+        NMError: a pattern that names no placeholder, or a graph without ``meta["val"]``.
+        PolicyError: the policy cannot be read, or asks for what a site cannot have.
+    """
+    chosen = Policy.resolve(policy)
+    result = fx.GraphModule(gm, copy.deepcopy(gm.graph))
+    graph = result.graph
+    missing = next((n for n in graph.nodes if n.op == "call_function" and "val" not in n.meta), None)
+    if missing is not None:
+        raise NMError(
+            f"node {missing.name} has no meta['val']: trace with "
+            "torch.fx.experimental.proxy_tensor.make_fx, which records shapes and dtypes"
+        )
+    _unify_fake_values(result)
+    is_weight = _named(graph, weights) if weights is not None else _differentiated(graph)
+
+    def kind_of_input(node: fx.Node) -> OperandKind:
+        held = node.op == "get_attr" or node in is_weight
+        return OperandKind.WEIGHT if held else OperandKind.ACTIVATION
+
+    kinds = operand_kinds(graph, kind_of_input, _starts_gradient)
+    before = readable(graph)
+    plan = passes.run(Plan(graph, kinds, chosen))
+    graph.lint()
+    result.recompile()
+    report = GraphReport.of(plan, "", before, readable(graph))
+    result.meta["nm_report"] = Report.of(chosen, (report,))
+    return result
+
+
+def _unify_fake_values(gm: fx.GraphModule) -> None:
+    """Plain make_fx records each value under a fake mode of its own; they cannot be combined."""
+    values = [n.meta["val"] for n in gm.graph.nodes if isinstance(n.meta.get("val"), FakeTensor)]
+    if len({id(v.fake_mode) for v in values}) < 2:
+        return
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def renewed(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        with mode:
+            layout = (value.shape, value.stride())
+            return torch.empty_strided(*layout, dtype=value.dtype, device=value.device)
+
+    inputs = [renewed(n.meta.get("val")) for n in gm.graph.nodes if n.op == "placeholder"]
+    with torch.no_grad():
+        FakeTensorProp(gm, mode).propagate_dont_convert_inputs(*inputs)
+
+
+def _starts_gradient(node: fx.Node) -> bool:
+    """Autograd begins with ones_like(loss) of a scalar loss."""
+    return node.target is aten.ones_like.default and node.meta["val"].dim() == 0
+
+
+def _named(graph: fx.Graph, weights: str | list[str]) -> set[fx.Node]:
+    placeholders = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
+    found: set[fx.Node] = set()
+    for pattern in [weights] if isinstance(weights, str) else weights:
+        names = fnmatch.filter(placeholders, pattern)
+        if not names:
+            raise NMError(f"weights: no placeholder {pattern!r}: {nearest(pattern, placeholders)}")
+        found.update(placeholders[name] for name in names)
+    return found
+
+
+def _differentiated(graph: fx.Graph) -> set[fx.Node]:
+    """Placeholders that are one operand of a product whose other operand meets a gradient.
+
+    ``dW = dY^T X`` exists for the W of ``X W^T`` alone, where X is no parameter: the product of a
+    gradient with X says that the operand beside X is a weight.
+    """
+    neutral = operand_kinds(graph, lambda n: OperandKind.ACTIVATION, _starts_gradient)
+    gradient = {n for n, kind in neutral.items() if kind is OperandKind.GRADIENT}
+    met = {
+        view_base(other)
+        for node in graph.nodes
+        if node.target in _LEFT and node in gradient
+        for one, other in (_operands(node), _operands(node)[::-1])
+        if one in gradient
+    }
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.target is aten.convolution.default:
+            found.add(view_base(node.args[1]))
+        elif node.target in _LEFT and node not in gradient:
+            left, right = map(view_base, _operands(node))
+            # The right operand first: when x itself needs a gradient, both have met one.
+            if left in met and right.op == "placeholder":
+                found.add(right)
+            elif right in met and left.op == "placeholder":
+                found.add(left)
+    return {n for n in found if n.op == "placeholder"}
+
+
+def _operands(node: fx.Node) -> tuple[Any, Any]:
+    left = _LEFT[node.target]
+    return node.args[left], node.args[left + 1]
