@@ -20,7 +20,8 @@ from benchmarks.predictions import PREDICTIONS, TARGETS, Headline
 from benchmarks.table import Row, percentiles
 from benchmarks.worker import measure
 
-Samples = dict[str, list[float]]
+Figures = dict[str, float]
+Samples = dict[str, list[float]]  # of one metric, by variant
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Setup:
     depths: tuple[int, ...]
     rounds: int
     progress: Progress
+    recipes: tuple[str, ...] = ("full", "activations", "gradients", "weights", "dense")
 
     def row(self, mode: str, provider: str, metric: str, samples: Sequence[float], **rest: object):
         """A row, with its target and prediction (of the main depth alone)."""
@@ -53,27 +55,31 @@ class Setup:
         )
 
     def interleave(
-        self, title: str, names: Sequence[str], rounds: int, run: Callable[[str], float]
-    ) -> Samples:
-        """``rounds`` samples of every name, each round starting one name later."""
-        samples: Samples = {name: [] for name in names}
+        self, title: str, names: Sequence[str], rounds: int, run: Callable[[str], Figures]
+    ) -> dict[str, Samples]:
+        """``rounds`` samples of every figure and name, each round starting one name later."""
+        samples: dict[str, Samples] = {}
         task = self.progress.add_task(title, total=rounds * len(names))
         for start in range(rounds):
             for i in range(len(names)):
                 name = names[(start + i) % len(names)]
                 self.progress.update(task, description=f"{title}: {name}")
-                samples[name].append(run(name))
+                for metric, value in run(name).items():
+                    samples.setdefault(metric, {}).setdefault(name, []).append(value)
                 self.progress.advance(task)
         self.progress.update(task, description=title)
         return samples
 
 
-def ratio(samples: Samples, over: str, under: str) -> float:
-    """Median over rounds of one variant's sample over another's."""
-    return median(a / b for a, b in zip(samples[over], samples[under], strict=True))
+def _ratios(setup: Setup, mode: str, samples: dict[str, Samples], **rest: object) -> Iterator[Row]:
+    """A row for every metric and variant."""
+    for metric, by_name in samples.items():
+        for name, values in by_name.items():
+            over = median(a / b for a, b in zip(values, by_name["inductor"], strict=True))
+            yield setup.row(mode, name, metric, values, ratio_to_inductor=over, **rest)
 
 
-def _timed_steps(setup: Setup, title: str, names: Sequence[str], rounds: int) -> Samples:
+def _timed_steps(setup: Setup, title: str, names: Sequence[str], rounds: int) -> dict[str, Samples]:
     trainers: dict[str, Trainer] = {}
     task = setup.progress.add_task(f"{title}: compile and warm up", total=len(names))
     for name in names:
@@ -82,21 +88,20 @@ def _timed_steps(setup: Setup, title: str, names: Sequence[str], rounds: int) ->
             trainers[name].step()
         setup.progress.advance(task)
 
-    def run(name: str) -> float:
-        start = time.perf_counter()
+    def run(name: str) -> Figures:
+        start, cpu_start = time.perf_counter(), time.process_time()
         trainers[name].step()
-        return time.perf_counter() - start
+        cpu = time.process_time() - cpu_start
+        return {"time (s)": time.perf_counter() - start, "cpu time (s)": cpu}
 
     return setup.interleave(title, names, rounds, run)
 
 
 def step(setup: Setup) -> Iterator[Row]:
     """Seconds of a step of every recipe."""
-    names = ("inductor", "full", "activations", "gradients", "weights", "dense")
+    names = ("inductor", *setup.recipes)
     samples = _timed_steps(setup, "step", names, setup.rounds)
-    for name in names:
-        over = ratio(samples, name, "inductor")
-        yield setup.row("step", name, "time (s)", samples[name], ratio_to_inductor=over)
+    yield from _ratios(setup, "step", samples)
 
 
 def eager(setup: Setup) -> Iterator[Row]:
@@ -104,11 +109,10 @@ def eager(setup: Setup) -> Iterator[Row]:
     baselines = ("eager-hooks", "eager-compare", "eager-hooks+inductor")
     names = ("inductor", "full", "eager-dense", *baselines)
     samples = _timed_steps(setup, "eager", names, max(3, setup.rounds // 3))
-    for name in names:
-        over = ratio(samples, name, "inductor")
-        yield setup.row("eager", name, "time (s)", samples[name], ratio_to_inductor=over)
+    yield from _ratios(setup, "eager", samples)
     for name in baselines:
-        gains = [a / b for a, b in zip(samples[name], samples["full"], strict=True)]
+        times = samples["time (s)"]
+        gains = [a / b for a, b in zip(times[name], times["full"], strict=True)]
         yield setup.row("eager", name, "speedup (of full over it)", gains)
 
 
@@ -116,22 +120,17 @@ def compilation(setup: Setup) -> Iterator[Row]:
     """Seconds of the first step in a fresh process with an empty cache, by depth."""
     names = ("inductor", "full")
     medians: dict[str, list[float]] = {name: [] for name in names}
-    rounds = max(2, min(3, setup.rounds))
     for depth in setup.depths:
         shape = setup.shape.at_depth(depth)
         samples = setup.interleave(
             f"compile, depth {depth}",
             names,
-            rounds if depth <= setup.shape.depth else 2,
-            lambda name, shape=shape: measure("compile", name, shape)["first step"],
+            min(setup.rounds, 3 if depth <= setup.shape.depth else 2),
+            lambda name, shape=shape: measure("compile", name, shape),
         )
         for name in names:
-            medians[name].append(median(samples[name]))
-            over = ratio(samples, name, "inductor")
-            metric = "first step (s)"
-            yield setup.row(
-                "compile", name, metric, samples[name], ratio_to_inductor=over, x=depth
-            )
+            medians[name].append(median(samples["first step (s)"][name]))
+        yield from _ratios(setup, "compile", samples, x=depth)
     if len(setup.depths) > 1:
         slopes = {name: _slope(setup.depths, medians[name]) for name in names}
         for name in names:
@@ -148,16 +147,11 @@ def _slope(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 def memory(setup: Setup) -> Iterator[Row]:
     """MiB of a step, in a fresh process for each variant; see ``worker.memory``."""
-    names = ("inductor", "full", "activations", "gradients", "weights", "dense")
-    task = setup.progress.add_task("memory", total=len(names))
-    results: dict[str, dict[str, float]] = {}
-    for name in names:
-        results[name] = measure("memory", name, setup.shape)
-        setup.progress.advance(task)
-    for name, figures in results.items():
-        for metric, value in figures.items():
-            over = value / results["inductor"][metric]
-            yield setup.row("memory", name, f"{metric} (MiB)", [value], ratio_to_inductor=over)
+    names = ("inductor", *setup.recipes)
+    samples = setup.interleave(
+        "memory", names, 1, lambda name: measure("memory", name, setup.shape)
+    )
+    yield from _ratios(setup, "memory", samples)
 
 
 def bitwise(setup: Setup) -> Iterator[Row]:

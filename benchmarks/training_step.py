@@ -67,7 +67,7 @@ def main(
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         setup = Setup(FULL, tuple(map(int, depths.split(","))), rounds, progress)
         if quick:
-            setup = Setup(QUICK, (1,), 2, progress)
+            setup = Setup(QUICK, (1,), 1, progress, recipes=("full", "dense"))
         finished: list[str] = []
         try:
             for name in chosen:

@@ -15,7 +15,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -118,18 +118,29 @@ def compile_graph(
     if known is None:
         assert spare is not None
         log.info("warm cache without a stored report: tracing once more to plan again")
-        known = plan_only(spare, inputs, policy, settings)[1]
+        known = plan_only(spare, inputs, policy, settings).reports
         stored.save(known)
     return compiled, known
 
 
+class Planned(NamedTuple):
+    """A graph that was planned but not compiled: ``run`` interprets it without its masks."""
+
+    run: Any
+    reports: list[GraphReport]
+    graphs: list[fx.Graph]  # after the partitioner: forward and backward, or the inference graph
+
+
 def plan_only(
     gm: fx.GraphModule, inputs: Sequence[Any], policy: Policy, settings: dict[str, Any]
-) -> tuple[Any, list[GraphReport]]:
+) -> Planned:
     """Trace, rewrite and partition, but interpret the graphs instead of generating code."""
     joint = _joint_pass(policy, Capture.of(gm, inputs), settings)
+    graphs: list[fx.Graph] = []
 
     def interpret(inner: fx.GraphModule, *_: Any, **__: Any) -> Any:
+        graphs.append(inner.graph)
+
         def run(args: list[Any]) -> Any:
             return _DenseInterpreter(inner).boxed_run(args)
 
@@ -139,7 +150,7 @@ def plan_only(
     with _torch.functorch_config.patch(enable_autograd_cache=False):
         patches = {**settings, "joint_custom_pre_pass": joint}
         compiled = _torch.compile_fx(gm, inputs, patches, inner=interpret)
-    return compiled, joint.reports
+    return Planned(compiled, joint.reports, graphs)
 
 
 class _DenseInterpreter(fx.Interpreter):

@@ -41,9 +41,9 @@ def explain(
     graphs: list[GraphReport] = []
 
     def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:
-        compiled, reports = plan_only(gm, inputs, chosen, {})
-        graphs.extend(reports)
-        return compiled
+        planned = plan_only(gm, inputs, chosen, {})
+        graphs.extend(planned.reports)
+        return planned.run
 
     target = getattr(model, "_orig_mod", model)  # an already compiled module is explained afresh
     modules = [target] if isinstance(target, torch.nn.Module) else []

@@ -23,9 +23,12 @@
 
 #if NM_M <= 8
 #define UNROLL _Pragma("GCC unroll 16")
+#define INLINE inline __attribute__((always_inline))
 #else
 #define UNROLL
+#define INLINE inline
 #endif
+#define NO_INLINE __attribute__((noinline))
 
 namespace {
 
@@ -193,7 +196,7 @@ class Uniforms {
   }
 
  private:
-  void fill(int64_t group, float* to) const {
+  NO_INLINE void fill(int64_t group, float* to) const {
     for (int first = 0; first < 16; first += COUNTERS) {
       U32 lane;
       for (int i = 0; i < COUNTERS; ++i) lane[i] = i;
@@ -251,7 +254,7 @@ inline void write(I (&bits)[E], int i, I keep, I value) {
 
 #if NM_METHOD != METHOD_TRANSPOSABLE
 
-inline void prune(I (&bits)[E], Uniforms& first, Uniforms& second, int64_t k) {
+INLINE void prune(I (&bits)[E], Uniforms& first, Uniforms& second, int64_t k) {
 #if NM_METHOD == METHOD_MSE
   I rank[E];
   find_ranks(bits, rank);
@@ -352,7 +355,7 @@ inline void prune(I (&bits)[E], Uniforms& first, Uniforms& second, int64_t k) {
 
 #else  // METHOD_TRANSPOSABLE
 
-inline void prune(I (&bits)[E], Uniforms&, Uniforms&, int64_t) {
+INLINE void prune(I (&bits)[E], Uniforms&, Uniforms&, int64_t) {
   constexpr int CHOICES = sizeof ROWS / sizeof *ROWS;
   R sums[M][CHOICES];
   UNROLL for (int row = 0; row < M; ++row) {
@@ -452,7 +455,7 @@ struct Place {
 };
 
 // Lanes that do not lie side by side, one element at a time through a zero-padded buffer.
-inline void prune_scattered(const View& v, Place place, int count, int64_t k, Uniforms& first,
+NO_INLINE void prune_scattered(const View& v, Place place, int count, int64_t k, Uniforms& first,
                             Uniforms& second) {
   constexpr int COLUMNS = E / M;
   Stored in[E][L] = {};
@@ -479,7 +482,8 @@ inline void prune_scattered(const View& v, Place place, int count, int64_t k, Un
         v.y[start[lane] + r * v.inner + c] = out[r * COLUMNS + c][lane];
 }
 
-void prune_range(const View& v, int64_t begin, int64_t end, Uniforms first, Uniforms second) {
+void prune_range(const View& v, int64_t begin, int64_t end, uint64_t seed, uint32_t stream) {
+  Uniforms first(seed, stream, 0), second(seed, stream, 1);
   Place place(v, begin);
   for (int64_t k = begin; k < end; k += L) {
     const int64_t at = (place.o * v.size + place.b * M) * v.inner;
@@ -523,6 +527,6 @@ extern "C" void nm_kernel(const void* x, void* y, int64_t outer, int64_t size, i
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
   for (int64_t begin = 0; begin < total; begin += share) {
     const int64_t end = begin + share < total ? begin + share : total;
-    prune_range(view, begin, end, {key, (uint32_t)stream, 0}, {key, (uint32_t)stream, 1});
+    prune_range(view, begin, end, key, (uint32_t)stream);
   }
 }

@@ -55,7 +55,9 @@ def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> str:
             rank = len(result.meta["val"].shape)
             order = [*range(rank - 2), rank - 1, rank - 2]
             mask = insert.call(result, aten.permute.default, mask, order)
-        zero = insert.call(result, aten.zeros_like.default, result)
+        value = result.meta["val"]
+        options = {"dtype": value.dtype, "device": value.device}
+        zero = insert.call(result, aten.full.default, [], 0.0, **options)
         masked = insert.call(result, aten.where.self, mask, result, zero)
     for user in users:
         user.replace_input_with(result, masked)
