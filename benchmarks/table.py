@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -21,21 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @functools.cache
 def machine() -> str:
-    """The model of the CPU and its number of cores."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':')[1].strip()} family/model {_cpu_numbers()}"
-    return "unknown CPU"
-
-
-def _cpu_numbers() -> str:
-    found = dict(
-        (key.strip(), value.strip())
-        for key, _, value in (
-            line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()
-        )
-    )
-    return f"{found.get('cpu family')}/{found.get('model')}"
+    """The CPU's model, with its family and model numbers and the number of cores."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    found = {key.strip(): value.strip() for key, _, value in (n.partition(":") for n in lines)}
+    name = " ".join(found.get("model name", "unknown CPU").split())
+    numbers = f"family {found.get('cpu family')} model {found.get('model')}"
+    return f"{name} {numbers} {os.cpu_count()} cores"
 
 
 @functools.cache
@@ -91,12 +83,13 @@ def percentiles(samples: Sequence[float]) -> dict[str, float]:
 
 
 def write_csv(path: Path, rows: Iterable[Row], modes: Iterable[str]) -> None:
-    """Write ``rows``; rows of other modes that the file already has stay as they are."""
+    """Write ``rows``; rows that the file has of other modes or thread counts stay."""
     names = [f.name for f in fields(Row)]
+    replaced = {(mode, str(torch.get_num_threads())) for mode in modes}
     kept = []
     if path.exists():
         with path.open(newline="") as file:
-            kept = [r for r in csv.DictReader(file) if r["mode"] not in set(modes)]
+            kept = [r for r in csv.DictReader(file) if (r["mode"], r["threads"]) not in replaced]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")

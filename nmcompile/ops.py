@@ -18,7 +18,7 @@ reference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -110,5 +110,6 @@ for _name, _fake, _on_cpu, _elsewhere in (
     _LIBRARY.impl(_name, _elsewhere, "CompositeExplicitAutograd")
     torch.library.register_fake(f"nm::{_name}", _fake, lib=_LIBRARY)
 
-prune = torch.ops.nm.prune.default
-keep_mask = torch.ops.nm.keep_mask.default
+Operator = Callable[[Tensor, Tensor | None, int, int, int, Sequence[int], str], Tensor]
+prune: Operator = torch.ops.nm.prune.default
+keep_mask: Operator = torch.ops.nm.keep_mask.default

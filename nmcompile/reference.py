@@ -260,7 +260,8 @@ def transposable_keep(tiles: Tensor, n: int) -> Tensor:
         choice = torch.where(total > best, index, choice)
         best = torch.maximum(best, total)
     table = [[[c in kept for c in range(m)] for kept in p] for p in patterns]
-    return torch.tensor(table, device=tiles.device)[choice]
+    masks = torch.tensor(table, device=tiles.device)
+    return masks.index_select(0, choice.flatten()).view(tiles.shape)
 
 
 # -- random numbers ----------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def rewrite(
     is where gradients start. The report is in ``result.meta["nm_report"]``.
 
     Args:
-        gm: traced by ``make_fx``; every node needs ``meta["val"]``, which make_fx sets.
+        gm: traced by ``make_fx``; its inputs need ``meta["val"]``, which make_fx sets.
         policy: a recipe's name, a path, a ``Policy`` or a mapping; None means ``full``.
         weights: names of the placeholders that hold parameters and buffers, with ``*`` as a
             wildcard (``"params_*"``). None: those that the graph itself differentiates (whose
@@ -52,10 +52,9 @@ def rewrite(
     chosen = Policy.resolve(policy)
     result = fx.GraphModule(gm, copy.deepcopy(gm.graph))
     graph = result.graph
-    missing = next((n for n in graph.nodes if n.op == "call_function" and "val" not in n.meta), None)
-    if missing is not None:
+    if any("val" not in n.meta for n in graph.nodes if n.op == "placeholder"):
         raise NMError(
-            f"node {missing.name} has no meta['val']: trace with "
+            "the graph's inputs have no meta['val']: trace with "
             "torch.fx.experimental.proxy_tensor.make_fx, which records shapes and dtypes"
         )
     _unify_fake_values(result)
@@ -76,22 +75,29 @@ def rewrite(
 
 
 def _unify_fake_values(gm: fx.GraphModule) -> None:
-    """Plain make_fx records each value under a fake mode of its own; they cannot be combined."""
-    values = [n.meta["val"] for n in gm.graph.nodes if isinstance(n.meta.get("val"), FakeTensor)]
-    if len({id(v.fake_mode) for v in values}) < 2:
+    """Give every node a value under one fake mode.
+
+    Plain make_fx records each value under a fake mode of its own, and none for the parts of a
+    tuple; such values cannot be combined.
+    """
+    calls = [n for n in gm.graph.nodes if n.op in ("placeholder", "call_function")]
+    values = [n.meta.get("val") for n in calls]
+    modes = {id(v.fake_mode): v.fake_mode for v in values if isinstance(v, FakeTensor)}
+    if len(modes) == 1 and all("val" in n.meta for n in calls):
         return
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    inputs = [n.meta["val"] for n in gm.graph.nodes if n.op == "placeholder"]
+    mode = next(iter(modes.values())) if len(modes) == 1 else FakeTensorMode()
+    mode.allow_non_fake_inputs = True  # tensors that the graph holds
 
     def renewed(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, torch.Tensor) or getattr(value, "fake_mode", None) is mode:
             return value
         with mode:
             layout = (value.shape, value.stride())
             return torch.empty_strided(*layout, dtype=value.dtype, device=value.device)
 
-    inputs = [renewed(n.meta.get("val")) for n in gm.graph.nodes if n.op == "placeholder"]
     with torch.no_grad():
-        FakeTensorProp(gm, mode).propagate_dont_convert_inputs(*inputs)
+        FakeTensorProp(gm, mode).propagate_dont_convert_inputs(*map(renewed, inputs))
 
 
 def _starts_gradient(node: fx.Node) -> bool:

@@ -109,14 +109,18 @@ def _patterns(form: NMFormat) -> list[str]:
     ]
 
 
+def _load(kind: KernelKind) -> Kernel:
+    from torch._inductor.codecache import CppCodeCache  # slow to import, so not before it is used
+
+    return Kernel(CppCodeCache.load(source(kind)))
+
+
 def _compile(kind: KernelKind) -> Kernel | None:
     if sys.platform == "win32":
         _without_compiler("Windows is not supported")
         return None
-    from torch._inductor.codecache import CppCodeCache
-
     try:
-        return Kernel(CppCodeCache.load(source(kind)))
+        return _load(kind)
     except (RuntimeError, OSError) as error:
         _without_compiler(str(error).strip().splitlines()[0])
         return None

@@ -6,9 +6,9 @@ import re
 
 from torch import fx
 
-# Dynamo writes "L['self'].layers.0.fc", "G['model'].fc" or "L['self']._modules['fc']"; the leading
-# name is the frame's variable, which named_modules() does not know.
-_ROOT = re.compile(r"^(?:[LG]\[[^\]]*\])+\.?")
+# Dynamo writes "L['self'].layers.0.fc", "G['model'].fc", "L['self']._modules['fc']" or
+# "L['f'].__closure__[0].cell_contents.fc". The leading variable is none of the model's modules.
+_ROOT = re.compile(r"^(?:[LG]\[[^\]]*\])+(?:\.__closure__\[\d+\]\.cell_contents)*")
 _ITEM = re.compile(r"(?:\._(?:modules|parameters|buffers))?\[['\"]?([^\]'\"]*)['\"]?\]")
 
 

@@ -1,0 +1,40 @@
+"""What multiplies but is no product node is listed with its reason."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import nmcompile
+
+
+class Attend(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(self.fc(x), x, x)
+
+
+def test_fused_attention_is_skipped_in_both_directions() -> None:
+    report = nmcompile.explain(Attend(), torch.randn(2, 2, 4, 8))
+    forward, backward = report.skipped
+    assert forward.target == "aten._scaled_dot_product_flash_attention_for_cpu"
+    assert (forward.backward, backward.backward) == (False, True)
+    assert "never leave the kernel" in forward.reason
+    assert "skipped 1 x aten._scaled_dot_product_flash_attention_for_cpu:" in str(report)
+
+
+def test_integer_products_are_listed() -> None:
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch._int_mm(a, b)
+
+    a, b = (torch.randint(-5, 5, (32, 32), dtype=torch.int8) for _ in range(2))
+    (skipped,) = nmcompile.explain(product, a, b).skipped
+    assert skipped.reason == "integer product"
+
+
+def test_a_model_of_plain_layers_skips_nothing() -> None:
+    assert nmcompile.explain(nn.Linear(8, 8), torch.randn(4, 8)).skipped == ()

@@ -1,0 +1,171 @@
+"""The operators and the compiled CPU kernel: equal to the oracle bit for bit, in every layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmcompile import ops, reference
+from nmcompile.codegen import cpu
+from nmcompile.errors import NMWarning
+from nmcompile.formats import NMFormat
+from nmcompile.gemm import Method
+
+SEED = torch.tensor([0x123456789ABCDEF])
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+FORMATS = [(1, 2), (2, 4), (1, 4), (3, 4), (4, 4), (2, 6), (2, 8), (4, 8), (16, 32)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def seed_of(method):
+    return SEED if Method(method).random else None
+
+
+def assert_same_bits(actual, expected):
+    assert actual.stride() == expected.stride()
+    bits = BITS[actual.element_size()]
+    differ = (actual.view(bits) != expected.view(bits)) & ~(actual.isnan() & expected.isnan())
+    assert not differ.any(), (actual[differ][:8], expected[differ][:8])
+
+
+def awkward(shape, dtype, seed=0):
+    """Normal values with zeros, ties, tiny and huge ones, inf and NaN."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    flat = x.view(-1)
+    flat[::7], flat[5::23], flat[6::23], flat[3::29], flat[4::31] = 0, -1, 1, 1e-39, 1e-7
+    flat[2::37] *= 6e4 if dtype == torch.float16 else 3e38
+    flat[40::97], flat[50::101] = torch.nan, torch.inf
+    return x.to(dtype)
+
+
+def check(x, n, m, dims, method):
+    seed = seed_of(method)
+    values, keep = reference.prune_and_mask(x, seed, 3, n, m, dims, method)
+    assert_same_bits(ops.prune(x, seed, 3, n, m, dims, method), values)
+    assert torch.equal(ops.keep_mask(x, seed, 3, n, m, dims, method), keep)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "m"), FORMATS)
+def test_kernel_equals_oracle(n, m, dtype):
+    x = awkward((3, 70, 36), dtype)
+    methods = ["mse", "mvue", "uniform"] + ["approx-mvue"] * ((n, m) == (2, 4))
+    for method in methods:
+        for dims in ([1], [2], [0, 2], [0, 1, 2]):
+            check(x, n, m, dims, method)
+    if m in (2, 4):
+        check(x, n, m, [1, 2], "transposable")
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.data())
+def test_every_layout(data):
+    """1 to 5 dimensions, permuted, sliced and expanded, any dims in any order."""
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+    x = awkward(sizes, torch.float32, seed=data.draw(st.integers(0, 99)))
+    order = data.draw(st.permutations(range(len(sizes))))
+    x = x.permute(order)
+    if data.draw(st.booleans()):
+        x = x[..., 1:]
+    if data.draw(st.booleans()):
+        x = x.unsqueeze(0).expand(3, *x.shape)
+    dims = data.draw(
+        st.lists(st.integers(0, x.dim() - 1), min_size=1, max_size=x.dim(), unique=True)
+    )
+    check(x, 2, 4, dims, data.draw(st.sampled_from(["mse", "mvue"])))
+    # Block membership, written independently of the layouts: plain flattening.
+    keep = ops.keep_mask(x, None, 0, 2, 4, dims, "mse")
+    others = [d for d in range(x.dim()) if d not in dims]
+    size = torch.tensor([x.shape[d] for d in dims]).prod()
+    rows = x.permute(*others, *dims).reshape(-1, size) if x.numel() else x.reshape(0, 1)
+    kept = keep.permute(*others, *dims).reshape(rows.shape)
+    for start in range(0, rows.shape[1], 4):
+        block = rows[:, start : start + 4]
+        expected = reference.prune_blocks(block, min(2, block.shape[1]), "mse")[0]
+        assert torch.equal(kept[:, start : start + 4], expected)
+    if x.dim() > 1:
+        check(x, 2, 4, [0, x.dim() - 1], "transposable")
+
+
+@pytest.mark.parametrize("dims", [[1], [0, 2, 3], [3]])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_convolution_layouts(dims, memory):
+    for spatial in (4, 5):
+        x = awkward((4, 12, spatial, spatial), torch.float32).to(memory_format=memory)
+        check(x, 2, 4, dims, "mvue")
+        out = ops.prune(x, None, 0, 2, 4, dims, "mse")
+        assert out.stride() == x.stride()
+        assert out.data_ptr() != x.data_ptr()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_do_not_change_the_result(threads):
+    x, before = awkward((700, 333), torch.float32), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for dims in ([0], [1]):
+            check(x, 2, 4, dims, "mvue")
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_seed_and_stream_decide_the_mask():
+    x = torch.randn(64, 64)
+
+    def mask(seed, stream):
+        return ops.keep_mask(x, torch.tensor([seed]), stream, 2, 4, [1], "mvue")
+
+    assert torch.equal(mask(1, 0), mask(1, 0))
+    for other in (mask(2, 0), mask(1, 1), mask(1 + (1 << 32), 0)):
+        assert 0.2 < (mask(1, 0) != other).float().mean() < 0.6
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 5, 2)])
+def test_empty(shape):
+    x = torch.empty(shape)
+    assert ops.prune(x, None, 0, 2, 4, [0], "mse").shape == shape
+    assert ops.keep_mask(x, SEED, 0, 2, 4, [0], "mvue").dtype == torch.bool
+
+
+@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("op", [ops.prune, ops.keep_mask])
+def test_opcheck(op, method):
+    x = torch.randn(6, 9).T[1:]
+    dims = [0, 1] if method == "transposable" else [1]
+    arguments = (x, seed_of(method), 1, 2, 4, dims, str(method))
+    torch.library.opcheck(op, arguments)
+
+
+def test_inductor_calls_it_with_dynamic_sizes():
+    def f(x, seed):
+        y = torch.ops.nm.prune(x.sin().t(), seed, 2, 2, 4, [0], "mvue")
+        return y * 2 + torch.ops.nm.keep_mask(x.t(), None, 0, 2, 4, [1], "mse")
+
+    compiled = torch.compile(f, dynamic=True, fullgraph=True)
+    for size in (8, 13):
+        x = torch.randn(size, 12)
+        torch.testing.assert_close(compiled(x, SEED), f(x, SEED))
+
+
+def test_warm_up_compiles_in_the_background():
+    kind = cpu.KernelKind(NMFormat(5, 7), Method.MSE, torch.float32)
+    cpu.warm_up(kind)
+    cpu.warm_up(kind)
+    assert cpu.kernel(kind) is cpu.kernel(kind)
+
+
+def test_without_a_compiler_the_reference_works_and_says_so_once(monkeypatch):
+    def fail(kind):
+        raise RuntimeError("no such compiler")
+
+    monkeypatch.setattr(cpu, "_load", fail)
+    monkeypatch.setattr(cpu, "_kernels", {})
+    cpu._without_compiler.cache_clear()
+    x = torch.randn(8, 8)
+    with pytest.warns(NMWarning, match="no such compiler") as record:
+        first = ops.prune(x, None, 0, 2, 4, [1], "mse")
+        ops.keep_mask(x, None, 0, 2, 4, [1], "mse")
+    assert len(record) == 1
+    assert_same_bits(first, reference.prune_and_mask(x, None, 0, 2, 4, [1], "mse")[0])

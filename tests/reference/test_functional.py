@@ -1,0 +1,75 @@
+"""The eager API: shapes, generators and messages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nmcompile import functional as nm
+from nmcompile.errors import FormatError
+
+
+def test_prune_is_the_mask_applied():
+    x = torch.randn(6, 10)
+    assert torch.equal(nm.prune(x), x * nm.keep_mask(x))
+    assert (nm.keep_mask(x)[:, :8].unflatten(1, (2, 4)).sum(-1) == 2).all()
+    assert nm.keep_mask(x, dim=0)[:4].sum() == 20
+    keep = nm.keep_mask(x, "1:2", method="transposable")
+    assert (keep.unflatten(1, (5, 2)).unflatten(0, (3, 2)).sum(1) == 1).all()
+
+
+def test_the_generator_decides_the_mask():
+    x = torch.randn(64, 64)
+
+    def draw(seed):
+        return nm.prune(x, method="mvue", generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    g = torch.Generator().manual_seed(1)
+    first, second = (nm.prune(x, method="mvue", generator=g) for _ in range(2))
+    assert not torch.equal(first, second)
+    mask = nm.keep_mask(x, method="mvue", generator=torch.Generator().manual_seed(1))
+    assert torch.equal(mask, first != 0)
+    torch.manual_seed(5)
+    one = nm.prune(x, method="uniform")
+    torch.manual_seed(5)
+    assert torch.equal(one, nm.prune(x, method="uniform"))
+
+
+def test_thresholds_and_probabilities():
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0, 10.0, 1.0]])  # blocks [1 2 3 4], [10 1 0 0]
+    assert nm.block_threshold(x).tolist() == [[5.0, 1.0]]
+    assert nm.block_threshold(x.T, dim=0).tolist() == [[5.0], [1.0]]
+    expected = torch.tensor([[0.2, 0.4, 0.6, 0.8, 1.0, 1.0]])
+    torch.testing.assert_close(nm.inclusion_probability(x), expected)
+    p = nm.inclusion_probability(x.to(torch.bfloat16), method="mse")
+    assert p.dtype == torch.float32
+    assert p.tolist() == [[0, 0, 1, 1, 1, 1]]
+    assert nm.inclusion_probability(torch.zeros(0, 4)).shape == (0, 4)
+    assert nm.block_threshold(torch.zeros(3, 0)).shape == (3, 0)
+
+
+def test_the_result_carries_no_gradient():
+    assert not nm.prune(torch.randn(4, 4, requires_grad=True)).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": torch.ones(4, dtype=torch.int64)}, TypeError, "dtype torch.int64"),
+        ({"x": torch.tensor(1.0)}, IndexError, "without dimensions"),
+        ({"dim": 2}, IndexError, "dimension 2 of a tensor with 2 dimensions"),
+        ({"dim": (0, -2)}, ValueError, "different dimensions"),
+        ({"dim": ()}, ValueError, "one or more"),
+        ({"format": "5:4"}, FormatError, "5:4 is not"),
+        ({"format": "1:2", "method": "approx-mvue"}, FormatError, "2:4 alone"),
+        ({"format": "2:8", "method": "transposable"}, FormatError, "m = 2 and m = 4"),
+        ({"dim": 0, "method": "transposable"}, ValueError, "two dimensions"),
+        ({"method": "mvu"}, ValueError, "did you mean 'mvue'"),
+        ({"generator": torch.Generator()}, ValueError, "leave out the generator"),
+    ],
+)
+def test_messages(arguments, error, message):
+    with pytest.raises(error, match=message):
+        nm.prune(**({"x": torch.ones(4, 4)} | arguments))
