@@ -123,7 +123,7 @@ def _check(
         how = Method(method)
     except ValueError:
         raise ValueError(
-            f"{method!r} is not a pruning method: {nearest(str(method), list(Method))}"
+            f"{method!r} is not a pruning method: {nearest(str(method), map(str, Method))}"
         ) from None
     if x.dtype not in _DTYPES:
         known = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)

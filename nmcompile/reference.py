@@ -302,7 +302,8 @@ def to_blocks(x: Tensor, dims: Sequence[int], m: int) -> Tensor:
     dense = dense_copy(x)
     view = layout_of(dense, dims, m).view(dense)
     view = F.pad(view, (0, 0, 0, -view.shape[1] % m))
-    return view.unflatten(1, (-1, m)).movedim(2, -1)
+    blocks: Tensor = view.unflatten(1, (-1, m)).movedim(2, -1)
+    return blocks
 
 
 def from_blocks(blocks: Tensor, like: Tensor, dims: Sequence[int]) -> Tensor:

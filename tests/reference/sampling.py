@@ -25,7 +25,7 @@ def moments(block: Tensor, n: int, method: str) -> tuple[Tensor, Tensor, Tensor]
 
 
 def draw_pair_moments(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and second moment of approx-mvue 2:4: the sum over the 12 ordered pairs, float64, [4]."""
+    """Mean and second moment of approx-mvue 2:4: from the 12 ordered pairs, float64, [4]."""
     a = block.double().abs()
     mean, second = torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
     for i in range(4):

@@ -39,8 +39,8 @@ def test_at_most_n_survive(form, dtype, seed, special):
         assert (values[~keep] == 0).all()
         bad = ~blocks.isfinite().all(-1)
         assert (~values[bad].isfinite()).any(-1).all(), "a non-finite block must stay so"
-        finite = values[~bad].isfinite()
-        assert finite.all() or blocks.abs().max() > 1e4
+        if (blocks[~bad].abs() < 1e4).all():
+            assert values[~bad].isfinite().all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -49,7 +49,9 @@ def test_mse_keeps_the_largest_and_ties_go_to_the_lower_index(n):
     assert keep.tolist() == [i < n for i in range(4)]
     x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
     keep = reference.prune_blocks(x, n, "mse")[0]
-    assert torch.equal(x.abs()[keep].view(100, n).sum(1), x.abs().topk(n).values.sum(1))
+    assert torch.equal(
+        x.abs()[keep].view(100, n).sort().values, x.abs().topk(n).values.sort().values
+    )
 
 
 def test_nan_counts_as_the_largest_and_negative_zero_is_kept():
