@@ -19,7 +19,7 @@ from nmcompile.report import GraphReport, Report
 def explain(
     model: Callable[..., Any],
     *args: Any,
-    policy: None | str | PathLike[str] | Policy | Mapping[str, Any] = None,
+    policy: str | PathLike[str] | Policy | Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Report:
     """Report what the policy does to every product of ``model(*args, **kwargs)``.

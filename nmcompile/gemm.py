@@ -1,9 +1,9 @@
 """The vocabulary of matrix products: which one it is, in which role, with which operands.
 
-    role     GEMM (linear layer Y[T,O] = X[T,I] W[O,I]^T)    reduction dimension
-    fprop    X W^T                                           I
-    dgrad    dY W                                            O
-    wgrad    dY^T X                                          T
+role     GEMM (linear layer Y[T,O] = X[T,I] W[O,I]^T)    reduction dimension
+fprop    X W^T                                           I
+dgrad    dY W                                            O
+wgrad    dY^T X                                          T
 """
 
 from __future__ import annotations

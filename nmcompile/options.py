@@ -72,9 +72,10 @@ def read_options(
     known = {name.replace("-", "_") for name in _torch.inductor_option_names()}
     for name in options:
         if not isinstance(name, str) or (name not in OURS and name.replace("-", "_") not in known):
+            hint = nearest(str(name), {*known, *OURS})
             raise OptionError(
-                f"unknown option {name!r} of backend nm_sparse: {nearest(str(name), {*known, *OURS})}"
-                f" (nmcompile's own: {', '.join(OURS)}; all others are Inductor's)"
+                f"unknown option {name!r} of backend nm_sparse: {hint} "
+                f"(nmcompile's own: {', '.join(OURS)}; all others are Inductor's)"
             )
     source = options.pop("policy", None)
     policy = Policy.resolve(source)

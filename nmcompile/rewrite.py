@@ -24,12 +24,17 @@ from nmcompile.policy import Policy
 from nmcompile.report import GraphReport, Report
 
 aten = torch.ops.aten
-_LEFT = {aten.mm.default: 0, aten.addmm.default: 1, aten.bmm.default: 0, aten.baddbmm.default: 1}
+_LEFT: dict[Any, int] = {
+    aten.mm.default: 0,
+    aten.addmm.default: 1,
+    aten.bmm.default: 0,
+    aten.baddbmm.default: 1,
+}
 
 
 def rewrite(
     gm: fx.GraphModule,
-    policy: None | str | PathLike[str] | Policy | Mapping[str, Any] = None,
+    policy: str | PathLike[str] | Policy | Mapping[str, Any] | None = None,
     *,
     weights: str | list[str] | None = None,
 ) -> fx.GraphModule:

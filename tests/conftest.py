@@ -1,11 +1,23 @@
-"""Every test starts with an empty Dynamo cache, a fixed seed and no report."""
+"""Every test starts with an empty Dynamo cache, a fixed seed and no report.
+
+Each test process has an Inductor cache of its own and compiles in one thread, so that several
+processes share a small machine without waiting for each other.
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
+
+_CACHE = tempfile.TemporaryDirectory(prefix="nmcompile-tests-")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE.name
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import pytest
 import torch
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

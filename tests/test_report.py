@@ -117,7 +117,7 @@ def test_explain_raises_policy_errors_as_they_are() -> None:
 
 
 def test_last_report_needs_a_compilation() -> None:
-    with pytest.raises(NMError, match=r'call a model compiled with torch.compile\(model, backend='):
+    with pytest.raises(NMError, match=r"call a model compiled with torch.compile\(model, backend="):
         nmcompile.last_report()
 
 

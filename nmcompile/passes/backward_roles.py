@@ -49,7 +49,7 @@ def view_base(node: fx.Node) -> fx.Node:
 def assign_roles(found: list[Gemm]) -> list[Gemm]:
     """Give every product with a gradient operand its role and its forward product."""
     forward = [g for g in found if not _is_backward(g)]
-    by_seq_nr = {g.seq_nr: g for g in forward if g.seq_nr is not None}
+    by_seq_nr: dict[int | None, Gemm] = {g.seq_nr: g for g in forward if g.seq_nr is not None}
     return [_with_role(g, forward, by_seq_nr) if _is_backward(g) else g for g in found]
 
 

@@ -134,9 +134,7 @@ class _Conv:
     def of(cls, node: fx.Node) -> _Conv:
         backward = node.target is aten.convolution_backward.default
         x, w = (node.args[1], node.args[2]) if backward else (node.args[0], node.args[1])
-        stride, padding, _, transposed, _, groups = (
-            node.args[4:10] if backward else node.args[3:9]
-        )
+        stride, padding, _, transposed, _, groups = node.args[4:10] if backward else node.args[3:9]
         y_shape = _shape(node.args[0] if backward else node)
         x_shape, w_shape = _shape(x), _shape(w)
         kernel = tuple(w_shape[2:])

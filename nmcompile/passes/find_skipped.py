@@ -61,7 +61,8 @@ def _name(node: fx.Node) -> str:
     packet = getattr(node.target, "overloadpacket", None)
     if packet is not None:
         return str(packet)
-    return getattr(node.target, "_name", None) or getattr(node.target, "__name__", str(node.target))
+    name = getattr(node.target, "_name", None) or getattr(node.target, "__name__", node.target)
+    return str(name)
 
 
 def _reason(target: str) -> str | None:

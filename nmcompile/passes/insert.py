@@ -75,7 +75,7 @@ def in_backward(node: fx.Node) -> bool:
 
 def _fake_call(site: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     values, keywords = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-    known = (n.meta.get("val") for n in site.all_input_nodes)
+    known: list[Any] = [n.meta.get("val") for n in site.all_input_nodes]
     fake_mode = next((v.fake_mode for v in known if hasattr(v, "fake_mode")), nullcontext())
     with fake_mode:
         return target(*values, **keywords)

@@ -70,15 +70,14 @@ def mask_operand(plan: Plan, op: Any, decision: Decision, x: fx.Node) -> fx.Node
     with insert.before(node):
         if groups == 1 or shape[shared] // groups % nm.m == 0:
             return masked(x, dims)
-        sizes = [s if isinstance(s, int) else _size(insert, node, x, i) for i, s in enumerate(shape)]
+        sizes = [
+            s if isinstance(s, int) else insert.call(node, aten.sym_size.int, x, d)
+            for d, s in enumerate(shape)
+        ]
         split = [*sizes[:shared], groups, shape[shared] // groups, *sizes[shared + 1 :]]
         grouped = insert.call(node, aten.reshape.default, x, split)
         result = masked(grouped, [d + (d >= shared) for d in dims])
         return insert.call(node, aten.reshape.default, result, sizes)
-
-
-def _size(insert: Inserter, node: fx.Node, x: fx.Node, dim: int) -> fx.Node:
-    return insert.call(node, aten.sym_size.int, x, dim)
 
 
 def _block_dims(operand: Operand, method: Method, x: fx.Node) -> tuple[list[int], int, int]:
@@ -97,7 +96,7 @@ def _seed(plan: Plan, node: fx.Node, device: str) -> fx.Node:
     key = (in_backward(node), device)
     if key not in plan.seeds:
         insert = Inserter(plan.graph)
-        options = {"dtype": torch.int64, "device": torch.device(device)}
+        options: dict[str, Any] = {"dtype": torch.int64, "device": torch.device(device)}
         with insert.before(node):
             bounds = (-(2**63), 2**63 - 1, [1])
             seed = insert.call(node, aten.randint.low, *bounds, name="seed", **options)

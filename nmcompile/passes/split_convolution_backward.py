@@ -1,9 +1,9 @@
 """Give dgrad and wgrad of a pruned convolution a node each: they need different masks of dY.
 
-    before   convolution_backward(dy, x, w, ..., [True, True, True]) -> dx, dw, db
-    after    convolution_backward(dy, x, w, ..., [True, False, False]) -> dx
-             convolution_backward(dy, x, w, ..., [False, True, False]) -> dw
-             sum(dy, every dimension but the channels)                 -> db, always of the dense dy
+before   convolution_backward(dy, x, w, ..., [True, True, True]) -> dx, dw, db
+after    convolution_backward(dy, x, w, ..., [True, False, False]) -> dx
+         convolution_backward(dy, x, w, ..., [False, True, False]) -> dw
+         sum(dy, every dimension but the channels)                 -> db, always of the dense dy
 """
 
 from __future__ import annotations

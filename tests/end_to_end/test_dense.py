@@ -53,9 +53,7 @@ def three_steps(model: nn.Module, x: torch.Tensor, **options: Any) -> list[torch
 def test_bitwise_equal_to_inductor(name: str) -> None:
     make, shape = MODELS[name]
     model, x = make(), torch.randn(*shape)
-    ours = three_steps(
-        copy.deepcopy(model), x, backend="nm_sparse", options={"policy": "dense"}
-    )
+    ours = three_steps(copy.deepcopy(model), x, backend="nm_sparse", options={"policy": "dense"})
     inductor = three_steps(copy.deepcopy(model), x, backend="inductor")
     assert all(torch.equal(a, b) for a, b in zip(ours, inductor, strict=True))
     pruned = three_steps(copy.deepcopy(model), x, backend="nm_sparse")

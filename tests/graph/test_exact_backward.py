@@ -20,25 +20,31 @@ class TestGraphs(expecttest.TestCase):
 
     def test_activation(self) -> None:
         model, x = nn.Linear(8, 12, bias=False), torch.randn(4, 8, requires_grad=True)
-        self.assertExpectedInline(rewritten(model, x, policy=exact("activation")), """\
+        self.assertExpectedInline(
+            rewritten(model, x, policy=exact("activation")),
+            """\
 pruned: "f32[4, 8]" = nm.prune(primals_2, None, 0, 2, 4, [1], 'mse')
 keep_mask: "b8[4, 8]" = nm.keep_mask(primals_2, None, 0, 2, 4, [1], 'mse')
 mm: "f32[4, 12]" = aten.mm(pruned, permute)
 mm_1: "f32[12, 8]" = aten.mm(permute_1, pruned)
 mm_2: "f32[4, 8]" = aten.mm(tangents_1, permute_3)
 where_self: "f32[4, 8]" = aten.where.self(keep_mask, mm_2, full_default)
-""")
+""",
+        )
 
     def test_weight(self) -> None:
         model, x = nn.Linear(8, 12, bias=False), torch.randn(4, 8, requires_grad=True)
-        self.assertExpectedInline(rewritten(model, x, policy=exact("weight")), """\
+        self.assertExpectedInline(
+            rewritten(model, x, policy=exact("weight")),
+            """\
 pruned: "f32[8, 12]" = nm.prune(permute, None, 0, 2, 4, [0], 'mse')
 keep_mask: "b8[8, 12]" = nm.keep_mask(permute, None, 0, 2, 4, [0], 'mse')
 mm: "f32[4, 12]" = aten.mm(primals_2, pruned)
 mm_1: "f32[12, 8]" = aten.mm(permute_1, primals_2)
 where_self: "f32[12, 8]" = aten.where.self(permute_default, mm_1, full_default)
 mm_2: "f32[4, 8]" = aten.mm(tangents_1, permute_default_1)
-""")
+""",
+        )
 
 
 def test_the_report_says_what_the_backward_sites_read() -> None:
@@ -46,7 +52,9 @@ def test_the_report_says_what_the_backward_sites_read() -> None:
     report = nmcompile.explain(nn.Linear(8, 8), x, policy=exact("activation"))
     fprop, dgrad, wgrad = report.sites
     assert fprop.backward == "exact"
-    assert dgrad.reason.endswith("the result is masked like the activation of fprop (backward = exact)")
+    assert dgrad.reason.endswith(
+        "the result is masked like the activation of fprop (backward = exact)"
+    )
     assert wgrad.reason.endswith("reads the pruned activation of fprop (backward = exact)")
 
 
