@@ -52,7 +52,7 @@ def measure(calls: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, l
     for round_ in range(repeats + 3):
         for name, call in calls.items():
             # The reference takes a hundred times as long; a few runs tell its time.
-            if name in ("reference", "torch.compile") and round_ >= 8:
+            if name in ("reference", "torch.compile") and round_ >= 6:
                 continue
             start = time.perf_counter()
             call()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from nmcompile import _torch, passes
+from nmcompile import _torch, ops, passes
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture import Capture
 from nmcompile.history import History, StoredReports
@@ -81,9 +81,12 @@ def last_report() -> Report:
 class JointPass(CustomGraphPass):  # type: ignore[misc]
     """Runs the user's own joint pass, then ours, and keeps a report of what was done."""
 
-    def __init__(self, policy: Policy, capture: Capture, configured: Any = None) -> None:
+    def __init__(
+        self, policy: Policy, capture: Capture, configured: Any, build_kernels: bool
+    ) -> None:
         self.policy = policy
         self.capture = capture
+        self.build_kernels = build_kernels
         self.before_ours = _torch.graph_passes(configured)
         key = (policy.digest, sources_digest(), capture.fingerprint, torch.__version__)
         self.digest = hashlib.sha256(repr(key).encode()).hexdigest()
@@ -95,6 +98,8 @@ class JointPass(CustomGraphPass):  # type: ignore[misc]
         before = readable(graph)
         plan = Plan(graph, operand_kinds(graph, self.capture.kind_of_input), self.policy)
         passes.run(plan)
+        if self.build_kernels:
+            warm_up(graph)
         self.reports.append(GraphReport.of(plan, self.digest, before, readable(graph)))
 
     def uuid(self) -> Any:
@@ -107,7 +112,7 @@ def compile_graph(
 ) -> tuple[Any, list[GraphReport]]:
     """Compile with Inductor and our passes; the report is right on a warm cache as well."""
     capture = Capture.of(gm, inputs)
-    joint = _joint_pass(policy, capture, settings)
+    joint = _joint_pass(policy, capture, settings, build_kernels=True)
     stored = StoredReports(joint.digest)
     known = stored.load()
     spare = None if known else fx.GraphModule(gm, copy.deepcopy(gm.graph))
@@ -135,7 +140,7 @@ def plan_only(
     gm: fx.GraphModule, inputs: Sequence[Any], policy: Policy, settings: dict[str, Any]
 ) -> Planned:
     """Trace, rewrite and partition, but interpret the graphs instead of generating code."""
-    joint = _joint_pass(policy, Capture.of(gm, inputs), settings)
+    joint = _joint_pass(policy, Capture.of(gm, inputs), settings, build_kernels=False)
     graphs: list[fx.Graph] = []
 
     def interpret(inner: fx.GraphModule, *_: Any, **__: Any) -> Any:
@@ -164,10 +169,20 @@ class _DenseInterpreter(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
 
-def _joint_pass(policy: Policy, capture: Capture, settings: dict[str, Any]) -> JointPass:
+def _joint_pass(
+    policy: Policy, capture: Capture, settings: dict[str, Any], build_kernels: bool
+) -> JointPass:
     name = "joint_custom_pre_pass"
     configured = settings.get(name, getattr(_torch.inductor_config, name))
-    return JointPass(policy, capture, configured)
+    return JointPass(policy, capture, configured, build_kernels)
+
+
+def warm_up(graph: fx.Graph) -> None:
+    """Start to build the mask kernels of a graph while Inductor compiles the rest."""
+    for target in (ops.prune, ops.keep_mask):
+        for node in graph.find_nodes(op="call_function", target=target):
+            x, _, _, n, m, _, method = node.args
+            ops.warm_up(target, x.meta["val"], n, m, method)
 
 
 def readable(graph: fx.Graph) -> str:

@@ -113,3 +113,10 @@ for _name, _fake, _on_cpu, _elsewhere in (
 Operator = Callable[[Tensor, Tensor | None, int, int, int, Sequence[int], str], Tensor]
 prune: Operator = torch.ops.nm.prune.default
 keep_mask: Operator = torch.ops.nm.keep_mask.default
+
+
+def warm_up(op: Operator, x: Tensor, n: int, m: int, method: str) -> None:
+    """Build the kernel for operands like ``x`` in the background; ``x`` may be a fake tensor."""
+    if x.device.type == "cpu":
+        kind = cpu.KernelKind(NMFormat(n, m), Method(method), x.dtype, mask=op is keep_mask)
+        cpu.warm_up(kind)

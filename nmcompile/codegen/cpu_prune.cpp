@@ -238,7 +238,7 @@ inline void find_ranks(const I (&bits)[E], I (&rank)[E]) {
     rank[i] = integer(E - 1 - i);
   }
   UNROLL for (int j = 1; j < E; ++j) UNROLL for (int i = 0; i < j; ++i) {
-    I before = key[i] > key[j];
+    I before = key[i] >= key[j];
     rank[i] += before;
     rank[j] -= before;
   }

@@ -64,6 +64,14 @@ def test_kernel_equals_oracle(n, m, dtype):
         check(x, n, m, [1, 2], "transposable", mask)
 
 
+@pytest.mark.parametrize("scale", [1e-43, 1e-39, 1e38])
+def test_kernel_equals_oracle_at_the_ends_of_float32(scale):
+    """Subnormal values are not flushed, and sums may overflow."""
+    x = (torch.randn(256, 64, dtype=torch.float64) * scale).float()
+    for method in ("mse", "mvue", "approx-mvue", "uniform"):
+        check(x, 2, 4, [1], method)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_every_layout(data):
