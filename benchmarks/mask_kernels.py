@@ -122,7 +122,7 @@ def show(rows: list[list[object]]) -> None:
     for row in rows:
         record = dict(zip(FIELDS, row, strict=True))
         table.add_row(*(str(record[name]) for name in (*shown, "ratio_to_clone")))
-    Console().print(table)
+    Console(width=max(Console().width, 110)).print(table)
 
 
 if __name__ == "__main__":

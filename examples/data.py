@@ -86,9 +86,7 @@ class Text:
         generator = torch.Generator().manual_seed(seed)
         last = len(self.train) - self.context
         while True:
-            yield self._windows(
-                self.train, torch.randint(last, (self.batch,), generator=generator)
-            )
+            yield self._windows(self.train, torch.randint(last, (self.batch,), generator=generator))
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows spread evenly over the held-out files, without overlap."""

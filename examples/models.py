@@ -77,9 +77,7 @@ class TransformerBlock(nn.Module):
 class ViT(nn.Module):
     """A vision transformer for 8x8 images of one channel, in eight patches of 2x4 pixels."""
 
-    def __init__(
-        self, width: int = 64, depth: int = 3, heads: int = 4, classes: int = 10
-    ) -> None:
+    def __init__(self, width: int = 64, depth: int = 3, heads: int = 4, classes: int = 10) -> None:
         super().__init__()
         self.embed = nn.Linear(2 * 4, width)
         self.position = nn.Parameter(torch.empty(8, width))

@@ -87,9 +87,7 @@ class Arm:
             self._validate(self.forward)
         self.compile_seconds = time.perf_counter() - start
 
-    def run(
-        self, seed: int, steps: int | None, watch: Callable[[int, float], None]
-    ) -> Run:
+    def run(self, seed: int, steps: int | None, watch: Callable[[int, float], None]) -> Run:
         """Train from the parameters of ``seed``; ``watch(step, loss)`` is called at each step."""
         steps = steps or self.setting.steps
         initialise(self.net, seed)

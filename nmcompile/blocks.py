@@ -56,8 +56,8 @@ def layout_of(dense: Tensor, dims: Sequence[int], m: int, tiles: bool = False) -
     Args:
         dense: a tensor without gaps or overlaps, at least one element.
         dims: the reduction dimensions, flattened in this order; negative numbers count from the
-            end. For ``tiles`` the two dimensions of the tiles, in any order: the rows of a tile
-            run along the lower one.
+            end. For ``tiles`` the dimensions of a tile's rows and columns: in this order, patterns
+            of equal score are told apart.
         m: the block length.
         tiles: whether m x m tiles are wanted (transposable masks).
     """
@@ -72,7 +72,7 @@ def _layout(
     unit = tuple(d for d in range(len(shape)) if shape[d] == 1)
     order = tuple(sorted((d for d in range(len(shape)) if shape[d] > 1), key=lambda d: -stride[d]))
     if tiles:
-        rows, columns = sorted(dims)
+        rows, columns = dims
         others = tuple(d for d in (*unit, *order) if d not in dims)
         outer = math.prod(shape) // (shape[rows] * shape[columns])
         inner_two = tuple(d for d in (rows, columns) if shape[d] > 1)

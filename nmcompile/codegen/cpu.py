@@ -25,7 +25,7 @@ from nmcompile.errors import NMWarning
 from nmcompile.formats import NMFormat
 from nmcompile.gemm import Method
 
-_TEMPLATE = Path(__file__).with_name("cpu_prune.cpp")
+_TEMPLATES = [Path(__file__).with_name(name) for name in ("cpu_vectors.h", "cpu_prune.cpp")]
 _STORAGE = {
     torch.float32: "F32",
     torch.float64: "F64",
@@ -74,7 +74,7 @@ class Kernel:
 
 
 def source(kind: KernelKind) -> str:
-    """The C++ source of a kernel: the template under a few lines that specialise it."""
+    """The C++ source of a kernel: the templates under a few lines that specialise it."""
     lines = [
         f"// {kind.format} {kind.method} {kind.dtype}: {'keep mask' if kind.mask else 'prune'}",
         f"#define NM_N {kind.format.n}",
@@ -85,7 +85,7 @@ def source(kind: KernelKind) -> str:
     ]
     if kind.method is Method.TRANSPOSABLE:
         lines += _patterns(kind.format)
-    return "\n".join(lines) + "\n\n" + _TEMPLATE.read_text()
+    return "\n".join(["\n".join(lines) + "\n", *(path.read_text() for path in _TEMPLATES)])
 
 
 def _patterns(form: NMFormat) -> list[str]:
@@ -153,6 +153,8 @@ def _future(
         try:
             future.set_result(_compile(kind))
         except BaseException as error:
+            with _lock:
+                _kernels.pop(kind, None)  # an interrupted build is tried again
             future.set_exception(error)
 
     start(work)

@@ -197,3 +197,14 @@ class TestExactBackward:
         compiled(layer, "activations")(x).backward(dy)
         torch.testing.assert_close(x.grad, dy)
         torch.testing.assert_close(layer.weight.grad, dy.T @ x.detach())
+
+
+def test_transposable_masks_agree_where_every_score_is_equal() -> None:
+    # All magnitudes equal: every pattern ties, and fprop sees the transposed view of dgrad's weight.
+    layer = nn.Linear(8, 16, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(16, 8).sign())
+    x = torch.eye(8, requires_grad=True)
+    y = compiled(layer, "weights")(x)
+    y.backward(torch.eye(16)[:8])
+    torch.testing.assert_close(x.grad, y.detach().T[:8])
