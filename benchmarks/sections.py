@@ -7,6 +7,7 @@ the same round.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def eager(setup: Setup) -> Iterator[Row]:
 def compilation(setup: Setup) -> Iterator[Row]:
     """Seconds of the first step in a fresh process with an empty cache, by depth."""
     names = ("inductor", "full")
-    medians: dict[str, list[float]] = {name: [] for name in names}
+    by_depth: list[dict[str, Samples]] = []
     for depth in setup.depths:
         shape = setup.shape.at_depth(depth)
         samples = setup.interleave(
@@ -128,15 +129,24 @@ def compilation(setup: Setup) -> Iterator[Row]:
             min(setup.rounds, 3 if depth <= setup.shape.depth else 2),
             lambda name, shape=shape: measure("compile", name, shape),
         )
-        for name in names:
-            medians[name].append(median(samples["first step (s)"][name]))
+        by_depth.append(samples)
         yield from _ratios(setup, "compile", samples, x=depth)
     if len(setup.depths) > 1:
-        slopes = {name: _slope(setup.depths, medians[name]) for name in names}
-        for name in names:
-            over = slopes[name] / slopes["inductor"]
-            metric = "growth per block (s)"
-            yield setup.row("compile", name, metric, [slopes[name]], ratio_to_inductor=over)
+        yield from _growth(setup, by_depth)
+
+
+def _growth(setup: Setup, by_depth: Sequence[dict[str, Samples]]) -> Iterator[Row]:
+    """Slopes over depth. Wall time is too noisy on a busy machine: CPU time is what is judged."""
+    for metric in by_depth[0]:
+        slopes = {
+            name: _slope(setup.depths, [median(samples[metric][name]) for samples in by_depth])
+            for name in by_depth[0][metric]
+        }
+        for name, slope in slopes.items():
+            # Noise can make a slope negative; its ratio means nothing then.
+            over = slope / slopes["inductor"] if min(slopes.values()) > 0 else math.nan
+            key = f"growth per block of {metric}"
+            yield setup.row("compile", name, key, [slope], ratio_to_inductor=over)
 
 
 def _slope(xs: Sequence[float], ys: Sequence[float]) -> float:

@@ -75,6 +75,7 @@ def main(
                 found = list(SECTIONS[name](setup))
                 finished.append(name)
                 rows += found
+                progress.console.print(f"finished: {name}")
                 write_csv(out, rows, finished)
         except KeyboardInterrupt:
             progress.console.print("interrupted: finished sections are kept")

@@ -32,9 +32,9 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network for 8x8 images of one channel: the resolution halves twice."""
+    """A residual network for 8x8 images of one channel: the resolution halves with each new width."""
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 128), classes: int = 10) -> None:
+    def __init__(self, widths: tuple[int, ...] = (32, 64), classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, widths[0], 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(widths[0])
@@ -77,7 +77,7 @@ class TransformerBlock(nn.Module):
 class ViT(nn.Module):
     """A vision transformer for 8x8 images of one channel, in eight patches of 2x4 pixels."""
 
-    def __init__(self, width: int = 64, depth: int = 3, heads: int = 4, classes: int = 10) -> None:
+    def __init__(self, width: int = 64, depth: int = 2, heads: int = 4, classes: int = 10) -> None:
         super().__init__()
         self.embed = nn.Linear(2 * 4, width)
         self.position = nn.Parameter(torch.empty(8, width))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import queue
 import signal
 import time
@@ -161,6 +162,8 @@ class _Shown:
     def __call__(self, step: int, loss: float) -> None:
         self._step, self._loss = step, loss
         if time.perf_counter() - self._at > 0.2:
+            if not multiprocessing.parent_process().is_alive():
+                os._exit(1)  # killed: nobody is left to report to
             self.flush()
 
     def flush(self) -> None:

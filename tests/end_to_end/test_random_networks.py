@@ -87,6 +87,7 @@ def same(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
+DENSE = {"policy": "dense"}
 COMMON = {
     "deadline": None,
     "derandomize": True,
@@ -131,3 +132,18 @@ def test_mvue_gradients_are_unbiased(model: nn.Module, fmt: str) -> None:
         mean, error = stacked.mean(0), stacked.std(0) / len(samples) ** 0.5
         # 5.5 sigma: some thousand elements are looked at. What never varies must be exact.
         assert ((mean - expected).abs() <= 5.5 * error + 1e-9 * expected.abs().max()).all()
+
+
+@pytest.mark.slow
+@settings(max_examples=3, **COMMON)
+@given(networks())
+def test_policy_dense_is_inductor_bit_for_bit(model: nn.Module) -> None:
+    x = torch.randn(2, 9, 8, dtype=torch.float64)
+    results = []
+    for backend in ({"backend": "inductor"}, {"backend": "nm_sparse", "options": DENSE}):
+        torch._dynamo.reset()
+        leaf = x.detach().requires_grad_()
+        loss = torch.compile(lambda x: loss_of(model(x)), **backend)(leaf)
+        grads = torch.autograd.grad(loss, [leaf, *model.parameters()], allow_unused=True)
+        results.append([loss.detach(), *(g for g in grads if g is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
