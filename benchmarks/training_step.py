@@ -33,12 +33,15 @@ SECTIONS: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "memory": sections.memory,
     "compile": sections.compilation,
 }
+#: Those that start no process with a cold cache, each of which compiles for half a minute.
+QUICK_SECTIONS = ("bitwise", "step", "eager")
 RESULTS = ROOT / "benchmarks" / "results" / "training_step_cpu.csv"
 app = typer.Typer(add_completion=False)
 
 
-def _chosen(only: str) -> list[str]:
-    names = [name.strip() for name in only.split(",") if name.strip()] or list(SECTIONS)
+def _chosen(only: str, quick: bool) -> list[str]:
+    everything = QUICK_SECTIONS if quick else tuple(SECTIONS)
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(everything)
     unknown = [name for name in names if name not in SECTIONS]
     if unknown:
         known = ", ".join(SECTIONS)
@@ -53,10 +56,12 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each variant's step.")] = 15,
     depths: Annotated[str, typer.Option(help="Numbers of blocks to compile.")] = "1,3,6",
     threads: Annotated[int, typer.Option(help="0 = PyTorch's default.")] = 0,
-    quick: Annotated[bool, typer.Option(help="Small shapes; the figures mean nothing.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="Small shapes, meaningless figures, fewer sections.")
+    ] = False,
     check: Annotated[bool, typer.Option(help="Fail when any target is missed.")] = False,
 ) -> None:
-    chosen = _chosen(only)
+    chosen = _chosen(only, quick)
     if threads:
         torch.set_num_threads(threads)
     torch._dynamo.config.recompile_limit = 64  # every variant compiles the same forward

@@ -25,16 +25,16 @@ from examples.studies import ARMS, STUDIES, Study
 from examples.workers import Job, train
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-console = Console()
+# Where the output is no terminal, tables are as wide as they need to be.
+console = Console(width=None if Console().is_terminal else 132)
 
 Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds, 0 upwards.")]
-Arms = Annotated[str, typer.Option(help="Arms to train, separated by commas.")]
+Arms = Annotated[str, typer.Option(help="Arms to train, separated by commas; empty: all.")]
 Networks = Annotated[str, typer.Option(help="Networks to train, separated by commas; empty: all.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Updates per run instead of the default.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")]
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 
-_ALL_ARMS = ",".join(ARMS)
 _CORES = min(8, os.cpu_count() or 1)
 _OUT = Path("benchmarks/results")
 
@@ -42,7 +42,7 @@ _OUT = Path("benchmarks/results")
 @app.command()
 def digits(
     seeds: Seeds = 3,
-    arms: Arms = _ALL_ARMS,
+    arms: Arms = "",
     networks: Networks = "",
     steps: Steps = None,
     workers: Workers = _CORES,
@@ -55,7 +55,7 @@ def digits(
 @app.command()
 def text(
     seeds: Seeds = 3,
-    arms: Arms = _ALL_ARMS,
+    arms: Arms = "",
     steps: Steps = None,
     workers: Workers = _CORES,
     out: Out = _OUT,
@@ -66,7 +66,7 @@ def text(
 
 @app.command(name="all")
 def everything(
-    seeds: Seeds = 3, arms: Arms = _ALL_ARMS, workers: Workers = _CORES, out: Out = _OUT
+    seeds: Seeds = 3, arms: Arms = "", workers: Workers = _CORES, out: Out = _OUT
 ) -> None:
     """Both studies."""
     for name in STUDIES:
@@ -93,7 +93,7 @@ def _study(
     out: Path,
 ) -> None:
     study = STUDIES[name]
-    chosen = _words(arms, list(ARMS), "--arms")
+    chosen = _words(arms, list(ARMS), "--arms") or list(study.arms)
     nets = _words(networks, list(study.networks), "--networks") or list(study.networks)
     jobs = [Job(name, net, arm, tuple(range(seeds)), steps) for arm in chosen for net in nets]
     outcome = train(jobs, workers, console)

@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: Digits that are not trained on.
+HELD_OUT = 540
+
 
 class Data(Protocol):
     """Training batches and a validation set."""
@@ -48,7 +51,7 @@ class Digits:
         images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)
         labels = torch.tensor(digits.target)
         train, rest = train_test_split(
-            np.arange(len(labels)), test_size=540, random_state=0, stratify=digits.target
+            np.arange(len(labels)), test_size=HELD_OUT, random_state=0, stratify=digits.target
         )
         mean, std = images[train].mean(), images[train].std()
         images = (images - mean) / std

@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network for 8x8 images of one channel: the resolution halves with each new width."""
+    """A residual network for 8x8 images of one channel: each new width halves the resolution."""
 
     def __init__(self, widths: tuple[int, ...] = (32, 64), classes: int = 10) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class GPT(nn.Module):
     """A decoder-only language model on bytes."""
 
     def __init__(
-        self, width: int = 128, depth: int = 3, heads: int = 4, context: int = 128, words: int = 256
+        self, width: int = 128, depth: int = 3, heads: int = 4, context: int = 64, words: int = 256
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(words, width)
@@ -141,4 +141,4 @@ def initialise(net: nn.Module, seed: int) -> None:
                 module.project.weight.mul_(0.3)
                 module.down.weight.mul_(0.3)
         elif isinstance(module, (ViT, GPT)):
-            nn.init.normal_(module.position, std=0.5)
+            nn.init.normal_(module.position, std=1.0)

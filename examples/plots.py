@@ -10,8 +10,8 @@ from typing import Any
 from examples.results import Row, arms_of
 from examples.studies import ARMS, Study
 
-#: Okabe and Ito's colours, which remain distinct in the common forms of colour blindness.
-_COLOURS = ("#000000", "#56B4E9", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7")
+#: Okabe and Ito's colours, distinct in the common forms of colour blindness, and a brown.
+_COLOURS = ("#000000", "#56B4E9", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8C6D46")
 _COLOUR = dict(zip(ARMS, _COLOURS, strict=True))
 
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.results import Row, arms_of
-from examples.studies import ARMS, MEANING, Study
+from examples.studies import ARMS, Study
 
 HINT = (
-    "How to read: compare 'difference' (to dense, paired over seeds) with its spread; without * "
-    "the 95% interval of the difference includes 0 and the runs do not tell the two apart."
+    "* differs from dense: the 95% interval of the difference, paired over seeds, excludes 0. "
+    "Without * these runs do not tell the two apart."
 )
 
 _BASE = next(iter(ARMS))
@@ -30,48 +30,71 @@ def columns(study: Study) -> list[str]:
 
 
 def table(study: Study, rows: Sequence[Row], network: str) -> list[list[str]]:
-    """The cells of one network's table, a row per arm: mean +- standard deviation over seeds."""
-    metric, scale, digits = study.metric.column, study.metric.scale, study.metric.digits
-    base = _by_seed(rows, network, _BASE)
-    cells = []
-    for arm in arms_of(rows)[network]:
-        own = _by_seed(rows, network, arm)
-        seeds = sorted(own.keys() & base.keys())
+    """The cells of one network's table, a row per arm: mean ± standard deviation over seeds."""
+    return [_Compared(study, rows, network, arm).cells() for arm in arms_of(rows)[network]]
 
-        def measured(column: str, own: dict = own) -> list[float]:
-            return [row[column] for row in own.values()]
 
-        def paired(column: str, own: dict = own, seeds: list = seeds) -> list[float]:
-            return [own[seed][column] - base[seed][column] for seed in seeds]
+class _Compared:
+    """An arm of a network beside the dense one."""
 
-        compared = arm != _BASE and bool(seeds)
-        losses = [
-            _spread(measured(column), 1, 4) + (_star(paired(column)) if compared else "")
-            for column in ("train_loss", "validation_loss")
-        ]
-        forward, plain = measured(metric), measured(f"dense_forward_{metric}")
-        difference = paired(metric)
-        cells.append(
-            [
-                arm,
-                f"{100 * measured('pruned_flops_share')[0]:.1f}%",
-                *losses,
-                _spread(forward, scale, digits),
-                _spread(difference, scale, digits, sign="+") + _star(difference)
-                if compared
-                else "",
-                "same" if forward == plain else _spread(plain, scale, digits),
-            ]
+    def __init__(self, study: Study, rows: Sequence[Row], network: str, arm: str) -> None:
+        self.arm, self.metric = arm, study.metric
+        own, base = (
+            {r["seed"]: r for r in rows if r["network"] == network and r["arm"] == name}
+            for name in (arm, _BASE)
         )
-    return cells
+        self.rows = list(own.values())
+        self.pairs = [(own[seed], base[seed]) for seed in own if seed in base and arm != _BASE]
+
+    def cells(self) -> list[str]:
+        """A row of the table."""
+        m = self.metric
+        masked, plain = self.values(m.column), self.values(f"dense_forward_{m.column}")
+        difference = ""
+        if self.pairs:
+            difference = _spread(self.differences(m.column), m.scale, m.digits, sign="+")
+            difference += self.star(m.column, m.step)
+        return [
+            self.arm,
+            f"{100 * self.rows[0]['pruned_flops_share']:.1f}%",
+            _spread(self.values("train_loss"), 1, 4) + self.star("train_loss"),
+            _spread(self.values("validation_loss"), 1, 4) + self.star("validation_loss"),
+            _spread(masked, m.scale, m.digits),
+            difference,
+            "same" if masked == plain else _spread(plain, m.scale, m.digits),
+        ]
+
+    def values(self, column: str) -> list[float]:
+        return [row[column] for row in self.rows]
+
+    def differences(self, column: str) -> list[float]:
+        """To dense, for every seed that both have."""
+        return [own[column] - base[column] for own, base in self.pairs]
+
+    def star(self, column: str, step: float = 0.0) -> str:
+        """``" *"`` where the 95% interval of the mean difference excludes 0.
+
+        The standard deviation is taken to be ``step`` at least: three seeds that all differ by one
+        image would else look certain.
+        """
+        differences = self.differences(column)
+        count = len(differences)
+        if count < 2:
+            return ""
+        from scipy.stats import t
+
+        deviation = max(step, statistics.stdev(differences))
+        half = t.ppf(0.975, count - 1) * deviation / math.sqrt(count)
+        return " *" if abs(statistics.fmean(differences)) > half else ""
 
 
 def show(console: Console, study: Study, rows: Sequence[Row]) -> None:
     """Print every network's table and how to read it."""
     for network in arms_of(rows):
         printed = Table(title=f"{study.title}: {network}", title_justify="left", pad_edge=False)
-        for column in columns(study):
-            printed.add_column(column, justify="left" if column == "arm" else "right")
+        printed.add_column("arm", no_wrap=True)
+        for column in columns(study)[1:]:
+            printed.add_column(column, justify="right")
         for cells in table(study, rows, network):
             printed.add_row(*cells)
         console.print(printed)
@@ -101,7 +124,7 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
         lines += ["", *_findings(study, rows, network), ""]
     used = {row["arm"] for row in rows}
     lines += ["## The arms", ""]
-    lines += [f"- `{arm}`: {text}." for arm, text in MEANING.items() if arm in used]
+    lines += [f"- `{arm}`: {ARMS[arm].meaning}." for arm in ARMS if arm in used]
     lines += ["", "## How to read this", "", *_NOTES]
     return "\n".join(lines) + "\n"
 
@@ -109,7 +132,8 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
 _NOTES = (
     "- Cells are mean ± standard deviation over seeds; `difference` is to `dense`, paired over "
     "seeds. `*`: the paired difference to `dense` has a 95% interval (Student t, no correction "
-    "for the number of comparisons) that excludes 0.",
+    "for the number of comparisons) that excludes 0; the spread of accuracies is taken to be one "
+    "image at least.",
     "- Train loss: mean over the last tenth of the steps, as the arm computes it, so with masks "
     "where its forward product is pruned. Validation prunes the forward product as training does; "
     "`without masks` validates the same parameters densely.",
@@ -125,27 +149,21 @@ _NOTES = (
 
 def _findings(study: Study, rows: Sequence[Row], network: str) -> list[str]:
     """Which arms differ from dense, in words."""
-    metric, base = study.metric, _by_seed(rows, network, _BASE)
-    groups: dict[str, list[str]] = {"worse": [], "better": [], "not told apart": []}
+    metric = study.metric
+    verdicts = {"worse than": [], "better than": [], "not told apart from": []}
     for arm in arms_of(rows)[network]:
-        own = _by_seed(rows, network, arm)
-        seeds = sorted(own.keys() & base.keys())
-        if arm == _BASE or len(seeds) < 2:
+        compared = _Compared(study, rows, network, arm)
+        if len(compared.pairs) < 2:
             continue
-        change = [own[s][metric.column] - base[s][metric.column] for s in seeds]
-        better = (statistics.fmean(change) > 0) == (metric.better == "higher")
-        group = "not told apart" if not _star(change) else "better" if better else "worse"
-        groups[group].append(f"`{arm}`")
+        higher = statistics.fmean(compared.differences(metric.column)) > 0
+        verdict = "better than" if higher == (metric.better == "higher") else "worse than"
+        certain = compared.star(metric.column, metric.step)
+        verdicts[verdict if certain else "not told apart from"].append(f"`{arm}`")
     return [
-        f"- {metric.label}, {verdict}{' from' if 'told' in verdict else ' than'} `dense`: "
-        f"{', '.join(arms)}."
-        for verdict, arms in groups.items()
+        f"- {metric.label}, {verdict} `dense`: {', '.join(arms)}."
+        for verdict, arms in verdicts.items()
         if arms
     ]
-
-
-def _by_seed(rows: Sequence[Row], network: str, arm: str) -> dict[float, Row]:
-    return {r["seed"]: r for r in rows if r["network"] == network and r["arm"] == arm}
 
 
 def _spread(values: Sequence[float], scale: float, digits: int, sign: str = "") -> str:
@@ -154,17 +172,6 @@ def _spread(values: Sequence[float], scale: float, digits: int, sign: str = "") 
     if len(values) > 1:
         text += f" ± {scale * statistics.stdev(values):.{digits}f}"
     return text
-
-
-def _star(differences: Sequence[float]) -> str:
-    """``" *"`` where the 95% interval of the mean difference excludes 0."""
-    count = len(differences)
-    if count < 2:
-        return ""
-    from scipy.stats import t
-
-    half = t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
-    return " *" if abs(statistics.fmean(differences)) > half else ""
 
 
 def _markdown_table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:

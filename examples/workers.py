@@ -141,7 +141,7 @@ def _work(todo: Any, messages: Any) -> None:
 
 def _train(job: Job, messages: Any) -> str:
     start = time.perf_counter()
-    arm = Arm(STUDIES[job.study].networks[job.network], job.network, job.arm, ARMS[job.arm])
+    arm = Arm(STUDIES[job.study].networks[job.network], job.network, job.arm, ARMS[job.arm].policy)
     for seed in job.seeds:
         shown = _Shown(job, seed, messages)
         run = arm.run(seed, job.steps, shown)
