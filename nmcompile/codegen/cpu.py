@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -138,6 +138,7 @@ def _without_compiler(reason: str) -> None:
 
 _kernels: dict[KernelKind, Future[Kernel | None]] = {}
 _lock = threading.Lock()
+_builder = ThreadPoolExecutor(1, thread_name_prefix="nmcompile-build")
 
 
 def _future(
@@ -171,4 +172,9 @@ def kernel(kind: KernelKind) -> Kernel | None:
 
 def warm_up(kind: KernelKind) -> None:
     """Compile the kernel in the background; a later ``kernel(kind)`` waits for it."""
-    _future(kind, lambda work: threading.Thread(target=work, daemon=True).start())
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    # Inductor asks the compiler what the processor can do, once, but without a lock: were it asked
+    # by two threads, the compiler would run twice.
+    pick_vec_isa()
+    _future(kind, _builder.submit)

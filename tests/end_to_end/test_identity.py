@@ -200,7 +200,7 @@ class TestExactBackward:
 
 
 def test_transposable_masks_agree_where_every_score_is_equal() -> None:
-    # All magnitudes equal: every pattern ties, and fprop sees the transposed view of dgrad's weight.
+    # All magnitudes equal, so every pattern ties; fprop sees the transposed view of the weight.
     layer = nn.Linear(8, 16, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(16, 8).sign())
