@@ -125,7 +125,11 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
     used = {row["arm"] for row in rows}
     lines += ["## The arms", ""]
     lines += [f"- `{arm}`: {ARMS[arm].meaning}." for arm in ARMS if arm in used]
-    lines += ["", "## How to read this", "", *_NOTES]
+    exception = "Only `full-but-first` makes an exception for a layer, the first"
+    if "full-but-first" not in used:
+        exception = "No layer is excepted: first and last are pruned like the rest"
+    lines += ["", "## How to read this", ""]
+    lines += [note.format(exception=exception) for note in _NOTES]
     return "\n".join(lines) + "\n"
 
 
@@ -139,8 +143,8 @@ _NOTES = (
     "`without masks` validates the same parameters densely.",
     "- FLOPs pruned: share of the linear and convolution products of a training step, all three "
     "roles together, that have a pruned operand; sparse products skip half of these. The products "
-    "inside attention stay dense and are not in this share. No layer is excepted: the first layer "
-    "and the head are pruned like the rest (a dimension too short for a block stays dense).",
+    "inside attention stay dense and are not in this share. {exception} "
+    "(where the reduction is shorter than a block, as over one input channel, it stays dense).",
     "- What this does not support: conclusions about large models, long training, other data or "
     "speed. The models are tiny, the runs short and the seeds few: an arm without `*` has not been "
     "shown to be equal to `dense`, only not shown to differ.",
@@ -150,20 +154,25 @@ _NOTES = (
 def _findings(study: Study, rows: Sequence[Row], network: str) -> list[str]:
     """Which arms differ from dense, in words."""
     metric = study.metric
-    verdicts = {"worse than": [], "better than": [], "not told apart from": []}
-    for arm in arms_of(rows)[network]:
-        compared = _Compared(study, rows, network, arm)
-        if len(compared.pairs) < 2:
-            continue
-        higher = statistics.fmean(compared.differences(metric.column)) > 0
-        verdict = "better than" if higher == (metric.better == "higher") else "worse than"
-        certain = compared.star(metric.column, metric.step)
-        verdicts[verdict if certain else "not told apart from"].append(f"`{arm}`")
-    return [
-        f"- {metric.label}, {verdict} `dense`: {', '.join(arms)}."
-        for verdict, arms in verdicts.items()
-        if arms
-    ]
+    lines = []
+    for column, label, better, step in (
+        ("train_loss", "train loss", "lower", 0.0),
+        ("validation_loss", "validation loss", "lower", 0.0),
+        (metric.column, metric.label, metric.better, metric.step),
+    ):
+        verdicts: dict[str, list[str]] = {"worse": [], "better": [], "not told apart": []}
+        for arm in arms_of(rows)[network]:
+            compared = _Compared(study, rows, network, arm)
+            if len(compared.pairs) < 2:
+                continue
+            higher = statistics.fmean(compared.differences(column)) > 0
+            verdict = "better" if higher == (better == "higher") else "worse"
+            certain = compared.star(column, step)
+            verdicts[verdict if certain else "not told apart"].append(f"`{arm}`")
+        found = "; ".join(f"{word}: {', '.join(arms)}" for word, arms in verdicts.items() if arms)
+        if found:
+            lines.append(f"- {label}, beside `dense`: {found}.")
+    return lines
 
 
 def _spread(values: Sequence[float], scale: float, digits: int, sign: str = "") -> str:
