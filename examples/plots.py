@@ -28,10 +28,12 @@ def draw(study: Study, rows: Sequence[Row], curves: Sequence[Row]) -> bytes:
         layout="constrained", width_ratios=(1.25, 1),
     )  # fmt: skip
     for (network, arms), (left, right) in zip(networks.items(), axes, strict=True):
-        for arm in arms:
-            _curve(left, [r for r in curves if r["network"] == network and r["arm"] == arm], arm)
-        left.set(yscale="log", xlabel="step", ylabel="training loss (nats)", title=network)
-        _points(right, study, [r for r in rows if r["network"] == network], arms)
+        own = [r for r in rows if r["network"] == network]
+        lines = [r for r in curves if r["network"] == network]
+        shown = [arm for arm in arms if arm not in _far(study, own, arms)]
+        _curves(left, lines, arms, shown)
+        left.set(xlabel="step", ylabel="training loss (nats)", title=network)
+        _points(right, study, own, arms, shown)
         right.set_title(f"{network}: validation, a point per seed")
     if all(arms == list(networks.values())[-1] for arms in networks.values()):
         for axis in axes[:-1, 1]:
@@ -53,36 +55,66 @@ def _smaller(png: io.BytesIO) -> bytes:
     return out.getvalue()
 
 
-def _curve(axis: Any, curves: Sequence[Row], arm: str) -> None:
-    losses: dict[float, list[float]] = {}
-    for row in curves:
-        losses.setdefault(row["step"], []).append(row["train_loss"])
-    steps, values = list(losses), list(losses.values())
-    mean = [statistics.fmean(v) for v in values]
-    width, above = (2.4, 3) if arm == "dense" else (1.4, 2)
-    axis.plot(steps, mean, color=_COLOUR[arm], label=arm, linewidth=width, zorder=above)
-    axis.fill_between(
-        steps, list(map(min, values)), list(map(max, values)), color=_COLOUR[arm], alpha=0.12,
-        linewidth=0,
-    )  # fmt: skip
+def _far(study: Study, rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
+    """Arms so far from dense that the axes would show nothing else."""
+    metric = study.metric.column
+    means = [statistics.fmean(r[metric] for r in rows if r["arm"] == arm) for arm in arms]
+    distances = [abs(mean - means[0]) for mean in means]
+    limit = 6 * statistics.median(distances)
+    return [arm for arm, d in zip(arms, distances, strict=True) if d > limit > 0]
+
+
+def _curves(axis: Any, rows: Sequence[Row], arms: Sequence[str], shown: Sequence[str]) -> None:
+    for arm in arms:
+        losses: dict[float, list[float]] = {}
+        for row in rows:
+            if row["arm"] == arm:
+                losses.setdefault(row["step"], []).append(row["train_loss"])
+        steps, values = list(losses), list(losses.values())
+        width, above = (2.4, 3) if arm == "dense" else (1.4, 2)
+        mean = [statistics.fmean(v) for v in values]
+        axis.plot(steps, mean, color=_COLOUR[arm], label=arm, linewidth=width, zorder=above)
+        low, high = list(map(min, values)), list(map(max, values))
+        axis.fill_between(steps, low, high, color=_COLOUR[arm], alpha=0.12, linewidth=0)
+    visible = [row["train_loss"] for row in rows if row["arm"] in shown]
+    low, high = min(visible), max(visible)
+    if high / low > 20:
+        axis.set_yscale("log")
+        axis.set_ylim(low / 1.3, high * 1.3)
+    else:
+        axis.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _points(axis: Any, study: Study, rows: Sequence[Row], arms: Sequence[str]) -> None:
+def _points(
+    axis: Any, study: Study, rows: Sequence[Row], arms: Sequence[str], shown: Sequence[str]
+) -> None:
     metric = study.metric
+    values = {
+        arm: [metric.scale * r[metric.column] for r in rows if r["arm"] == arm] for arm in arms
+    }
+    visible = [value for arm in shown for value in values[arm]]
+    margin = 0.08 * (max(visible) - min(visible)) or 0.01
+    low, high = min(visible) - margin, max(visible) + margin
+    axis.axhline(statistics.fmean(values[arms[0]]), color="0.6", linewidth=0.8, linestyle=":")
     for place, arm in enumerate(arms):
-        values = [metric.scale * r[metric.column] for r in rows if r["arm"] == arm]
-        mean = statistics.fmean(values)
-        if place == 0:
-            axis.axhline(mean, color="0.6", linewidth=0.8, linestyle=":")
-        axis.plot([place - 0.25, place + 0.25], [mean, mean], color=_COLOUR[arm], linewidth=2.5)
-        offsets = [place + 0.12 * (i - (len(values) - 1) / 2) for i in range(len(values))]
+        mean, colour = statistics.fmean(values[arm]), _COLOUR[arm]
+        if arm not in shown:  # an arrow, and where it points to
+            edge, inside = (high, high - 3 * margin) if mean > high else (low, low + 3 * margin)
+            axis.annotate(
+                f"{mean:.1f}", (place, edge), (place, inside), color=colour, ha="center",
+                va="center", arrowprops={"arrowstyle": "->", "color": colour},
+            )  # fmt: skip
+            continue
+        axis.plot([place - 0.25, place + 0.25], [mean, mean], color=colour, linewidth=2.5)
+        middle = (len(values[arm]) - 1) / 2
+        offsets = [place + 0.12 * (i - middle) for i in range(len(values[arm]))]
         axis.plot(
-            offsets, values, "o", color=_COLOUR[arm], markersize=5, markeredgecolor="white",
+            offsets, values[arm], "o", color=colour, markersize=5, markeredgecolor="white",
             markeredgewidth=0.6,
         )  # fmt: skip
+    axis.set(ylim=(low, high), ylabel=f"{metric.label}, {metric.better} is better")
     axis.set_xticks(range(len(arms)), arms, rotation=35, ha="right")
-    axis.set_ylabel(f"{metric.label}, {metric.better} is better")
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
