@@ -24,7 +24,11 @@ from examples.results import curve_rows, read_csv, run_rows, write, write_csv
 from examples.studies import ARMS, STUDIES, Study
 from examples.workers import Job, train
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(
+    help="What each kind of pruning costs, on models that train on a laptop's CPU.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 # Where the output is no terminal, tables are as wide as they need to be.
 console = Console(width=None if Console().is_terminal else 132)
 
@@ -48,7 +52,7 @@ def digits(
     workers: Workers = _CORES,
     out: Out = _OUT,
 ) -> None:
-    """A ResNet and a ViT on scikit-learn's digits (minutes)."""
+    """A ResNet and a ViT on scikit-learn's digits (about 3 minutes)."""
     _study("digits", seeds, arms, networks, steps, workers, out)
 
 
@@ -60,7 +64,7 @@ def text(
     workers: Workers = _CORES,
     out: Out = _OUT,
 ) -> None:
-    """A GPT on the source of Python's standard library (a quarter of an hour)."""
+    """A GPT on the source of Python's standard library (about 10 minutes)."""
     _study("text", seeds, arms, "", steps, workers, out)
 
 

@@ -74,10 +74,8 @@ def train(jobs: list[Job], workers: int, console: Console) -> Outcome:
         outcome.stopped = "interrupted"
     finally:
         for process in processes:
-            if outcome.stopped and process.is_alive():
-                process.terminate()
-        for process in processes:
             if process.pid is not None:
+                process.terminate()  # whatever it still does, nobody waits for it
                 process.join()
         todo.cancel_join_thread()
     return outcome
