@@ -82,13 +82,18 @@ class JointPass(CustomGraphPass):  # type: ignore[misc]
     """Runs the user's own joint pass, then ours, and keeps a report of what was done."""
 
     def __init__(
-        self, policy: Policy, capture: Capture, configured: Any, build_kernels: bool
+        self,
+        policy: Policy,
+        capture: Capture,
+        configured: Any,
+        settings: list[tuple[str, str]],
+        build_kernels: bool,
     ) -> None:
         self.policy = policy
         self.capture = capture
         self.build_kernels = build_kernels
         self.before_ours = _torch.graph_passes(configured)
-        key = (policy.digest, sources_digest(), capture.fingerprint, torch.__version__)
+        key = (policy.digest, sources_digest(), capture.fingerprint, torch.__version__, settings)
         self.digest = hashlib.sha256(repr(key).encode()).hexdigest()
         self.reports: list[GraphReport] = []
 
@@ -174,7 +179,9 @@ def _joint_pass(
 ) -> JointPass:
     name = "joint_custom_pre_pass"
     configured = settings.get(name, getattr(_torch.inductor_config, name))
-    return JointPass(policy, capture, configured, build_kernels)
+    plain = (bool, int, float, str, type(None))
+    values = sorted((k, repr(v)) for k, v in settings.items() if isinstance(v, plain))
+    return JointPass(policy, capture, configured, values, build_kernels)
 
 
 def warm_up(graph: fx.Graph) -> None:

@@ -13,6 +13,12 @@ from nmcompile.policy import Policy
 
 OURS = ("policy",)
 
+#: Settings of Inductor without which products would stay dense in silence.
+_NEEDED = (
+    ("use_joint_graph_passes", True, "the products are pruned in these passes"),
+    ("selective_decompose", False, "it traces the graph anew and loses what its inputs are"),
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -65,7 +71,8 @@ def read_options(
             file's content.
 
     Raises:
-        OptionError: an option that neither nmcompile nor Inductor knows.
+        OptionError: an option that neither nmcompile nor Inductor knows, or a setting of Inductor
+            under which nothing could be pruned.
         PolicyError: the policy cannot be read.
     """
     options = dict(options or {})
@@ -83,4 +90,12 @@ def read_options(
         pinned = ReadPolicy(os.fspath(source), policy.digest)
         kept = {**wrapper.kwargs["options"], "policy": pinned}
         wrapper.kwargs = {**wrapper.kwargs, "options": kept}
-    return Settings(policy, _torch.inductor_settings(mode, options))
+    inductor = _torch.inductor_settings(mode, options)
+    for name, needed, why in _NEEDED:
+        if inductor.get(name, getattr(_torch.inductor_config, name, needed)) is not needed:
+            origin = f"mode={mode!r} sets it" if mode and mode != "default" else "it is set"
+            raise OptionError(
+                f"backend nm_sparse needs {name} = {needed}, but {origin} to {not needed}: {why}; "
+                'leave it out, or use backend="inductor" where nothing is to be pruned'
+            )
+    return Settings(policy, inductor)

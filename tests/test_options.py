@@ -65,6 +65,21 @@ def test_wrong_options_are_named(options: Any, error: type[Exception], words: st
         read_options(None, options)
 
 
+@pytest.mark.parametrize(
+    ("mode", "options", "words"),
+    [
+        ("lite", None, "needs use_joint_graph_passes = True, but mode='lite' sets it to False"),
+        (None, {"use_joint_graph_passes": False}, "needs use_joint_graph_passes = True"),
+        (None, {"selective_decompose": True}, "needs selective_decompose = False"),
+    ],
+)
+def test_settings_that_would_prune_nothing_in_silence_are_refused(
+    mode: str | None, options: Any, words: str
+) -> None:
+    with pytest.raises(OptionError, match=words):
+        read_options(mode, options)
+
+
 def test_an_error_reaches_the_user_through_dynamo() -> None:
     with pytest.raises(Exception, match="did you mean 'policy'"):
         run({"polcy": "full"})

@@ -129,8 +129,8 @@ def _compile(kind: KernelKind) -> Kernel | None:
 @functools.cache
 def _without_compiler(reason: str) -> None:
     warnings.warn(
-        f"no C++ compiler works here ({reason}): the masks are computed by plain PyTorch, "
-        "which is many times slower; install g++ or clang++, or set CXX",
+        f"a mask kernel could not be built ({reason}): the masks are computed by plain PyTorch, "
+        "which is many times slower; is there a C++ compiler (g++, clang++, or CXX)?",
         NMWarning,
         stacklevel=2,
     )
