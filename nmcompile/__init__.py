@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nmcompile import functional
 from nmcompile.backend import last_report, nm_sparse
-from nmcompile.errors import FormatError, KernelError, NMError, NMWarning, OptionError, PolicyError
+from nmcompile.errors import FormatError, NMError, NMWarning, OptionError, PolicyError
 from nmcompile.explain import explain
 from nmcompile.formats import NMFormat
 from nmcompile.policy import Policy, Rule, recipe_names
@@ -13,7 +13,6 @@ from nmcompile.rewrite import rewrite
 
 __all__ = [
     "FormatError",
-    "KernelError",
     "NMError",
     "NMFormat",
     "NMWarning",

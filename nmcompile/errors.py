@@ -26,10 +26,6 @@ class OptionError(NMError, ValueError):
     """An option of the backend that does not exist or has the wrong type."""
 
 
-class KernelError(NMError, RuntimeError):
-    """A mask kernel could not be built; the message says what was used or what to do instead."""
-
-
 def nearest(word: str, known: Iterable[str]) -> str:
     """A sentence fragment with the nearest valid word, or with all of them when none is near."""
     words = sorted(set(known))

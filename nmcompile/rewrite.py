@@ -18,18 +18,13 @@ from nmcompile.backend import readable
 from nmcompile.errors import NMError, nearest
 from nmcompile.gemm import OperandKind
 from nmcompile.passes.backward_roles import view_base
+from nmcompile.passes.find_gemms import LEFT_OPERAND
 from nmcompile.passes.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy
 from nmcompile.report import GraphReport, Report
 
 aten = torch.ops.aten
-_LEFT: dict[Any, int] = {
-    aten.mm.default: 0,
-    aten.addmm.default: 1,
-    aten.bmm.default: 0,
-    aten.baddbmm.default: 1,
-}
 
 
 def rewrite(
@@ -132,7 +127,7 @@ def _differentiated(graph: fx.Graph) -> set[fx.Node]:
     met = {
         view_base(other)
         for node in graph.nodes
-        if node.target in _LEFT and node in gradient
+        if node.target in LEFT_OPERAND and node in gradient
         for one, other in (_operands(node), _operands(node)[::-1])
         if one in gradient
     }
@@ -140,7 +135,7 @@ def _differentiated(graph: fx.Graph) -> set[fx.Node]:
     for node in graph.nodes:
         if node.target is aten.convolution.default:
             found.add(view_base(node.args[1]))
-        elif node.target in _LEFT and node not in gradient:
+        elif node.target in LEFT_OPERAND and node not in gradient:
             left, right = map(view_base, _operands(node))
             # The right operand first: when x itself needs a gradient, both have met one.
             if left in met and right.op == "placeholder":
@@ -151,5 +146,5 @@ def _differentiated(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _operands(node: fx.Node) -> tuple[Any, Any]:
-    left = _LEFT[node.target]
+    left = LEFT_OPERAND[node.target]
     return node.args[left], node.args[left + 1]

@@ -29,7 +29,7 @@ aten = torch.ops.aten
 WEIGHT, ACTIVATION = OperandKind.WEIGHT, OperandKind.ACTIVATION
 
 #: Matrix products and the position of their left operand.
-_MATMULS: dict[Any, int] = {
+LEFT_OPERAND: dict[Any, int] = {
     aten.mm.default: 0,
     aten.addmm.default: 1,
     aten.bmm.default: 0,
@@ -46,7 +46,7 @@ def find(plan: Plan) -> None:
 def find_gemms(graph: fx.Graph, kinds: Kinds) -> list[Gemm]:
     """Every product of the graph in graph order, with role, operands, sizes and module path."""
     finders: dict[Any, Callable[[fx.Node, Kinds], list[Gemm]]] = {
-        **dict.fromkeys(_MATMULS, _matmul),
+        **dict.fromkeys(LEFT_OPERAND, _matmul),
         aten.convolution.default: _convolution,
         aten.convolution_backward.default: _convolution_backward,
     }
@@ -60,7 +60,7 @@ def find_gemms(graph: fx.Graph, kinds: Kinds) -> list[Gemm]:
 
 
 def _matmul(node: fx.Node, kinds: Kinds) -> list[Gemm]:
-    left = _MATMULS[node.target]
+    left = LEFT_OPERAND[node.target]
     a, b = node.args[left], node.args[left + 1]
     assert isinstance(a, fx.Node)
     assert isinstance(b, fx.Node)
