@@ -43,7 +43,8 @@ def prune(
 
     Returns:
         A new tensor with the strides of ``torch.empty_like(x)``, without a gradient. A block that
-        holds inf or NaN keeps its n largest, so that it stays non-finite.
+        holds inf or NaN stays non-finite: its n largest survive, or with ``"mvue"`` its first n
+        as inf or NaN (as in a block whose magnitudes add up to 2^126 or more).
 
     Raises:
         TypeError, IndexError, FormatError, ValueError: for arguments that cannot be honoured.
@@ -102,8 +103,8 @@ def block_threshold(x: Tensor, format: str | NMFormat = "2:4", dim: int = -1) ->
 
     Returns:
         The shape of ``x`` with ``dim`` replaced by the number of blocks; float32 (float64 for
-        float64), rounded up to a value of ``x``'s dtype. Zero for a block with fewer than n
-        non-zeros.
+        float64), rounded up to a value of ``x``'s dtype, and at least the smallest normal
+        number (where fewer than n elements are non-zero).
     """
     form, dims, _ = _check(x, format, dim, Method.MVUE)
     if len(dims) != 1:

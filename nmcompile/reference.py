@@ -1,8 +1,8 @@
 """The oracle: every mask in plain PyTorch, on any device, in the order that the kernels follow.
 
 Blocks are the last dimension of a tensor ``[..., m]`` (transposable: tiles ``[..., m, m]``).
-Arithmetic is in float32, or float64 for float64 input; sums run one element after the other, so
-that a kernel which does the same agrees bit for bit. Source of the formulas: Chmiel, Hubara,
+Arithmetic is in float32, or float64 for float64 input, in an order that is written down here, so
+that a kernel which follows it agrees bit for bit. Source of the formulas: Chmiel, Hubara,
 Banner, Soudry, "Minimum Variance Unbiased N:M Sparsity for the Neural Gradients", ICLR 2023,
 arXiv 2203.10991 (approx-mvue, 1:2), and water filling of the inclusion probabilities (any N:M).
 """
@@ -52,11 +52,21 @@ def ranks(blocks: Tensor) -> Tensor:
 
 
 def _sum(terms: Tensor) -> Tensor:
-    """Sum over the last dimension, one term after the other."""
-    total = terms[..., 0]
-    for i in range(1, terms.shape[-1]):
-        total = total + terms[..., i]
-    return total
+    """Sum over the last dimension, neighbours first: ``(a0 + a1) + (a2 + a3)`` for four."""
+    level = list(terms.unbind(-1))
+    while len(level) > 1:
+        pairs = [a + b for a, b in zip(level[::2], level[1::2], strict=False)]
+        level = pairs + level[len(level) // 2 * 2 :]
+    return level[0]
+
+
+def _running_sum(terms: Tensor, start: Tensor | None = None) -> Tensor:
+    """Sums of the first 1, 2, ... terms, one term after the other, from ``start`` ``[...]``."""
+    total, sums = start, []
+    for term in terms.unbind(-1):
+        total = term if total is None else total + term
+        sums.append(total)
+    return torch.stack(sums, -1)
 
 
 def _non_finite(blocks: Tensor) -> Tensor:
@@ -80,15 +90,30 @@ def block_threshold(blocks: Tensor, n: int) -> Tensor:
 
     The element a_i is kept with probability ``min(1, |a_i| / T)`` and then has the magnitude
     ``max(|a_i|, T)``. T is rounded up to the dtype of ``blocks``: a kept value is then
-    representable and the estimate is unbiased in 16-bit types too. Not meaningful (and possibly
-    NaN) where the block holds inf or NaN.
+    representable and the estimate is unbiased in 16-bit types too. It is at least the smallest
+    normal number of the compute type. Not meaningful (and possibly NaN) where ``is_special``.
     """
-    mag, rank = magnitudes(blocks), ranks(blocks)
-    zero = torch.zeros_like(mag)
+    mag, m = magnitudes(blocks), blocks.shape[-1]
+    total, zero = _sum(mag), torch.zeros_like(mag)
     # Divide by a tensor: some devices replace a division by a number with a multiplication.
-    tails = [_sum(torch.where(rank >= k, mag, zero)) for k in range(n)]
-    means = [tail / torch.full_like(tail, n - k) for k, tail in enumerate(tails)]
-    return _round_up(functools.reduce(torch.minimum, means), blocks.dtype)
+    means = [total / torch.full_like(total, n)]
+    if n > 1:
+        # All but the largest: the smallest of the sums without one element.
+        without_one = [_sum(torch.where(torch.arange(m, device=mag.device) == i, zero, mag))
+                       for i in range(m)]  # fmt: skip
+        means.append(functools.reduce(torch.minimum, without_one) / torch.full_like(total, n - 1))
+    for k in range(2, n):
+        tail = _sum(torch.where(ranks(blocks) >= k, mag, zero))
+        means.append(tail / torch.full_like(tail, n - k))
+    threshold = _round_up(functools.reduce(torch.minimum, means), blocks.dtype)
+    return threshold.clamp(min=torch.finfo(threshold.dtype).tiny)
+
+
+def is_special(blocks: Tensor, n: int) -> Tensor:
+    """Blocks that MVUE cannot sample, ``[...]``: inf, NaN, or sums and T that would overflow."""
+    total = _sum(magnitudes(blocks))
+    limit = 2.0**1022 if total.dtype == torch.float64 else 2.0**126
+    return ~(total < limit) | (block_threshold(blocks, n) > torch.finfo(blocks.dtype).max)
 
 
 def _approx_parts(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,10 +142,9 @@ def inclusion_probability(blocks: Tensor, n: int, method: str = "mvue") -> Tenso
     if method == "uniform":
         p, special = one * (n / m), _non_finite(blocks)
     elif method == "mvue":
-        t = block_threshold(blocks, n)[..., None]
-        certain = (mag >= t) & (mag > 0) & largest
-        p, special = torch.where(certain, one, mag / t), _non_finite(blocks) | t.isinf()
-        p = torch.where(mag > 0, p, 0.0)
+        p = (mag / block_threshold(blocks, n)[..., None]).clamp(max=1)
+        first = torch.arange(m, device=mag.device) < n
+        return torch.where(is_special(blocks, n)[..., None], first.to(mag.dtype), p)
     else:
         total, _, factor = _approx_parts(blocks)
         sparse = (mag > 0).sum(-1, keepdim=True) <= 2
@@ -144,18 +168,19 @@ def prune_blocks(
         u: ``[...]``, one number in [0, 1) per block, for the random methods.
         u2: ``[...]``, a second one, for ``"approx-mvue"``.
 
-    A block that holds inf or NaN keeps its n largest as they are, whatever the method.
+    A block that holds inf or NaN keeps its n largest as they are; with ``"mvue"`` its first n
+    elements, as inf (of their sign) or NaN, and so does one whose sum or T would overflow.
     """
     largest = ranks(blocks) < n
     if method == "mse" or (n == blocks.shape[-1] and method != "uniform"):
         return largest, torch.where(largest, blocks, 0)
     assert u is not None
     u = u[..., None].to(magnitudes(blocks).dtype)
+    if method == "mvue":
+        return _mvue(blocks, n, u)
     non_finite = _non_finite(blocks)
     if method == "uniform":
         keep, value = _uniform(blocks, n, u)
-    elif method == "mvue":
-        keep, value = _mvue(blocks, n, largest, u)
     else:
         assert u2 is not None
         keep, value = _approx_mvue(blocks, largest, u, u2[..., None].to(u.dtype))
@@ -175,27 +200,36 @@ def _uniform(blocks: Tensor, n: int, u: Tensor) -> tuple[Tensor, Tensor]:
     return _steps((c + u).floor().clamp(max=n)), (blocks.to(u.dtype) * scale).to(blocks.dtype)
 
 
-def _mvue(blocks: Tensor, n: int, largest: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Systematic sampling: with C the running sum of p, keep where ``floor(C + u)`` rises.
+def _mvue(blocks: Tensor, n: int, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Systematic sampling: with C the running sum of p, keep where one of u, 1 + u, ... is crossed.
 
-    Elements with p = 1 are left out of C (whole numbers do not change where it rises), so that
-    rounding cannot lose them, and ``C >= j - u`` is compared as ``C T >= (j - u) T``: without a
-    division, scaled by a power of two so that neither side overflows or underflows.
+    All is multiplied by T, and the sums start at a power of two M with ``n T <= M``: they are then
+    whole numbers of one unit, the last place of M, and exact. An element with p = 1 is so kept for
+    certain, no element is counted twice, and nothing divides. The price is a resolution of
+    2^-22 T (for 2:4 in float32) in the probabilities; u is cut to the same resolution.
     """
     mag = magnitudes(blocks)
-    t = block_threshold(blocks, n)[..., None]
-    # `largest` matters for denormals alone, where the division that made T can round it down.
-    certain = (mag >= t) & (mag > 0) & largest
-    double = mag.dtype == torch.float64
-    huge, tiny, up = (2.0**1000, 2.0**-900, 2.0**128) if double else (2.0**100, 2.0**-60, 2.0**64)
-    scale = torch.ones_like(t).masked_fill(t > huge, 2.0**-32).masked_fill(t < tiny, up)
-    share = torch.where(mag < t, mag * scale, 0.0)
-    running = torch.stack([_sum(share[..., : i + 1]) for i in range(share.shape[-1])], -1)
-    level = sum(((running >= (j - u) * (t * scale)).long() for j in range(1, n + 1)), 0 * certain)
-    level = torch.minimum(level, n - certain.sum(-1, keepdim=True))
-    keep = torch.where(t.isinf(), largest, certain | ((mag < t) & _steps(level)))
-    raised = torch.copysign(t.to(blocks.dtype).expand_as(blocks), blocks)
-    return keep, torch.where(mag < t, raised, blocks)
+    special = is_special(blocks, n)[..., None]
+    t = block_threshold(blocks, n)[..., None].masked_fill(special, 1.0)
+    whole, fraction = (torch.int64, 52) if mag.dtype == torch.float64 else (torch.int32, 23)
+    exponent = t.view(whole) >> fraction
+    spare = 1 + (n - 1).bit_length()
+    start = ((exponent + spare) << fraction).view(t.dtype)  # M
+    share = (t + start) - start
+    steps = 2.0 ** (fraction - spare)
+    level = start + (u * steps).floor() / steps * share
+    after = _running_sum(torch.where(mag < t, mag, share), start[..., 0])
+    before = torch.cat([start, after[..., :-1]], -1)
+    keep = torch.zeros_like(mag, dtype=torch.bool)
+    for _ in range(n):
+        keep |= (before <= level) & (level < after)
+        level = level + share
+    value = torch.where(mag < t, torch.copysign(t.to(blocks.dtype), blocks), blocks)
+    first = torch.arange(blocks.shape[-1], device=blocks.device) < n
+    infinite = torch.copysign(torch.full_like(blocks, math.inf), blocks)
+    keep = torch.where(special, first, keep)
+    value = torch.where(special, torch.where(blocks.isnan(), blocks, infinite), value)
+    return keep, torch.where(keep, value, 0)
 
 
 def _approx_mvue(blocks: Tensor, largest: Tensor, u: Tensor, u2: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,7 +237,7 @@ def _approx_mvue(blocks: Tensor, largest: Tensor, u: Tensor, u2: Tensor) -> tupl
     total, others, factor = _approx_parts(blocks)
 
     def draw(weights: Tensor, target: Tensor) -> Tensor:
-        c = torch.stack([_sum(weights[..., : i + 1]) for i in range(4)], -1)
+        c = _running_sum(weights)
         return (c > target) & (F.pad(c, (1, 0))[..., :-1] <= target)
 
     first = draw(mag, u * total)
@@ -268,26 +302,26 @@ def transposable_keep(tiles: Tensor, n: int) -> Tensor:
 
 
 def philox_uniforms(seed: Tensor, stream: int, count: int, second: bool = False) -> Tensor:
-    """The numbers of the blocks 0..count-1: ``[count]`` float32 in [0, 1), multiples of 2^-24.
+    """The numbers of the blocks 0..count-1: ``[count]`` float32 in [0, 1), multiples of 2^-23.
 
-    Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011); the key
-    is the 64-bit ``seed``, the counter words are (low, high, stream, second). Block k takes word
-    ``k // 16 % 4`` of counter ``k // 64 * 16 + k % 16``: 16 lanes draw for 64 blocks at a time.
+    Philox4x32-7 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: seven
+    rounds pass BigCrush); the key is the 64-bit ``seed``, the counter words are (low, high,
+    stream, second). Block k takes word ``k % 4`` of counter ``k // 4``, and of that word the low
+    23 bits, which are the mantissa of a number in [1, 2).
     """
-    k = torch.arange(count, device=seed.device)
-    counter = k // 64 * 16 + k % 16
-    c = [counter & _WORD, counter >> 32, torch.full_like(k, stream & _WORD)]
-    c.append(torch.full_like(k, int(second)))
+    counter = torch.arange((count + 3) // 4, device=seed.device)
+    c = [counter & _WORD, counter >> 32, torch.full_like(counter, stream & _WORD)]
+    c.append(torch.full_like(counter, int(second)))
     seed = seed.reshape(())
     key0, key1 = seed & _WORD, (seed >> 32) & _WORD
-    for _ in range(10):
+    for _ in range(7):
         # int64 products wrap, which leaves all 64 bits of the unsigned product in place.
         p0, p1 = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
         c = [((p1 >> 32) & _WORD) ^ c[1] ^ key0, p1 & _WORD,
              ((p0 >> 32) & _WORD) ^ c[3] ^ key1, p0 & _WORD]  # fmt: skip
         key0, key1 = (key0 + 0x9E3779B9) & _WORD, (key1 + 0xBB67AE85) & _WORD
-    word = torch.stack(c).gather(0, (k // 16 % 4)[None])[0]
-    return (word >> 8).to(torch.float32) * 2.0**-24
+    word = torch.stack(c, -1).flatten()[:count]
+    return (word & 0x7FFFFF).to(torch.float32) * 2.0**-23
 
 
 # -- whole tensors -----------------------------------------------------------------------------

@@ -26,6 +26,17 @@ inline void find_ranks(const I (&bits)[E], I (&rank)[E]) {
   }
 }
 
+// Neighbours first, as reference._sum; without element `skip`.
+inline R tree_sum(const R* terms, int skip = -1) {
+  R level[E];
+  UNROLL for (int i = 0; i < M; ++i) level[i] = i == skip ? R{} : terms[i];
+  UNROLL for (int count = M; count > 1; count = (count + 1) / 2) {
+    UNROLL for (int i = 0; i < count / 2; ++i) level[i] = level[2 * i] + level[2 * i + 1];
+    if (count % 2) level[count / 2] = level[count - 1];
+  }
+  return level[0];
+}
+
 inline void write(I (&bits)[E], int i, I keep, I value) {
 #if NM_MASK
   bits[i] = keep & 1;
@@ -66,41 +77,43 @@ INLINE void prune(I (&bits)[E], Uniforms& first, Uniforms& second, int64_t k) {
     UNROLL for (int i = 0; i < E; ++i) write(bits, i, integer(-1), bits[i]);
     return;
   }
-  R t{};
-  UNROLL for (int removed = 0; removed < N; ++removed) {
-    R tail{};
-    UNROLL for (int i = 0; i < E; ++i) tail += rank[i] >= removed ? mag[i] : R{};
-    tail /= (Real)(N - removed);
-    t = removed == 0 || tail < t ? tail : t;
+  const R total = tree_sum(mag);
+  R t = total / (Real)N;
+  if (N > 1) {  // all but the largest: the smallest of the sums without one element
+    UNROLL for (int i = 0; i < M; ++i) {
+      R mean = tree_sum(mag, i) / (Real)(N - 1);
+      t = mean < t ? mean : t;
+    }
+  }
+  UNROLL for (int removed = 2; removed < N; ++removed) {
+    R tail[M];
+    UNROLL for (int i = 0; i < M; ++i) tail[i] = rank[i] >= removed ? mag[i] : R{};
+    R mean = tree_sum(tail) / (Real)(N - removed);
+    t = mean < t ? mean : t;
   }
   t = round_up(t);
-  I t_bits = bits_of(t), special = non_finite | ((I)t == REAL_INF);
-  I certain[E], left = integer(N);
+  t = t < SMALLEST ? real(SMALLEST) : t;
+  const I special = ~(I)(total < LIMIT) | (I)(t > LARGEST_STORED);
+  t = special ? real(1) : t;
+  // Sums start at a power of two that is at least N t: see reference._mvue.
+  const R start = (R)((((I)t >> FRACTION) + SPARE) << FRACTION), share = (t + start) - start;
+  const R u = (R)((I)(first.at(k) + 1) & ~(((Int)1 << SPARE) - 1)) - 1;
+  const R level = start + u * share;
+  const I t_bits = bits_of(t);
+  R before = start;
   UNROLL for (int i = 0; i < E; ++i) {
-    certain[i] = (mag[i] >= t) & (mag[i] > 0) & (rank[i] < N);
-    left += certain[i];
-  }
-  // Element i is kept where the running sum crosses (1 - u) t, (2 - u) t, ...; `scale` keeps
-  // these from overflow and underflow.
-  const R u = first.at(k), scale = t > HUGE_T ? real(DOWN) : t < TINY_T ? real(UP) : real(1);
-  R sum{}, target[N];
-  UNROLL for (int j = 0; j < N; ++j) target[j] = ((Real)(j + 1) - u) * (t * scale);
-  I level{};
-  UNROLL for (int i = 0; i < E; ++i) {
-    I below = mag[i] < t, next{};
-    sum += below ? mag[i] * scale : R{};
-    UNROLL for (int j = 0; j < N; ++j) next -= sum >= target[j];
-    next = next < left ? next : left;
-    I keep = special ? (I)(rank[i] < N) : certain[i] | (below & (next > level));
-    level = next;
-    I raised = (bits[i] & SIGN) | t_bits;
-    write(bits, i, keep, below & ~non_finite ? raised : bits[i]);
+    I below = mag[i] < t, crossed{};
+    R after = before + (below ? mag[i] : share), next = level;
+    UNROLL for (int j = 0; j < N; ++j, next += share) crossed |= (before <= next) & (next < after);
+    before = after;
+    I infinite = (bits[i] & ~SIGN) > INF ? bits[i] : (bits[i] & SIGN) | INF;
+    I value = below ? (bits[i] & SIGN) | t_bits : bits[i];
+    write(bits, i, special ? integer(i < N ? -1 : 0) : crossed, special ? infinite : value);
   }
 #else  // METHOD_APPROX_MVUE
-  R total{}, others[E], ratio[E];
+  R total = tree_sum(mag), others[E], ratio[E];
   I count{};
   UNROLL for (int i = 0; i < E; ++i) {
-    total += mag[i];
     count -= mag[i] > 0;
     others[i] = R{};
     UNROLL for (int j = 0; j < E; ++j) if (j != i) others[i] += mag[j];

@@ -49,7 +49,8 @@ typedef uint64_t Stored;
 constexpr Int SIGN = INT64_MIN, INF = 0x7ff0000000000000;
 constexpr Int REAL_INF = INF;
 constexpr Real CAP = 0x1p1015;
-constexpr Real HUGE_T = 0x1p1000, TINY_T = 0x1p-900, DOWN = 0x1p-32, UP = 0x1p128;
+constexpr Real LIMIT = 0x1p1022, SMALLEST = 0x1p-1022, LARGEST_STORED = 0x1.fffffffffffffp1023;
+constexpr int FRACTION = 52;
 #else
 typedef float Real;
 typedef int32_t Int;
@@ -65,7 +66,9 @@ constexpr Int SIGN = 0x8000, INF = 0x7c00;
 #endif
 constexpr Int REAL_INF = 0x7f800000;
 constexpr Real CAP = 0x1p119f;
-constexpr Real HUGE_T = 0x1p100f, TINY_T = 0x1p-60f, DOWN = 0x1p-32f, UP = 0x1p64f;
+constexpr Real LIMIT = 0x1p126f, SMALLEST = 0x1p-126f;
+constexpr Real LARGEST_STORED = NM_STORAGE == STORAGE_F16 ? 65504.0f : 0x1.fffffep127f;
+constexpr int FRACTION = 23;
 #endif
 
 constexpr int N = NM_N, M = NM_M, L = WIDTH / sizeof(Real);
@@ -74,6 +77,8 @@ constexpr int E = M * M;  // elements of a lane
 #else
 constexpr int E = M;
 #endif
+// Bits between t and the power of two that is at least N t: 1 + the bit length of N - 1.
+constexpr int SPARE = N == 1 ? 1 : 33 - __builtin_clz(N - 1);
 constexpr bool POWER_OF_TWO = (M & (M - 1)) == 0;
 
 typedef Vec<Int, L> I;    // stored bits, zero-extended; also masks, all ones = true
@@ -171,27 +176,25 @@ inline void multiply(U32 a, uint32_t factor, U32& high, U32& low) {
   low = (U32)((even & ~TOP) | odd << 32);
 }
 
+template <int... J>
+inline U32 zip(U32 a, U32 b, int high, std::integer_sequence<int, J...>) {
+  return high ? __builtin_shufflevector(a, b, (COUNTERS / 2 + J / 2 + J % 2 * COUNTERS)...)
+              : __builtin_shufflevector(a, b, (J / 2 + J % 2 * COUNTERS)...);
+}
+
 class Uniforms {
  public:
   Uniforms(uint64_t seed, uint32_t stream, uint32_t second)
       : seed_(seed), stream_(stream), second_(second) {}
 
-  // The numbers of the blocks k..k+L-1.
+  // The numbers of the blocks k..k+L-1; L divides k.
   R at(int64_t k) {
-    int64_t group = k / 64;
-    if (group != group_) {
-      if (group == group_ + 1)
-        __builtin_memcpy(buffer_, buffer_ + 64, 64 * sizeof(float));
-      else
-        fill(group, buffer_);
-      fill(group + 1, buffer_ + 64);
-      group_ = group;
-    }
+    if (k / 64 != group_) fill(group_ = k / 64);
     return __builtin_convertvector((load<Vec<float, L>>(buffer_ + k % 64)), R);
   }
 
  private:
-  NO_INLINE void fill(int64_t group, float* to) const {
+  NO_INLINE void fill(int64_t group) {
     for (int first = 0; first < 16; first += COUNTERS) {
       U32 lane;
       for (int i = 0; i < COUNTERS; ++i) lane[i] = i;
@@ -199,26 +202,30 @@ class Uniforms {
       U32 c0 = lane | (uint32_t)counter, c1 = U32{} + (uint32_t)(counter >> 32);
       U32 c2 = U32{} + stream_, c3 = U32{} + second_;
       uint32_t key0 = (uint32_t)seed_, key1 = (uint32_t)(seed_ >> 32);
-      for (int round = 0; round < 10; ++round) {
+      for (int round = 0; round < 7; ++round) {
         U32 high0, low0, high1, low1;
         multiply(c0, 0xD2511F53, high0, low0);
         multiply(c2, 0xCD9E8D57, high1, low1);
         c0 = high1 ^ c1 ^ key0, c1 = low1, c2 = high0 ^ c3 ^ key1, c3 = low0;
         key0 += 0x9E3779B9, key1 += 0xBB67AE85;
       }
-      const U32 words[4] = {c0, c1, c2, c3};
-      for (int w = 0; w < 4; ++w) {
-        Vec<int32_t, COUNTERS> top = (Vec<int32_t, COUNTERS>)(words[w] >> 8);
-        store(to + w * 16 + first,
-              __builtin_convertvector(top, Vec<float, COUNTERS>) * 0x1p-24f);
+      // The four words of a counter stand side by side.
+      const std::make_integer_sequence<int, COUNTERS> lanes;
+      for (int half = 0; half < 2; ++half) {
+        U32 even = zip(c0, c2, half, lanes), odd = zip(c1, c3, half, lanes);
+        for (int quarter = 0; quarter < 2; ++quarter) {
+          U32 mantissa = zip(even, odd, quarter, lanes) & 0x7fffff;
+          store(buffer_ + 4 * first + (2 * half + quarter) * COUNTERS,
+                (Vec<float, COUNTERS>)(mantissa | 0x3f800000) - 1.0f);
+        }
       }
     }
   }
 
   uint64_t seed_;
   uint32_t stream_, second_;
-  int64_t group_ = -2;
-  alignas(64) float buffer_[128];
+  int64_t group_ = -1;
+  alignas(64) float buffer_[64];
 };
 
 }  // namespace

@@ -11,11 +11,13 @@ from nmcompile import reference
 def moments(block: Tensor, n: int, method: str) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and second moment of the pruned block, and the inclusion probabilities; float64, [m].
 
-    Integrates the oracle over u in [0, 1). The steps lie where a running sum of the inclusion
-    probabilities and u add up to an integer; between two steps the oracle is constant.
+    Integrates the oracle over u in [0, 1). The steps lie at the fractions of the running sums of
+    the inclusion probabilities (for "uniform": of their negatives); between them the oracle is
+    constant.
     """
     p = reference.inclusion_probability(block, n, method).double()
-    steps = (-p.cumsum(0)) % 1.0
+    c = p.cumsum(0)
+    steps = (c if method == "mvue" else -c) % 1.0
     edges = torch.cat([torch.tensor([0.0, 1.0], dtype=torch.float64), steps]).sort().values
     width, middle = edges.diff(), (edges[1:] + edges[:-1]) / 2
     keep, values = reference.prune_blocks(block.expand(len(middle), -1), n, method, middle)

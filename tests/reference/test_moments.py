@@ -54,7 +54,7 @@ def test_mvue_is_unbiased_in_low_precision(dtype, n, m):
         torch.testing.assert_close(mean, block.double(), rtol=3e-7, atol=3e-7 * largest)
 
 
-@pytest.mark.parametrize("scale", [1e-42, 1e-38, 1e-30, 4e37])
+@pytest.mark.parametrize("scale", [1e-42, 1e-38, 1e-30, 7e36])
 def test_mvue_is_unbiased_at_the_ends_of_float32(scale):
     block = torch.tensor([1.0, 2.0, 3.0, 5.0]) * scale
     mean, _, _ = moments(block, 2, "mvue")
