@@ -23,6 +23,7 @@ from torch import fx
 from nmcompile import _torch, ops, passes
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture import Capture
+from nmcompile.dense_interpreter import DenseInterpreter
 from nmcompile.history import History, StoredReports
 from nmcompile.options import read_options
 from nmcompile.passes.operand_kinds import operand_kinds
@@ -152,26 +153,16 @@ def plan_only(
         graphs.append(inner.graph)
 
         def run(args: list[Any]) -> Any:
-            return _DenseInterpreter(inner).boxed_run(args)
+            return DenseInterpreter(inner).boxed_run(args)
 
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
 
-    with _torch.functorch_config.patch(enable_autograd_cache=False):
+    eager_backward = {"force_non_lazy_backward_lowering": True}
+    with _torch.functorch_config.patch(enable_autograd_cache=False, **eager_backward):
         patches = {**settings, "joint_custom_pre_pass": joint}
         compiled = _torch.compile_fx(gm, inputs, patches, inner=interpret)
     return Planned(compiled, joint.reports, graphs)
-
-
-class _DenseInterpreter(fx.Interpreter):
-    """Runs a rewritten graph without its masks, so that planning builds no mask kernel."""
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is torch.ops.nm.prune.default:
-            return args[0]
-        if target is torch.ops.nm.keep_mask.default:
-            return torch.ones_like(args[0], dtype=torch.bool)
-        return super().call_function(target, args, kwargs)
 
 
 def _joint_pass(

@@ -14,6 +14,7 @@ from nmcompile.backend import plan_only
 from nmcompile.errors import NMError
 from nmcompile.policy import Policy
 from nmcompile.report import GraphReport, Report
+from nmcompile.saved import saved_for_backward
 
 
 def explain(
@@ -42,7 +43,8 @@ def explain(
 
     def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:
         planned = plan_only(gm, inputs, chosen, {})
-        graphs.extend(planned.reports)
+        saved = saved_for_backward(planned.graphs)
+        graphs.extend(r.model_copy(update={"saved": saved}) for r in planned.reports)
         return planned.run
 
     target = getattr(model, "_orig_mod", model)  # an already compiled module is explained afresh

@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from nmcompile import ops, reference
+from nmcompile import ops, ops_compressed, reference
 from nmcompile.blocks import dense_copy
 from nmcompile.errors import FormatError, nearest
 from nmcompile.formats import NMFormat
 from nmcompile.gemm import Method
+from nmcompile.layouts import Layout
+from nmcompile.packing import Compressed, check_format
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -114,6 +116,49 @@ def block_threshold(x: Tensor, format: str | NMFormat = "2:4", dim: int = -1) ->
         rows = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % form.m))
         blocks = rows.unflatten(-1, (rows.shape[-1] // form.m, form.m))
         return reference.block_threshold(blocks, form.n).movedim(-1, dims[0])
+
+
+def compress(
+    x: Tensor,
+    dim: int = -1,
+    layout: str | Layout = Layout.CUSPARSELT_SM90,
+    method: str | Method = Method.MSE,
+    generator: Generator | None = None,
+    format: str | NMFormat = "2:4",
+) -> Compressed:
+    """``prune(x, format, dim, method, generator)`` in the compressed format of sparse tensor cores.
+
+    Args:
+        x: float32, float64, bfloat16 or float16, two dimensions ``[rows, columns]``, any strides.
+            A size of zero gives a packed tensor without elements.
+        dim: the dimension that the blocks run along. The compressed operand is ``x`` for -1 and
+            its transpose for 0.
+        layout: the order of the metadata (``nmcompile.layouts.Layout``): ``"cusparselt_sm90"``,
+            ``"cusparselt_sm80"``, ``"cutlass_sm80"`` or ``"row_major"``. Sparse tensor cores take
+            the 16-bit dtypes.
+        method: of ``prune``, except ``"transposable"``.
+        generator: of the random methods; None takes PyTorch's default (``torch.manual_seed``).
+        format: ``"2:4"``, or ``"1:2"``, which becomes two pairs of a 2:4 block.
+
+    Returns:
+        ``Compressed``, without a gradient: 9/16 of the bytes of a 16-bit ``x``, and padding.
+
+    Raises:
+        TypeError, IndexError, FormatError, ValueError: for arguments that cannot be honoured.
+    """
+    check_format(NMFormat.parse(format), str(method))
+    form, dims, how = _check(x, format, dim, method)
+    order = Layout.parse(layout)
+    if x.dim() != 2 or len(dims) != 1:
+        raise ValueError(
+            f"compress takes a matrix and one dimension, not {x.dim()} dimensions and dim={dim}"
+        )
+    with torch.no_grad():
+        seed = _seed(x, how, generator)
+        (packed,) = ops_compressed.compress(
+            x, seed, [0], dims, form.n, form.m, str(how), str(order)
+        )
+    return Compressed(packed, (x.shape[0], x.shape[1]), dims[0], order, form)
 
 
 def _check(

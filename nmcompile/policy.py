@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import Field, field_validator
@@ -47,7 +47,8 @@ class Policy(PolicyModel):
         extends: a built-in recipe whose rules come after ``rules``; only its rules count.
         execution: ``"simulate"`` masks and multiplies densely, ``"sparse"`` uses sparse tensor
             cores, ``"auto"`` is sparse on a capable GPU and else simulated.
-        fallback: what to do where sparse execution is impossible.
+        fallback: what to do where sparse execution is impossible or gains too little.
+        margin: the least gain, dense over sparse time, for which a product runs sparse.
         rules: the policy's own rules (``rule`` in TOML).
 
     Raises:
@@ -58,6 +59,7 @@ class Policy(PolicyModel):
     extends: str | None = None
     execution: Execution = "auto"
     fallback: Fallback = "dense"
+    margin: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.05
     rules: tuple[Rule, ...] = Field(default=(), alias="rule")
 
     # Declared again, as in Rule: else a type checker knows `rules` by its TOML name alone.
@@ -194,14 +196,14 @@ class Policy(PolicyModel):
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of all that affects behaviour or a report.
 
-        That is every rule in effect with the place where it was written, ``execution`` and
-        ``fallback``.
+        That is every rule in effect with the place where it was written, ``execution``,
+        ``fallback`` and ``margin``.
         """
         rules = [
             (rule.model_dump(mode="json"), rule.origin, rule.number, rule.line)
             for rule in self.all_rules
         ]
-        content = json.dumps([self.execution, self.fallback, rules], sort_keys=True)
+        content = json.dumps([self.execution, self.fallback, self.margin, rules], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 

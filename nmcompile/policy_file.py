@@ -36,7 +36,7 @@ RECIPES = (
 )
 
 #: The keys above the first ``[[rule]]``.
-FILE_KEYS = ("schema", "extends", "execution", "fallback", "rule")
+FILE_KEYS = ("schema", "extends", "execution", "fallback", "margin", "rule")
 
 #: The keys of a rule whose values are words, and the words.
 WORDS: dict[str, tuple[str, ...]] = {
@@ -58,13 +58,14 @@ EXPECTED = {
     "min_flops": "a finite number of FLOPs, zero or more, such as 1e9",
     "format": 'an N:M format in quotes, such as "2:4"',
     "dense": "true or false, without quotes",
+    "margin": "the least gain for which a product runs sparse, such as 1.05",
     "extends": "the name of a built-in recipe in quotes",
     "schema": "1",
     "rule": "rules, each below a [[rule]] header (in Python: Rule objects or mappings)",
 }
 #: Fields whose names in Python differ from their keys in TOML.
 TOML_KEYS: dict[object, str] = {"class_": "class", "schema_": "schema", "rules": "rule"}
-RULE_KEYS = tuple(key for key in (*WORDS, *EXPECTED) if key not in ("extends", "schema", "rule"))
+RULE_KEYS = tuple(key for key in (*WORDS, *EXPECTED) if key not in FILE_KEYS or key in WORDS)
 
 _RULE_HEADER = re.compile(r"""\s*\[\[\s*(rule|"rule"|'rule')\s*\]\]""")
 

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nmcompile.gemm import Op, OperandKind, Role
+from nmcompile.layouts import Layout
 from nmcompile.passes.find_skipped import Skipped
 from nmcompile.passes.plan import Decision, Plan
 from nmcompile.policy import Policy
+from nmcompile.saved import SavedTensor
 
 
 class _Frozen(BaseModel):
@@ -40,7 +42,10 @@ class Site(_Frozen):
     format: str | None
     method: str | None
     backward: str | None
-    execution: Literal["simulate", "dense"]
+    execution: Literal["sparse", "simulate", "dense"]
+    layout: Layout | None = Field(description="of the compressed operand, where sparse")
+    dense_us: float | None = Field(description="predicted or measured time of the dense product")
+    sparse_us: float | None = Field(description="the same of compress plus sparse product")
     rule: str | None = Field(description="file, line and number of the rule that decided")
     reason: str
     guess: str | None
@@ -66,6 +71,9 @@ class Site(_Frozen):
             method=str(p.method) if p else None,
             backward=d.rule.backward if p and d.rule and g.role is Role.FPROP else None,
             execution=d.execution,  # type: ignore[arg-type]
+            layout=d.layout,
+            dense_us=d.estimate.dense * 1e6 if d.estimate else None,
+            sparse_us=d.estimate.sparse * 1e6 if d.estimate else None,
             rule=d.rule.label if d.rule else None,
             reason=d.reason,
             guess=g.guess,
@@ -81,6 +89,9 @@ class GraphReport(_Frozen):
     skipped: tuple[Skipped, ...]
     before: str
     after: str
+    saved: tuple[SavedTensor, ...] | None = Field(
+        default=None, description="what the forward keeps for the backward; of explain() alone"
+    )
 
     @classmethod
     def of(cls, plan: Plan, digest: str, before: str, after: str) -> GraphReport:
@@ -131,6 +142,11 @@ class Report(_Frozen):
         return tuple(s for g in self.graphs for s in g.skipped)
 
     @property
+    def saved(self) -> tuple[SavedTensor, ...]:
+        """What all forward graphs keep for the backward, inputs and parameters left out."""
+        return tuple(s for g in self.graphs for s in g.saved or () if not s.is_input)
+
+    @property
     def totals(self) -> Totals:
         """Sums over all graphs."""
         sites, flops = self.sites, sum(s.flops for s in self.sites)
@@ -174,6 +190,12 @@ class Report(_Frozen):
             f"{t.pruned_sites} of {t.sites} products pruned: {t.pruned_share:.1%} of "
             f"{t.flops:.3g} FLOPs, of which sparse products leave out {t.skipped_share:.1%} of all."
         )
+        if self.saved:
+            packed = sum(s.bytes for s in self.saved if s.compressed)
+            console.print(
+                f"saved for the backward: {sum(s.bytes for s in self.saved):,} bytes in "
+                f"{len(self.saved)} tensors, of them compressed {packed:,}"
+            )
         for (target, reason), count in Counter((s.target, s.reason) for s in self.skipped).items():
             console.print(f"skipped {count} x {target}: {reason}", markup=False)
         for note in sorted({s.reason for s in self.sites if _is_general(s)}):

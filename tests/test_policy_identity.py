@@ -126,6 +126,7 @@ def test_written_toml_looks_like_written_by_hand():
 extends = "full"
 execution = "auto"
 fallback = "dense"
+margin = 1.05
 
 [[rule]]
 class = "Linear"
@@ -135,7 +136,8 @@ format = "2:4"
 method = "mvue"
 """
     assert policy.to_toml() == text
-    assert set(tomllib.loads(text)) == {"schema", "extends", "execution", "fallback", "rule"}
+    keys = {"schema", "extends", "execution", "fallback", "margin", "rule"}
+    assert set(tomllib.loads(text)) == keys
 
 
 def words(values: object) -> st.SearchStrategy:

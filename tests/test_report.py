@@ -43,7 +43,7 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
     assert data["schema_version"] == 1
     assert sorted(data) == ["graphs", "policy", "schema_version", "totals", "unused_rules"]
     assert sorted(data["graphs"][0]) == [
-        "after", "before", "digest", "sites", "skipped", "training",
+        "after", "before", "digest", "saved", "sites", "skipped", "training",
     ]  # fmt: skip
     assert data["graphs"][0]["sites"][0] == {
         "site": 0,
@@ -63,6 +63,9 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
         "method": "mse",
         "backward": "straight-through",
         "execution": "simulate",
+        "layout": None,
+        "dense_us": None,
+        "sparse_us": None,
         "rule": "recipe full, rule 1",
         "reason": "auto: no sparse tensor core product on cpu",
         "guess": None,
@@ -110,7 +113,7 @@ def test_explain_takes_a_compiled_model_and_keyword_inputs() -> None:
 
 def test_explain_raises_policy_errors_as_they_are() -> None:
     rule = Rule(
-        prune="activation", role="fprop", format="2:4", execution="sparse", fallback="error"
+        prune="activation", role="fprop", format="1:4", execution="sparse", fallback="error"
     )
     with pytest.raises(PolicyError, match="asks for execution"):
         nmcompile.explain(nn.Linear(8, 8), torch.randn(4, 8), policy=Policy(rules=[rule]))

@@ -6,10 +6,12 @@ import logging
 import time
 
 from nmcompile.passes.assign import assign
+from nmcompile.passes.convolution_as_matmul import convolutions_as_matmuls
 from nmcompile.passes.exact_backward import exact_backward
 from nmcompile.passes.find_gemms import find
 from nmcompile.passes.plan import Plan
-from nmcompile.passes.prune_operands import prune_backward, prune_forward
+from nmcompile.passes.prune_products import prune_backward, prune_forward
+from nmcompile.passes.share_compressed import share_compressed
 from nmcompile.passes.split_convolution_backward import split_convolution_backward
 
 log = logging.getLogger(__name__)
@@ -18,9 +20,11 @@ PASSES = (
     find,  # every product: role, operand kinds, reduction dimension; mutates nothing
     assign,  # the rule that decides each, and what it gets; mutates nothing
     split_convolution_backward,  # dgrad and wgrad of a pruned convolution: a node each
+    convolutions_as_matmuls,  # 1x1 convolutions that run sparse
     prune_forward,  # operands of fprop products
     exact_backward,  # where asked: mask the gradient, let wgrad read the pruned operand
     prune_backward,  # operands of dgrad and wgrad products
+    share_compressed,  # one read of a tensor writes all its compressed forms
 )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nmcompile.errors import PolicyError
 from nmcompile.gemm import Gemm, Method, Op
+from nmcompile.passes.execution import choose
 from nmcompile.passes.plan import Decision, Plan, Pruning
-from nmcompile.policy import Policy, Rule
+from nmcompile.policy import Rule
 
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
 
@@ -16,21 +16,32 @@ def assign(plan: Plan) -> None:
     Raises:
         PolicyError: a site cannot run as its rule asks and the rule says ``fallback = "error"``.
     """
-    plan.decisions = [_decide(site, gemm, plan.policy) for site, gemm in enumerate(plan.gemms)]
+    plan.decisions = [_decide(site, gemm, plan) for site, gemm in enumerate(plan.gemms)]
 
 
 class _Dense(Exception):
     """Carries the sentence that says why a product stays dense."""
 
 
-def _decide(site: int, gemm: Gemm, policy: Policy) -> Decision:
-    rule = policy.decide(gemm)
+def _decide(site: int, gemm: Gemm, plan: Plan) -> Decision:
+    rule = plan.policy.decide(gemm)
     try:
         pruning = _pruning(gemm, rule)
-        execution, reason = _execution(gemm, rule, policy)
     except _Dense as why:
         return Decision(site, gemm, rule, None, "dense", str(why), gemm.node)
-    return Decision(site, gemm, rule, pruning, execution, reason, gemm.node)
+    assert rule is not None
+    chosen = choose(gemm, pruning, rule, plan.policy, plan.autotune)
+    return Decision(
+        site,
+        gemm,
+        rule,
+        None if chosen.how == "dense" else pruning,
+        chosen.how,
+        chosen.reason,
+        gemm.node,
+        chosen.layout,
+        chosen.estimate,
+    )
 
 
 def _pruning(gemm: Gemm, rule: Rule | None) -> Pruning:
@@ -62,25 +73,3 @@ def _pruning(gemm: Gemm, rule: Rule | None) -> Pruning:
     if exact and gemm.op is Op.MATMUL:
         raise _Dense('backward = "exact" needs a product with a weight; this one has none')
     return Pruning(operand, nm, method, exact)
-
-
-def _execution(gemm: Gemm, rule: Rule | None, policy: Policy) -> tuple[str, str]:
-    """("simulate", note), or raise: this version has no sparse tensor core path yet."""
-    assert rule is not None
-    wanted = rule.execution or policy.execution
-    device = gemm.device.split(":")[0]
-    lacking = f"no sparse tensor core product on {device}"
-    if wanted == "sparse":
-        fallback = rule.fallback or policy.fallback
-        if fallback == "error":
-            raise PolicyError(
-                f"{rule.label}: {gemm.path or gemm.node.name} ({gemm.role}) asks for "
-                f'execution = "sparse", but {lacking}; write execution = "simulate" or "auto", '
-                'or fallback = "simulate" or "dense"'
-            )
-        if fallback == "dense":
-            raise _Dense(f"execution = sparse, fallback = dense: {lacking}")
-        return "simulate", f"fallback: {lacking}"
-    if wanted == "auto":
-        return "simulate", f"auto: {lacking}"
-    return "simulate", ""

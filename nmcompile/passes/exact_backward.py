@@ -4,12 +4,19 @@
              dx = mm(dy, w)                          dx = where(keep_mask(x), mm(dy, w), 0)
              dw = mm(dy_t, x)                        dw = mm(dy_t, nm.prune(x))
 
+A sparse product's activation is saved compressed, 9/16 of its bytes in 16 bits:
+
+    before   y  = nm.mm(packed, w_t)        after    y  = nm.mm(packed, w_t)
+             dx = mm(dy, w)                          dx = where(nm.unpack_mask(packed), dx, 0)
+             dw = mm(dy_t, x)                        dw = mm(dy_t, nm.decompress(packed))
+
 For a pruned weight it is dw that is masked, and dgrad that reads the pruned weight.
 """
 
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -18,7 +25,7 @@ import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import Op, OperandKind, Role
 from nmcompile.passes.backward_roles import is_view
 from nmcompile.passes.insert import Inserter
-from nmcompile.passes.plan import Decision, Plan
+from nmcompile.passes.plan import Compressed, Decision, Plan
 from nmcompile.passes.prune_operands import mask_operand
 
 aten = torch.ops.aten
@@ -42,8 +49,12 @@ def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> str:
     pruning = forward.pruning
     assert pruning is not None
     assert forward.original is not None
-    mask = mask_operand(plan, torch.ops.nm.keep_mask.default, forward, forward.original)
     result, insert = backward.node, Inserter(plan.graph)
+    if forward.compressed is not None:
+        with insert.before(result):
+            mask = _unpacked(insert, result, torch.ops.nm.unpack_mask.default, forward.compressed)
+    else:
+        mask = mask_operand(plan, torch.ops.nm.keep_mask.default, forward, forward.original)
     if backward.gemm.op is Op.CONV:
         output = 0 if backward.gemm.role is Role.DGRAD else 1
         result = next(
@@ -64,6 +75,14 @@ def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> str:
     return f"the result is masked like the {pruning.operand.kind} of fprop (backward = exact)"
 
 
+def _unpacked(insert: Inserter, site: fx.Node, op: Any, packed: Compressed) -> fx.Node:
+    """The mask or the values of a compressed operand, in the orientation that the graph had."""
+    x = packed.operand
+    sizes = [insert.size(site, x, d) for d in (packed.rows, packed.columns)]
+    value = insert.call(site, op, packed.packed, *sizes, packed.layout)
+    return value if packed.rows == 0 else insert.call(site, aten.permute.default, value, [1, 0])
+
+
 def _is_transposed(forward: Decision, backward: Decision) -> bool:
     """Is the backward product the transposed gradient of the pruned operand?
 
@@ -78,7 +97,6 @@ def _is_transposed(forward: Decision, backward: Decision) -> bool:
 def _read_pruned(plan: Plan, forward: Decision, backward: Decision) -> str:
     """Let the other backward product read the pruned operand, through the same views."""
     assert forward.pruning is not None
-    assert forward.pruned is not None
     kind = forward.pruning.operand.kind
     operand = next(o for o in backward.gemm.operands if o.kind is kind)
     chain: list[fx.Node] = []
@@ -88,8 +106,14 @@ def _read_pruned(plan: Plan, forward: Decision, backward: Decision) -> str:
         value = value.all_input_nodes[0]
     if value is not forward.original:
         return f"reads the unpruned {kind}: it is no view of the operand of fprop"
-    insert, value = Inserter(plan.graph), forward.pruned
+    insert = Inserter(plan.graph)
     with insert.before(backward.node):
+        if forward.compressed is not None:
+            unpack = torch.ops.nm.decompress.default
+            value = _unpacked(insert, backward.node, unpack, forward.compressed)
+        else:
+            assert forward.pruned is not None
+            value = forward.pruned
         for view in reversed(chain):
             value = insert.call(backward.node, view.target, value, *view.args[1:])
     backward.set_operand(operand, value)

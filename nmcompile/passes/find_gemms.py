@@ -59,6 +59,12 @@ def find_gemms(graph: fx.Graph, kinds: Kinds) -> list[Gemm]:
     return assign_roles(found)
 
 
+def is_pointwise(node: fx.Node) -> bool:
+    """Is this convolution (or its backward) a plain matrix product: 1x1, stride 1, no padding?"""
+    conv = _Conv.of(node)
+    return conv.pointwise and not conv.transposed and conv.rank == 2
+
+
 def _matmul(node: fx.Node, kinds: Kinds) -> list[Gemm]:
     left = LEFT_OPERAND[node.target]
     a, b = node.args[left], node.args[left + 1]

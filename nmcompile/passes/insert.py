@@ -7,7 +7,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
+
+aten = torch.ops.aten
 
 #: What a new node inherits from its site. A node without the checkpoint's marks is saved for the
 #: backward, and memory grows; one without the module stack has no path in a later report.
@@ -66,6 +69,15 @@ class Inserter:
             new.meta["nm"] = SiteMark(mark)
         new.meta["val"] = _fake_call(site, target, args, kwargs)
         return new
+
+    def size(self, site: fx.Node, x: fx.Node, dim: int) -> int | fx.Node:
+        """The size of ``x`` along ``dim``: a number, or a node where it is symbolic."""
+        size = x.meta["val"].shape[dim]
+        return size if isinstance(size, int) else self.call(site, aten.sym_size.int, x, dim)
+
+    def sizes(self, site: fx.Node, x: fx.Node) -> list[int | fx.Node]:
+        """All sizes of ``x``, each as of ``size``."""
+        return [self.size(site, x, d) for d in range(x.meta["val"].dim())]
 
 
 def in_backward(node: fx.Node) -> bool:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from nmcompile.cost import Estimate
 from nmcompile.formats import NMFormat
 from nmcompile.gemm import Gemm, Method, Operand
+from nmcompile.layouts import Layout
 from nmcompile.passes.find_skipped import Skipped
 from nmcompile.passes.operand_kinds import Kinds
 from nmcompile.policy import Policy, Rule
@@ -23,22 +25,43 @@ class Pruning:
     exact: bool = False
 
 
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed operand of the graph.
+
+    ``packed`` holds the operand of ``nm.mm``, whose rows and columns are the dimensions ``rows``
+    and ``columns`` of ``operand``, the dense node in the graph. ``column_major``: the operand is
+    the transpose of what lies row by row in memory.
+    """
+
+    packed: fx.Node
+    operand: fx.Node
+    rows: int
+    columns: int
+    column_major: bool
+    layout: str
+
+
 @dataclass
 class Decision:
     """What one product gets, and which rule said so. ``site`` is its number in the graph.
 
-    ``node`` is the product's node now, ``original`` and ``pruned`` its operand before and after.
+    ``node`` is the product's node now, ``original`` its operand before, and ``pruned`` (simulated)
+    or ``compressed`` (sparse) its operand after.
     """
 
     site: int
     gemm: Gemm
     rule: Rule | None
     pruning: Pruning | None
-    execution: str  # "simulate" or "dense"
+    execution: str  # "sparse", "simulate" or "dense"
     reason: str
     node: fx.Node
+    layout: Layout | None = None
+    estimate: Estimate | None = None
     original: fx.Node | None = None
     pruned: fx.Node | None = None
+    compressed: Compressed | None = None
 
     def operand_node(self, operand: Operand) -> fx.Node:
         """The node that is this operand now."""
@@ -60,6 +83,7 @@ class Plan:
     graph: fx.Graph
     kinds: Kinds
     policy: Policy
+    autotune: bool = False
     gemms: list[Gemm] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)

@@ -21,29 +21,19 @@ import torch
 from torch import fx
 
 import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
-from nmcompile.gemm import Method, Operand, Role, size_hint
+from nmcompile.gemm import Method, Operand, size_hint
 from nmcompile.passes.insert import Inserter, in_backward
 from nmcompile.passes.plan import Decision, Plan
 
 aten = torch.ops.aten
 
 
-def prune_forward(plan: Plan) -> None:
-    """Prune the operands of fprop products."""
-    _prune(plan, [d for d in plan.decisions if d.gemm.role is Role.FPROP])
-
-
-def prune_backward(plan: Plan) -> None:
-    """Prune the operands of dgrad and wgrad products."""
-    _prune(plan, [d for d in plan.decisions if d.gemm.role is not Role.FPROP])
-
-
-def _prune(plan: Plan, decisions: list[Decision]) -> None:
-    for d in decisions:
-        if d.pruning is not None:
-            d.original = d.operand_node(d.pruning.operand)
-            d.pruned = mask_operand(plan, torch.ops.nm.prune.default, d, d.original)
-            d.set_operand(d.pruning.operand, d.pruned)
+def simulated_product(plan: Plan, d: Decision) -> None:
+    """Let the product of a decision read the pruned operand."""
+    assert d.pruning is not None
+    d.original = d.operand_node(d.pruning.operand)
+    d.pruned = mask_operand(plan, torch.ops.nm.prune.default, d, d.original)
+    d.set_operand(d.pruning.operand, d.pruned)
 
 
 def mask_operand(plan: Plan, op: Any, decision: Decision, x: fx.Node) -> fx.Node:
@@ -55,7 +45,7 @@ def mask_operand(plan: Plan, op: Any, decision: Decision, x: fx.Node) -> fx.Node
     pruning, node = decision.pruning, decision.node
     assert pruning is not None
     operand, nm, method = pruning.operand, pruning.format, pruning.method
-    seed = _seed(plan, node, decision.gemm.device) if method.random else None
+    seed = seed_of(plan, node, decision.gemm.device) if method.random else None
     dims, shared, groups = _block_dims(operand, method, x)
     shape = list(x.meta["val"].shape)
     insert = Inserter(plan.graph)
@@ -63,17 +53,14 @@ def mask_operand(plan: Plan, op: Any, decision: Decision, x: fx.Node) -> fx.Node
     def masked(value: fx.Node, dims: list[int]) -> fx.Node:
         where = decision.gemm.path or node.name
         mark = f"{decision.gemm.role} {operand.kind} {nm} {method} @ {where}"
-        args = (value, seed, decision.site, nm.n, nm.m, dims, str(method))
+        args = (value, seed, stream_of(decision.site, method), nm.n, nm.m, dims, str(method))
         name = "pruned" if op is torch.ops.nm.prune.default else "keep_mask"
         return insert.call(node, op, *args, mark=mark, name=name)
 
     with insert.before(node):
         if groups == 1 or shape[shared] // groups % nm.m == 0:
             return masked(x, dims)
-        sizes = [
-            s if isinstance(s, int) else insert.call(node, aten.sym_size.int, x, d)
-            for d, s in enumerate(shape)
-        ]
+        sizes = insert.sizes(node, x)
         split = [*sizes[:shared], groups, shape[shared] // groups, *sizes[shared + 1 :]]
         grouped = insert.call(node, aten.reshape.default, x, split)
         result = masked(grouped, [d + (d >= shared) for d in dims])
@@ -91,7 +78,12 @@ def _block_dims(operand: Operand, method: Method, x: fx.Node) -> tuple[list[int]
     return dims, operand.tile_dims[0], operand.tile_groups
 
 
-def _seed(plan: Plan, node: fx.Node, device: str) -> fx.Node:
+def stream_of(site: int, method: Method) -> int:
+    """The random numbers of a site; all sites are alike, and share work, where there are none."""
+    return site if method.random else 0
+
+
+def seed_of(plan: Plan, node: fx.Node, device: str) -> fx.Node:
     """One 64-bit seed for all sites of this side of the graph and this device."""
     key = (in_backward(node), device)
     if key not in plan.seeds:

@@ -49,11 +49,13 @@ def test_execution_simulate_needs_no_note_and_auto_has_one() -> None:
 
 
 def test_execution_sparse_never_becomes_something_else_in_silence() -> None:
-    rule = {"prune": "activation", "role": "fprop", "format": "2:4", "execution": "sparse"}
+    rule = {"prune": "activation", "role": "fprop", "format": "1:4", "execution": "sparse"}
     report = nmcompile.explain(nn.Linear(16, 8), torch.randn(8, 16), policy={"rule": [rule]})
     fprop = report.sites[0]
     assert (fprop.execution, fprop.pruned) == ("dense", None)
-    assert fprop.reason.startswith("execution = sparse, fallback = dense: no sparse tensor core")
+    assert fprop.reason.startswith(
+        "execution = sparse, fallback = dense: sparse tensor cores take 2:4"
+    )
     simulated = nmcompile.explain(
         nn.Linear(16, 8), torch.randn(8, 16), policy={"rule": [{**rule, "fallback": "simulate"}]}
     ).sites[0]

@@ -1,0 +1,81 @@
+"""What cuSPARSELt itself writes: a check of our packed operands, and the way out when it fails.
+
+NVIDIA calls the compressed format internal to the library, so it is compared once on each GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nmcompile import packing, reference
+from nmcompile.errors import NMWarning
+from nmcompile.formats import NMFormat
+from nmcompile.gemm import Method
+from nmcompile.layouts import Layout
+
+#: The dtypes whose 2:4 products the libraries compute from our packed operands.
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def reads(layout: Layout, x: Tensor) -> bool:
+    """Whether packed operands like ``x`` are what the library of ``layout`` reads.
+
+    Only where cuSPARSELt would read them can the answer be False: on CUDA, after a check of one
+    small operand per device, version of the library, dtype and layout, with a warning. The check
+    waits for the device: let it happen before a CUDA graph is captured. Where the answer is False,
+    ``nm::compress`` returns what the library packs (``repack``) and ``nm::decompress`` raises.
+    """
+    if x.device.type != "cuda" or not layout.startswith("cusparselt") or x.dtype not in DTYPES:
+        return True
+    library = torch.backends.cusparselt
+    return not library.is_available() or _reads(layout, x.dtype, x.device, library.version())
+
+
+@functools.cache
+def _reads(layout: Layout, dtype: torch.dtype, device: torch.device, version: int | None) -> bool:
+    same = writes_layout(torch._cslt_compress, layout, dtype, device)
+    if not same:
+        warnings.warn(
+            f"cuSPARSELt {version} on {device} does not write layout {layout} for {dtype}: it "
+            "packs every operand itself, from a pruned dense copy, which is slower",
+            NMWarning,
+            stacklevel=2,
+        )
+    return same
+
+
+def writes_layout(
+    compressor: Callable[[Tensor], Tensor], layout: Layout, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether ``compressor`` packs a random 2:4 operand, 16-bit, into the bytes of ``layout``."""
+    shape = 3 * layout.row_multiple, 5 * layout.column_multiple
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    # Both survivors of every block are non-zero: the library's rule for other blocks is not ours.
+    values, keep = reference.prune_and_mask(x, None, 0, 2, 4, [1], Method.MSE)
+    ours = packing.pack(keep, values, shape, layout, NMFormat(2, 4), Method.MSE)
+    theirs = compressor(values.to(device)).cpu()
+    return theirs.shape == ours.shape and torch.equal(
+        theirs.view(torch.int16), ours.view(torch.int16)
+    )
+
+
+def repack(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
+    """Our packed operand ``[rows, columns]``, packed again by cuSPARSELt.
+
+    Raises:
+        ValueError: when the library's packed tensor has another size than ours.
+    """
+    r_pad, c_pad = layout.padded(rows, columns)
+    if r_pad * c_pad == 0:
+        return packed
+    dense = packing.unpack(packed, rows, columns, layout)
+    dense = F.pad(dense, (0, c_pad - columns, 0, r_pad - rows))
+    repacked = torch._cslt_compress(dense)
+    packing.check_packed(repacked, rows, columns, layout)
+    return repacked
