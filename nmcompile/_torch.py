@@ -62,6 +62,41 @@ def graph_passes(configured: Any) -> tuple[Any, ...]:
     return tuple(configured) if isinstance(configured, (list, tuple)) else (configured,)
 
 
+def real_tensors() -> Any:
+    """A context in which tensors are real although a fake mode is active."""
+    return private("torch._subclasses.fake_tensor", "unset_fake_temporarily")()
+
+
+def triton_kernel_call(
+    graph: torch.fx.Graph,
+    kernel: Any,
+    grid: tuple[int, ...],
+    tensors: dict[str, torch.fx.Node],
+    numbers: dict[str, Any],
+    written: list[str],
+) -> torch.fx.Node:
+    """A call of a user's Triton kernel as Inductor knows it; its value is a dict of results.
+
+    Args:
+        graph: where it is added, at the insertion point.
+        kernel: a ``triton.JITFunction``.
+        grid: number of programs.
+        tensors, numbers: the arguments by name.
+        written: the names of those tensors that the kernel writes.
+    """
+    module = "torch._higher_order_ops.triton_kernel_wrap"
+    table = private(module, "kernel_side_table")
+    keywords = {
+        "kernel_idx": table.add_kernel(kernel),
+        "constant_args_idx": table.add_constant_args(numbers),
+        "grid": [grid],
+        "tma_descriptor_metadata": {},
+        "kwargs": tensors,
+        "tensors_to_clone": written,
+    }
+    return graph.call_function(private(module, "triton_kernel_wrapper_functional"), (), keywords)
+
+
 def cache_dir() -> Path:
     """Inductor's cache folder (``TORCHINDUCTOR_CACHE_DIR``)."""
     return Path(private("torch._inductor.runtime.cache_dir_utils", "cache_dir")())

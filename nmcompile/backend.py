@@ -23,12 +23,14 @@ from torch import fx
 from nmcompile import _torch, ops, passes
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture import Capture
+from nmcompile.codegen.loader import record_kernels
 from nmcompile.dense_interpreter import DenseInterpreter
 from nmcompile.history import History, StoredReports
-from nmcompile.options import read_options
+from nmcompile.options import KERNELS, Settings, read_options
+from nmcompile.passes.fuse_compress import fuse_compress
+from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
-from nmcompile.policy import Policy
 from nmcompile.report import GraphReport, Report
 
 log = logging.getLogger(__name__)
@@ -50,14 +52,17 @@ def nm_sparse(
         example_inputs: its inputs.
         mode: Inductor's ``mode``.
         options: ``{"policy": X}`` (a recipe's name, a path to a TOML file, a ``Policy``) beside
-            Inductor's own options. Without a policy: the recipe ``full``.
+            Inductor's own options. Without a policy: the recipe ``full``. ``"nm.autotune": True``
+            measures dense and sparse products on the GPU instead of predicting their times;
+            ``"nm.kernels"`` is ``"auto"`` (compress kernels are generated on CUDA),
+            ``"generate"`` (on the CPU as well) or ``"reference"`` (nowhere).
 
     Raises:
         PolicyError, OptionError: what is wrong with the options or the policy file.
     """
     wrapper = _torch.calling_wrapper(nm_sparse)
     settings = read_options(mode, options, wrapper)
-    graph, graph_report = compile_graph(gm, example_inputs, settings.policy, settings.inductor)
+    graph, graph_report = compile_graph(gm, example_inputs, settings)
     _history.add(wrapper, settings.policy, graph_report)
     return graph
 
@@ -82,19 +87,15 @@ def last_report() -> Report:
 class JointPass(CustomGraphPass):  # type: ignore[misc]
     """Runs the user's own joint pass, then ours, and keeps a report of what was done."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        capture: Capture,
-        configured: Any,
-        settings: list[tuple[str, str]],
-        build_kernels: bool,
-    ) -> None:
-        self.policy = policy
+    def __init__(self, settings: Settings, capture: Capture, build_kernels: bool) -> None:
+        self.settings = settings
         self.capture = capture
         self.build_kernels = build_kernels
-        self.before_ours = _torch.graph_passes(configured)
-        key = (policy.digest, sources_digest(), capture.fingerprint, torch.__version__, settings)
+        self.before_ours = _configured(settings, "joint_custom_pre_pass")
+        plain = (bool, int, float, str, type(None))
+        values = sorted((k, repr(v)) for k, v in settings.inductor.items() if isinstance(v, plain))
+        ours = (settings.policy.digest, settings.autotune, settings.kernels)
+        key = (ours, sources_digest(), capture.fingerprint, torch.__version__, values)
         self.digest = hashlib.sha256(repr(key).encode()).hexdigest()
         self.reports: list[GraphReport] = []
 
@@ -102,7 +103,8 @@ class JointPass(CustomGraphPass):  # type: ignore[misc]
         for user_pass in self.before_ours:
             user_pass(graph)
         before = readable(graph)
-        plan = Plan(graph, operand_kinds(graph, self.capture.kind_of_input), self.policy)
+        kinds = operand_kinds(graph, self.capture.kind_of_input)
+        plan = Plan(graph, kinds, self.settings.policy, self.settings.autotune)
         passes.run(plan)
         if self.build_kernels:
             warm_up(graph)
@@ -113,23 +115,52 @@ class JointPass(CustomGraphPass):  # type: ignore[misc]
         return None if None in uuids else (*uuids, self.digest)
 
 
+class PostPass(CustomGraphPass):  # type: ignore[misc]
+    """Runs the user's own pass on a forward or backward graph, then generates compress kernels."""
+
+    def __init__(self, settings: Settings, digest: str) -> None:
+        self.before_ours = _configured(settings, "post_grad_custom_pre_pass")
+        self.devices = KERNELS[settings.kernels]
+        self.digest = digest
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for user_pass in self.before_ours:
+            user_pass(graph)
+        record_kernels(self.digest, fuse_compress(graph, self.devices))
+        lower_kernels(graph)
+
+    def uuid(self) -> Any:
+        uuids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self.before_ours]
+        return None if None in uuids else (*uuids, self.digest)
+
+
+def _configured(settings: Settings, name: str) -> tuple[Any, ...]:
+    """The user's own passes at one of Inductor's hooks."""
+    configured = settings.inductor.get(name, getattr(_torch.inductor_config, name))
+    return _torch.graph_passes(configured)
+
+
 def compile_graph(
-    gm: fx.GraphModule, inputs: Sequence[Any], policy: Policy, settings: dict[str, Any]
+    gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings
 ) -> tuple[Any, list[GraphReport]]:
     """Compile with Inductor and our passes; the report is right on a warm cache as well."""
     capture = Capture.of(gm, inputs)
-    joint = _joint_pass(policy, capture, settings, build_kernels=True)
+    joint = JointPass(settings, capture, build_kernels=True)
     stored = StoredReports(joint.digest)
     known = stored.load()
     spare = None if known else fx.GraphModule(gm, copy.deepcopy(gm.graph))
-    compiled = _torch.compile_fx(gm, inputs, {**settings, "joint_custom_pre_pass": joint})
+    ours = {
+        "joint_custom_pre_pass": joint,
+        "post_grad_custom_pre_pass": PostPass(settings, joint.digest),
+    }
+    compiled = _torch.compile_fx(gm, inputs, {**settings.inductor, **ours})
     if joint.reports:
         stored.save(joint.reports)
         return compiled, joint.reports
     if known is None:
         assert spare is not None
         log.info("warm cache without a stored report: tracing once more to plan again")
-        known = plan_only(spare, inputs, policy, settings).reports
+        known = plan_only(spare, inputs, settings).reports
         stored.save(known)
     return compiled, known
 
@@ -142,11 +173,9 @@ class Planned(NamedTuple):
     graphs: list[fx.Graph]  # after the partitioner: forward and backward, or the inference graph
 
 
-def plan_only(
-    gm: fx.GraphModule, inputs: Sequence[Any], policy: Policy, settings: dict[str, Any]
-) -> Planned:
+def plan_only(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings) -> Planned:
     """Trace, rewrite and partition, but interpret the graphs instead of generating code."""
-    joint = _joint_pass(policy, Capture.of(gm, inputs), settings, build_kernels=False)
+    joint = JointPass(settings, Capture.of(gm, inputs), build_kernels=False)
     graphs: list[fx.Graph] = []
 
     def interpret(inner: fx.GraphModule, *_: Any, **__: Any) -> Any:
@@ -160,19 +189,9 @@ def plan_only(
 
     eager_backward = {"force_non_lazy_backward_lowering": True}
     with _torch.functorch_config.patch(enable_autograd_cache=False, **eager_backward):
-        patches = {**settings, "joint_custom_pre_pass": joint}
+        patches = {**settings.inductor, "joint_custom_pre_pass": joint}
         compiled = _torch.compile_fx(gm, inputs, patches, inner=interpret)
     return Planned(compiled, joint.reports, graphs)
-
-
-def _joint_pass(
-    policy: Policy, capture: Capture, settings: dict[str, Any], build_kernels: bool
-) -> JointPass:
-    name = "joint_custom_pre_pass"
-    configured = settings.get(name, getattr(_torch.inductor_config, name))
-    plain = (bool, int, float, str, type(None))
-    values = sorted((k, repr(v)) for k, v in settings.items() if isinstance(v, plain))
-    return JointPass(policy, capture, configured, values, build_kernels)
 
 
 def warm_up(graph: fx.Graph) -> None:
@@ -194,7 +213,9 @@ def sources_digest() -> str:
     """A digest of every source file of the package: compiled code depends on all of them."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".h", ".cpp", ".toml")):
+    for path in sorted(
+        p for p in root.rglob("*") if p.suffix in (".py", ".h", ".cpp", ".toml", ".jinja")
+    ):
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 import nmcompile.ops
 import nmcompile.ops_compressed
-import nmcompile.ops_unpack_mask  # noqa: F401  (registers torch.ops.nm)
+import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
 
 nm = torch.ops.nm
 
@@ -50,5 +50,6 @@ _DENSE: dict[Any, Any] = {
     nm.compress.default: _compress,
     nm.decompress.default: lambda x, *_: x.contiguous(),
     nm.unpack_mask.default: _all_kept,
+    nm.compress_like.default: lambda x, *_: x,
     nm.mm.default: _mm,
 }

@@ -12,6 +12,7 @@ from torch import fx
 
 from nmcompile.backend import plan_only
 from nmcompile.errors import NMError
+from nmcompile.options import Settings
 from nmcompile.policy import Policy
 from nmcompile.report import GraphReport, Report
 from nmcompile.saved import saved_for_backward
@@ -42,7 +43,7 @@ def explain(
     graphs: list[GraphReport] = []
 
     def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:
-        planned = plan_only(gm, inputs, chosen, {})
+        planned = plan_only(gm, inputs, Settings(chosen))
         saved = saved_for_backward(planned.graphs)
         graphs.extend(r.model_copy(update={"saved": saved}) for r in planned.reports)
         return planned.run

@@ -55,7 +55,7 @@ def _fake_compress(
     return [x.new_empty(order.packed_shape(x.shape[1 - d], x.shape[d], x.dtype)) for d in dims]
 
 
-def _compress(
+def compress_in_pytorch(
     x: Tensor,
     seed: Tensor | None,
     streams: Sequence[int],
@@ -220,7 +220,7 @@ _LIBRARY.define(
     "bool transpose_result=False, bool column_major=False) -> Tensor",
     tags=_TAGS,
 )
-_LIBRARY.impl("compress", _compress, "CompositeExplicitAutograd")
+_LIBRARY.impl("compress", compress_in_pytorch, "CompositeExplicitAutograd")
 _LIBRARY.impl("decompress", _decompress, "CompositeExplicitAutograd")
 _LIBRARY.impl("mm", _unpack_and_multiply, "CompositeExplicitAutograd")
 _LIBRARY.impl("mm", _library_mm, "CUDA")

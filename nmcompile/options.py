@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nmcompile import _torch
 from nmcompile.errors import OptionError, nearest
 from nmcompile.policy import Policy
 
-OURS = ("policy",)
+OURS = ("policy", "nm.autotune", "nm.kernels")
+
+#: Where compress kernels are generated: on CUDA; also on the CPU (where Triton's interpreter or
+#: their oracle runs them: to look at them and to test them); nowhere.
+KERNELS: dict[str, tuple[str, ...]] = {
+    "auto": ("cuda",),
+    "generate": ("cuda", "cpu"),
+    "reference": (),
+}
 
 #: Settings of Inductor without which products would stay dense in silence.
 _NEEDED = (
@@ -22,10 +30,16 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The policy, and the settings that go to Inductor."""
+    """The policy, our other options, and the settings that go to Inductor.
+
+    ``autotune``: measure dense and sparse products while compiling instead of predicting their
+    times. ``kernels``: a word of ``KERNELS``.
+    """
 
     policy: Policy
-    inductor: dict[str, Any]
+    inductor: dict[str, Any] = field(default_factory=dict)
+    autotune: bool = False
+    kernels: str = "auto"
 
 
 class ReadPolicy(str):
@@ -90,6 +104,8 @@ def read_options(
         pinned = ReadPolicy(os.fspath(source), policy.digest)
         kept = {**wrapper.kwargs["options"], "policy": pinned}
         wrapper.kwargs = {**wrapper.kwargs, "options": kept}
+    autotune = _choice(options, "nm.autotune", False, (False, True))
+    kernels = _choice(options, "nm.kernels", "auto", tuple(KERNELS))
     inductor = _torch.inductor_settings(mode, options)
     for name, needed, why in _NEEDED:
         if inductor.get(name, getattr(_torch.inductor_config, name, needed)) is not needed:
@@ -98,4 +114,11 @@ def read_options(
                 f"backend nm_sparse needs {name} = {needed}, but {origin} to {not needed}: {why}; "
                 'leave it out, or use backend="inductor" where nothing is to be pruned'
             )
-    return Settings(policy, inductor)
+    return Settings(policy, inductor, autotune, kernels)
+
+
+def _choice(options: dict[str, Any], name: str, default: Any, words: tuple[Any, ...]) -> Any:
+    value = options.pop(name, default)
+    if value not in words or isinstance(value, int) != isinstance(default, int):
+        raise OptionError(f"{name} = {value!r}: write one of {', '.join(map(repr, words))}")
+    return value

@@ -206,13 +206,20 @@ def unpack(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
         ValueError: when ``packed`` has another shape than such an operand's.
     """
     r_pad, c_pad = layout.padded(rows, columns)
-    values, metadata = split(packed, rows, columns, layout)
-    nibbles = torch.stack((metadata & 15, metadata >> 4), -1).flatten()
-    nibbles = nibbles[layout.nibbles(r_pad, c_pad, packed.device)].long()  # [R_pad, C_pad / 4]
-    indices = torch.stack((nibbles & 3, nibbles >> 2), -1)
+    values, _ = split(packed, rows, columns, layout)
+    indices = kept_indices(packed, rows, columns, layout)
     blocks = packed.new_zeros(r_pad, c_pad // 4, 4)
     blocks.scatter_(-1, indices, values.view(indices.shape))
     return blocks.view(r_pad, c_pad)[:rows, :columns].contiguous()
+
+
+def kept_indices(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
+    """The two indices of every block, ``[R_pad, C_pad / 4, 2]`` int64, of a packed operand."""
+    r_pad, c_pad = layout.padded(rows, columns)
+    _, metadata = split(packed, rows, columns, layout)
+    nibbles = torch.stack((metadata & 15, metadata >> 4), -1).flatten()
+    nibbles = nibbles[layout.nibbles(r_pad, c_pad, packed.device)].long()
+    return torch.stack((nibbles & 3, nibbles >> 2), -1)
 
 
 def split(packed: Tensor, rows: int, columns: int, layout: Layout) -> tuple[Tensor, Tensor]:

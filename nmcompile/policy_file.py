@@ -30,6 +30,7 @@ RECIPES = (
     "activations",
     "gradients",
     "full",
+    "full-exact",
     "weights",
     "paper-1:2",
     "mse-gradients",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
+from nmcompile.codegen.loader import recorded_kernels
 from nmcompile.gemm import Op, OperandKind, Role
 from nmcompile.layouts import Layout
 from nmcompile.passes.find_skipped import Skipped
@@ -147,6 +148,15 @@ class Report(_Frozen):
         return tuple(s for g in self.graphs for s in g.saved or () if not s.is_input)
 
     @property
+    def kernels(self) -> tuple[Path, ...]:
+        """The files of the generated kernels, as far as the graphs have been compiled.
+
+        The backward of a graph is compiled when it first runs.
+        """
+        found = [path for g in self.graphs for path in recorded_kernels(g.digest)]
+        return tuple(dict.fromkeys(found))
+
+    @property
     def totals(self) -> Totals:
         """Sums over all graphs."""
         sites, flops = self.sites, sum(s.flops for s in self.sites)
@@ -196,6 +206,8 @@ class Report(_Frozen):
                 f"saved for the backward: {sum(s.bytes for s in self.saved):,} bytes in "
                 f"{len(self.saved)} tensors, of them compressed {packed:,}"
             )
+        for kernel in self.kernels:
+            console.print(f"kernel {kernel}", markup=False, soft_wrap=True)
         for (target, reason), count in Counter((s.target, s.reason) for s in self.skipped).items():
             console.print(f"skipped {count} x {target}: {reason}", markup=False)
         for note in sorted({s.reason for s in self.sites if _is_general(s)}):

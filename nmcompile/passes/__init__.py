@@ -11,6 +11,7 @@ from nmcompile.passes.exact_backward import exact_backward
 from nmcompile.passes.find_gemms import find
 from nmcompile.passes.plan import Plan
 from nmcompile.passes.prune_products import prune_backward, prune_forward
+from nmcompile.passes.save_kept import save_kept
 from nmcompile.passes.share_compressed import share_compressed
 from nmcompile.passes.split_convolution_backward import split_convolution_backward
 
@@ -24,6 +25,7 @@ PASSES = (
     prune_forward,  # operands of fprop products
     exact_backward,  # where asked: mask the gradient, let wgrad read the pruned operand
     prune_backward,  # operands of dgrad and wgrad products
+    save_kept,  # what only a masked gradient reads is saved at the kept places alone
     share_compressed,  # one read of a tensor writes all its compressed forms
 )
 

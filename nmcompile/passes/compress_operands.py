@@ -25,7 +25,7 @@ import torch
 from torch import fx
 
 import nmcompile.ops_compressed
-import nmcompile.ops_unpack_mask  # noqa: F401  (registers torch.ops.nm)
+import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import Method
 from nmcompile.passes.find_gemms import LEFT_OPERAND
 from nmcompile.passes.insert import Inserter

@@ -72,6 +72,7 @@ def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> str:
         masked = insert.call(result, aten.where.self, mask, result, zero)
     for user in users:
         user.replace_input_with(result, masked)
+    forward.masked = masked
     return f"the result is masked like the {pruning.operand.kind} of fprop (backward = exact)"
 
 

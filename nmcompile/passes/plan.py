@@ -62,6 +62,7 @@ class Decision:
     original: fx.Node | None = None
     pruned: fx.Node | None = None
     compressed: Compressed | None = None
+    masked: fx.Node | None = None  # the input gradient under the forward mask (exact)
 
     def operand_node(self, operand: Operand) -> fx.Node:
         """The node that is this operand now."""

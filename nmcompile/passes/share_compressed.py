@@ -48,6 +48,8 @@ def _merge(graph: fx.Graph, nodes: list[fx.Node]) -> None:
         for position, request in enumerate(zip(node.args[2], node.args[3], strict=True)):  # type: ignore[arg-type]
             users = [u for u in node.users if u.args[1] == position]
             requests.setdefault(request, []).extend(users)
+    # Always in the same order: equal kernels are then one kernel.
+    requests = dict(sorted(requests.items(), key=lambda item: (-item[0][1], item[0][0])))
     streams, dims = zip(*requests, strict=True)
     first.args = (*first.args[:2], list(streams), list(dims), *first.args[4:])
     values: list[Any] = []

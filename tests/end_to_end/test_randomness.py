@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nmcompile import Policy, Rule
 from nmcompile.backend import plan_only
+from nmcompile.options import Settings
 
 WGRAD = Policy(rules=[Rule(prune="gradient", role="wgrad", format="1:2")])
 
@@ -68,7 +69,7 @@ def partitioned(model: nn.Module, x: torch.Tensor, policy: Policy | str) -> list
 
     def backend(gm: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
         chosen = policy if isinstance(policy, Policy) else Policy.recipe(policy)
-        planned = plan_only(gm, inputs, chosen, {})
+        planned = plan_only(gm, inputs, Settings(chosen))
         graphs.append(planned.graphs)
         return planned.run
 

@@ -1,0 +1,133 @@
+"""``KernelSpec``: everything that a compress kernel depends on, and nothing else.
+
+It is the printer's only input and, with the package's sources, the name of the kernel's file. Sizes
+and strides are arguments of the kernel, so that they are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from nmcompile.codegen.pointwise import constant
+from nmcompile.layouts import Layout
+
+#: How an input ``[R, C]`` lies: all of it, one row ``[C]``, one column ``[R]``, one number.
+Shape = Literal["full", "per_column", "per_row", "scalar"]
+
+STORAGE = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Input(_Frozen):
+    """One tensor that the prologue reads; ``source`` is the operator that it comes from."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    source: str
+
+
+class Statement(_Frozen):
+    """``name = target(*arguments)``, in float32.
+
+    Arguments are names of inputs and statements (text) or numbers; ``expression`` is the operator
+    in Triton, with a field for each argument.
+    """
+
+    name: str
+    target: str
+    expression: str
+    arguments: tuple[str | bool | int | float, ...]
+
+    @property
+    def code(self) -> str:
+        """The right-hand side in Triton."""
+        return self.expression.format(
+            *(a if isinstance(a, str) else constant(a) for a in self.arguments)
+        )
+
+
+class KernelSpec(_Frozen):
+    """A kernel that computes an operand ``[R, C]`` from its inputs and compresses it.
+
+    Attributes:
+        inputs, statements: the elementwise prologue; without statements the operand is the only
+            input as it is. The last statement is the operand.
+        dims: orientations of the results: 1 compresses the operand along its columns, 0 its
+            transpose.
+        n, m, method, layout: as of ``nm::compress``.
+        dtype: of the operand, ``"bfloat16"`` or ``"float16"``.
+        keep_dense: whether the operand is also written as it is, for its other readers.
+    """
+
+    inputs: tuple[Input, ...]
+    statements: tuple[Statement, ...]
+    dims: tuple[int, ...]
+    n: int
+    m: int
+    method: Literal["mse", "mvue"]
+    layout: Layout
+    dtype: str
+    keep_dense: bool = False
+
+    @property
+    def orientations(self) -> Literal["rows", "columns", "both"]:
+        """Which tile function of ``codegen.device`` does it."""
+        if len(self.dims) == 2:
+            return "both"
+        return "rows" if self.dims[0] == 1 else "columns"
+
+    @property
+    def storage(self) -> str:
+        """The operand's type as ``codegen.device`` names it."""
+        return STORAGE[getattr(torch, self.dtype)]
+
+    @property
+    def name(self) -> str:
+        """A readable name, unique up to the digest."""
+        last = self.statements[-1].target.split(".")[1] if self.statements else "copy"
+        return f"compress_{self.orientations}_{self.method}_{self.n}_{self.m}_{last}"
+
+    @property
+    def digest(self) -> str:
+        """Of the content; 16 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """The spec as one line of JSON, an argument of ``nm::fused_compress``."""
+        return json.dumps(self.model_dump(mode="json"), separators=(",", ":"), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> KernelSpec:
+        """The inverse of ``to_json``."""
+        return cls.model_validate_json(text)
+
+
+def identity(
+    dtype: torch.dtype, dims: Sequence[int], n: int, m: int, method: str, layout: str
+) -> KernelSpec:
+    """The spec of ``nm::compress`` itself: no prologue."""
+    x = Input(name="x", shape="full", dtype=_name(dtype), source="x")
+    return KernelSpec(
+        inputs=(x,),
+        statements=(),
+        dims=tuple(dims),
+        n=n,
+        m=m,
+        method=method,  # type: ignore[arg-type]
+        layout=Layout(layout),
+        dtype=_name(dtype),
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

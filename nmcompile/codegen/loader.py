@@ -1,0 +1,70 @@
+"""Generated kernels as files: written once, named by their content, imported once a process."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nmcompile import _torch
+from nmcompile.codegen.kernel_spec import KernelSpec
+from nmcompile.codegen.printer import print_kernel
+
+
+def kernel_path(spec: KernelSpec) -> Path:
+    """The kernel's file, beside Inductor's cache; written if it is not there."""
+    source = print_kernel(spec)
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    path = _torch.cache_dir() / "nmcompile" / "kernels" / f"{spec.name}_{digest}.py"
+    if not path.exists() or path.read_text() != source:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may write the same file at this moment.
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "w") as file:
+            file.write(source)
+        os.replace(temporary, path)
+    return path
+
+
+@functools.cache
+def load(spec: KernelSpec) -> Any:
+    """The kernel of a spec: a ``triton.JITFunction``, or interpreted under TRITON_INTERPRET=1.
+
+    Raises:
+        ImportError: Triton is not installed.
+    """
+    path = kernel_path(spec)
+    module_spec = importlib.util.spec_from_file_location(f"nmcompile_kernels_{path.stem}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return getattr(module, spec.name)
+
+
+def record_kernels(digest: str, specs: Sequence[KernelSpec]) -> None:
+    """Note which kernels a compiled graph runs; a graph has a forward and a backward."""
+    if not specs:
+        return
+    path = _record(digest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(f"{kernel_path(spec)}\n" for spec in specs)
+
+
+def recorded_kernels(digest: str) -> tuple[Path, ...]:
+    """The files of a compiled graph's kernels, each once, as far as they exist."""
+    try:
+        lines = _record(digest).read_text().splitlines()
+    except OSError:
+        return ()
+    return tuple(p for line in dict.fromkeys(lines) if (p := Path(line)).exists())
+
+
+def _record(digest: str) -> Path:
+    return _torch.cache_dir() / "nmcompile" / f"{digest}.kernels"

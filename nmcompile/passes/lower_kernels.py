@@ -1,0 +1,81 @@
+"""Hand generated kernels to Inductor as it takes a user's own Triton kernels (post-grad graphs).
+
+    before   packed, dense = nm.fused_compress([y], seed, [1], spec)
+    after    out   = aten.empty(...), aten.empty(...)
+             wrote = triton_kernel_wrapper_functional(kernel, {"y": y, "packed0": out0, ...})
+             packed, dense = wrote["packed0"], wrote["dense"]
+
+Inductor then launches them itself: with its static launcher, inside CUDA graphs, from its caches.
+Kernels with symbolic sizes, and those whose results the library packs again, stay operators.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from nmcompile import _torch, cusparselt
+from nmcompile.codegen import launch
+from nmcompile.codegen.kernel_spec import KernelSpec
+from nmcompile.codegen.loader import load
+from nmcompile.passes.insert import Inserter
+
+aten = torch.ops.aten
+
+
+def lower_kernels(graph: fx.Graph) -> int:
+    """Lower every ``nm.fused_compress`` on CUDA with known sizes; returns how many."""
+    target = torch.ops.nm.fused_compress.default
+    nodes = [n for n in graph.find_nodes(op="call_function", target=target) if _can_lower(n)]
+    for node in nodes:
+        _lower(graph, node)
+    return len(nodes)
+
+
+def _can_lower(node: fx.Node) -> bool:
+    first = node.args[0][0].meta["val"]  # type: ignore[index, union-attr]
+    values = [n.meta["val"] for n in node.all_input_nodes]
+    static = all(isinstance(s, int) for v in values for s in v.shape)
+    if first.device.type != "cuda" or not static or 0 in first.shape:
+        return False
+    layout = KernelSpec.from_json(node.args[3]).layout  # type: ignore[arg-type]
+    with _torch.real_tensors():
+        return cusparselt.reads(layout, first)
+
+
+def _lower(graph: fx.Graph, node: fx.Node) -> None:
+    given: Any = node.args
+    inputs, seed, streams, text = given
+    spec, insert = KernelSpec.from_json(text), Inserter(graph)
+    values = [x.meta["val"] for x in inputs]
+    rows, columns = launch.operand_shape(spec, values)
+    strides = launch.row_strides(spec, values, columns)
+    names = [*(f"packed{k}" for k in range(len(spec.dims))), *["dense"] * spec.keep_dense]
+    addresses = [v.storage_offset() * v.element_size() for v in values]
+    constants, grid, warps = launch.constants(
+        spec, rows, columns, list(strides.values()), addresses
+    )
+    assert warps == launch.DEFAULT_WARPS, "Inductor launches a user's kernel with four warps"
+    with insert.before(node):
+        options = {"dtype": getattr(torch, spec.dtype), "device": values[0].device}
+        empty = aten.empty.memory_format
+        outputs = [insert.call(node, empty, list(v.shape), **options) for v in node.meta["val"]]
+        tensors = {i.name: x for i, x in zip(spec.inputs, inputs, strict=True)}
+        tensors |= dict(zip(names, outputs, strict=True))
+        numbers: dict[str, Any] = {"R": rows, "C": columns, **strides, **constants}
+        if spec.method == "mvue":
+            tensors["seed"] = seed
+            numbers |= {f"stream{k}": stream for k, stream in enumerate(streams)}
+        wrote = _torch.triton_kernel_call(graph, load(spec), grid, tensors, numbers, names)
+        wrote.meta = {k: v for k, v in node.meta.items() if k != "val"}
+        wrote.meta["val"] = dict(zip(names, node.meta["val"], strict=True))
+        results = [graph.call_function(operator.getitem, (wrote, name)) for name in names]
+    for result, value in zip(results, node.meta["val"], strict=True):
+        result.meta = {**node.meta, "val": value}
+    for user in list(node.users):
+        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+        graph.erase_node(user)
+    graph.erase_node(node)
