@@ -3,6 +3,8 @@
 dense    max(2MNK / dense rate, (MK + KN + MN) bytes / bandwidth) + launch
 sparse   compress the [R, K] operand: (2 + 9/8) bytes an element / bandwidth * method + launch
          multiply: max(2MNK / (dense rate * gain), bytes / bandwidth) + launch + library set-up
+         padding:  sizes are those that the layout pads to, and a dense operand that has to be
+                   padded is read and written once more
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 
 from nmcompile.gemm import Method
 from nmcompile.hardware import Ceilings
+from nmcompile.layouts import Layout
 
 #: Time of a compress kernel over its byte floor.
 _OVER_FLOOR = {Method.MSE: 1.25, Method.MVUE: 1.75}
@@ -37,25 +40,32 @@ class Estimate:
 
 
 def predict(
-    m: int, n: int, k: int, pruned_rows: int, method: Method, ceilings: Ceilings
+    rows: int, columns: int, k: int, method: Method, layout: Layout, ceilings: Ceilings
 ) -> Estimate:
-    """The times of ``[M, K] x [K, N]`` of which one operand, ``[pruned_rows, K]``, is compressed.
+    """The times of ``[rows, K] x [K, columns]`` of which the operand ``[rows, K]`` is compressed.
 
     Args:
-        m, n, k: sizes of the product.
-        pruned_rows: m or n.
+        rows, columns, k: sizes of the product.
         method: how the survivors are chosen; what is neither MSE nor MVUE is pruned in a pass of
             its own (one more read and write) and then compressed by MSE.
+        layout: of the compressed operand.
         ceilings: of the device.
     """
-    flops, elements = 2.0 * m * n * k, pruned_rows * k
-    moved = _BYTES * (m * k + k * n + m * n)
-    dense = max(flops / ceilings.dense, moved / ceilings.bandwidth) + ceilings.launch
+    dense = _product(rows, columns, k, k, ceilings.dense, ceilings)
+    r, c = layout.padded(rows, k)
+    n = (columns + 7) // 8 * 8
+    elements = r * c
     floor = _BYTES * (1 + _COMPRESSED) * elements / ceilings.bandwidth
     compress = floor * _OVER_FLOOR.get(method, _OVER_FLOOR[Method.MSE]) + ceilings.launch
     if method not in _OVER_FLOOR:
         compress += 2 * _BYTES * elements / ceilings.bandwidth + ceilings.launch
-    less = moved - _BYTES * (1 - _COMPRESSED) * elements
+    if (c, n) != (k, columns):
+        compress += _BYTES * (k * columns + c * n) / ceilings.bandwidth + ceilings.launch
     rate = ceilings.dense * ceilings.sparse_gain
-    product = max(flops / rate, less / ceilings.bandwidth) + ceilings.launch + ceilings.setup
+    product = _product(r, n, c, _COMPRESSED * c, rate, ceilings) + ceilings.setup
     return Estimate(dense, compress + product, "predicted")
+
+
+def _product(m: int, n: int, k: int, stored_k: float, rate: float, ceilings: Ceilings) -> float:
+    moved = _BYTES * (m * stored_k + k * n + m * n)
+    return max(2.0 * m * n * k / rate, moved / ceilings.bandwidth) + ceilings.launch

@@ -7,6 +7,7 @@ The figures of ``_CEILINGS`` decide between a sparse and a dense product where n
 from __future__ import annotations
 
 import functools
+import importlib.util
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,8 @@ def _cuda_target(
     name: str, capability: tuple[int, int], library: int | None, ceilings: Ceilings | None
 ) -> Target:
     version = ".".join(map(str, capability))
+    if importlib.util.find_spec("triton") is None:
+        return Target(None, "Triton is not installed: no kernel can compress the operands")
     if capability < (8, 0):
         return Target(None, f"{name} (compute capability {version}) has no sparse tensor cores")
     if library is None:

@@ -112,5 +112,5 @@ _MULTIPLES = {
     Layout.CUSPARSELT_SM90: (64, 32),
     Layout.CUSPARSELT_SM80: (128, 64),
     Layout.CUTLASS_SM80: (32, 32),
-    Layout.ROW_MAJOR: (1, 16),
+    Layout.ROW_MAJOR: (1, 32),
 }

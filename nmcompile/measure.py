@@ -16,20 +16,26 @@ from nmcompile.layouts import Layout
 
 @functools.cache
 def measure(
-    m: int, n: int, k: int, left: bool, method: Method, layout: Layout, dtype: str, device: str
+    rows: int,
+    columns: int,
+    k: int,
+    left: bool,
+    method: Method,
+    layout: Layout,
+    dtype: str,
+    device: str,
 ) -> Estimate:
-    """Median seconds of ``[M, K] x [K, N]``, and of compressing one operand and multiplying.
+    """Median seconds of a product, and of compressing its operand ``[rows, K]`` and multiplying.
 
     Args:
-        m, n, k: sizes of the product.
-        left: whether the operand [M, K] is compressed, else [N, K].
+        rows, columns, k: sizes of the product ``[rows, K] x [K, columns]``.
+        left: whether the compressed operand is the left one; else the result is its transpose.
         method: how its survivors are chosen (one that is not MSE or MVUE is timed as MSE).
         layout: of the compressed operand.
         dtype: ``"bfloat16"`` or ``"float16"``.
         device: where to measure; must be a CUDA device.
     """
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "device": device}
-    rows, columns = (m, n) if left else (n, m)
     pruned, dense = torch.randn(rows, k, **options), torch.randn(columns, k, **options).t()
     method = method if method is Method.MVUE else Method.MSE
     seed = torch.ones(1, dtype=torch.int64, device=device) if method.random else None
@@ -38,7 +44,10 @@ def measure(
         (packed,) = ops_compressed.compress(pruned, seed, [0], [1], 2, 4, str(method), str(layout))
         return ops_compressed.mm(packed, dense, rows, str(layout), None, not left)
 
-    return Estimate(_median(lambda: pruned @ dense), _median(sparse), "measured")
+    def plain() -> Any:
+        return pruned @ dense if left else dense.t() @ pruned.t()
+
+    return Estimate(_median(plain), _median(sparse), "measured")
 
 
 def _median(run: Callable[[], Any], repeats: int = 15) -> float:

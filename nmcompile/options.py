@@ -119,6 +119,6 @@ def read_options(
 
 def _choice(options: dict[str, Any], name: str, default: Any, words: tuple[Any, ...]) -> Any:
     value = options.pop(name, default)
-    if value not in words or isinstance(value, int) != isinstance(default, int):
+    if value not in words or type(value) is not type(default):
         raise OptionError(f"{name} = {value!r}: write one of {', '.join(map(repr, words))}")
     return value

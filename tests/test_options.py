@@ -57,12 +57,21 @@ def test_inductor_options_go_to_inductor() -> None:
         ({"max_fusion_size": "8"}, RuntimeError, "got str should be int"),
         ({"policy": "ful"}, PolicyError, "did you mean 'full'"),
         ({"policy": "nowhere/policy.toml"}, PolicyError, "nowhere/policy.toml"),
+        ({"nm.autotune": 1}, OptionError, "nm.autotune = 1: write one of False, True"),
+        ({"nm.kernels": "all"}, OptionError, "nm.kernels = 'all': write one of 'auto', 'generate'"),
+        ({"nm.kernel": "auto"}, OptionError, "did you mean 'nm.kernels'"),
         ({"policy": 3}, PolicyError, "a recipe's name, a path, a Policy or a mapping, not 3"),
     ],
 )
 def test_wrong_options_are_named(options: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         read_options(None, options)
+
+
+def test_our_own_options() -> None:
+    settings = read_options(None, {"nm.autotune": True, "nm.kernels": "reference"})
+    assert (settings.autotune, settings.kernels, settings.inductor) == (True, "reference", {})
+    assert read_options(None, None).kernels == "auto"
 
 
 @pytest.mark.parametrize(

@@ -109,13 +109,15 @@ def _is_channels_last(node: fx.Node) -> bool:
 
 def _estimate(gemm: Gemm, pruning: Pruning, target: Target, autotune: bool) -> Estimate | None:
     _, m, n, k = (size_hint(s) for s in gemm.sizes)
-    rows = m if pruning.operand is gemm.lhs else n
+    left = pruning.operand is gemm.lhs
+    rows, columns = (m, n) if left else (n, m)
+    assert target.layout is not None
     if autotune:
-        assert target.layout is not None
-        return measure(m, n, k, rows == m, pruning.method, target.layout, gemm.dtype, gemm.device)
+        kind = (pruning.method, target.layout, gemm.dtype, gemm.device)
+        return measure(rows, columns, k, left, *kind)
     if target.ceilings is None:
         return None
-    return predict(m, n, k, rows, pruning.method, target.ceilings)
+    return predict(rows, columns, k, pruning.method, target.layout, target.ceilings)
 
 
 def _too_slow(estimate: Estimate | None, gemm: Gemm, policy: Policy) -> str:

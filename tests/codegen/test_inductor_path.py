@@ -1,0 +1,175 @@
+"""Inductor launches the generated kernels as a user's own: what it copies, sees and is handed.
+
+There is no GPU here: kernels are compiled for one, and the graphs hold fake CUDA tensors.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import operator
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from nmcompile import cusparselt
+from nmcompile.codegen import launch, loader
+from nmcompile.codegen.printer import parameters
+from nmcompile.passes.fuse_compress import fuse_compress
+from nmcompile.passes.lower_kernels import lower_kernels
+from tests.kernels.specs import spec
+
+DEVICE = Path(loader.__file__).parent / "device"
+TARGET = GPUTarget("cuda", 90, 32)
+aten, nm = torch.ops.aten, torch.ops.nm
+
+
+@pytest.fixture(autouse=True)
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_capability", lambda: 90)
+    monkeypatch.setattr(cusparselt, "reads", lambda *_: True)
+
+
+def test_no_two_device_functions_share_a_name() -> None:
+    """Inductor copies the functions that a kernel calls into one module, by name."""
+    text = "\n".join(p.read_text() for p in sorted(DEVICE.glob("*.py")) if p.stem != "exemplars")
+    names = re.findall(r"@triton\.jit\ndef (\w+)", text)
+    assert len(names) > 20
+    assert sorted(names) == sorted(set(names))
+
+
+def ptx(kernel: Any, kind: Any) -> str:
+    pointers = {i.name for i in kind.inputs} | {"dense", "packed0", "packed1"}
+    constants = {"ROWS": 64, "COLUMNS": 128, "FIT": "full", "ISA": 90}
+    signature = {
+        name: "*bf16" if name in pointers else "*i64" if name == "seed" else "i32"
+        for name in parameters(kind)
+    } | dict.fromkeys(constants, "constexpr")
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(k),): v for k, v in constants.items()},
+    )
+    text: str = triton.compile(source, target=TARGET).asm["ptx"]
+    return "\n".join(x for x in text.splitlines() if re.match(r"\s+[a-z@]", x) and ".loc" not in x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mse", "mvue"])
+def test_the_copy_that_inductor_makes_is_the_same_kernel(method: str, tmp_path: Path) -> None:
+    from torch._inductor.codegen.wrapper import (
+        user_defined_triton_kernel_transitive_closure_source_code,
+    )
+
+    kind = spec("silu_mul_bias", (1, 0), method, dtype="bfloat16")
+    kernel = loader.load(kind)
+    copied = user_defined_triton_kernel_transitive_closure_source_code(kernel)
+    path = tmp_path / "copy.py"
+    path.write_text(f"import triton\nimport triton.language as tl\n@triton.jit\n{copied}")
+    module_spec = importlib.util.spec_from_file_location("copied_kernel", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    assert ptx(getattr(module, kind.name), kind) == ptx(kernel, kind)
+
+
+class FakeDriver:
+    def get_current_target(self) -> Any:
+        return TARGET
+
+    def get_current_device(self) -> int:
+        return 0
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", FakeDriver())
+
+
+def cuda_graph(mode: FakeTensorMode, rows: Any = 512) -> fx.Graph:
+    """silu(x + b) with another reader, compressed both ways."""
+    graph = fx.Graph()
+
+    def given(name: str, *shape: Any, dtype: torch.dtype = torch.bfloat16) -> fx.Node:
+        node = graph.placeholder(name)
+        node.meta["val"] = torch.empty(*shape, dtype=dtype, device="cuda")
+        return node
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        node = graph.call_function(target, args)
+        node.meta["val"] = target(*fx.node.map_arg(args, lambda n: n.meta["val"]))
+        return node
+
+    with mode:
+        x, b = given("x", rows, 1024), given("b", 1024)
+        seed = given("seed", 1, dtype=torch.int64)
+        y = call(aten.silu.default, call(aten.add.Tensor, x, b))
+        kinds = (2, 4, "mvue", "cusparselt_sm90")
+        every = call(nm.compress.default, y, seed, [3, 4], [1, 0], *kinds)
+        results = [call(operator.getitem, every, k) for k in (0, 1)]
+        graph.output((*results, call(aten.sum.dim_IntList, y, [0])))
+    return graph
+
+
+def test_inductor_is_handed_a_kernel_that_writes_its_results_alone(driver: None) -> None:
+    from torch._higher_order_ops import triton_kernel_wrap as wrap
+
+    mode = FakeTensorMode()
+    graph = cuda_graph(mode)
+    (kind,) = fuse_compress(graph)
+    with mode:
+        assert lower_kernels(graph) == 1
+    graph.lint()
+    assert not graph.find_nodes(op="call_function", target=nm.fused_compress.default)
+    (node,) = graph.find_nodes(op="call_function", target=wrap.triton_kernel_wrapper_functional)
+    assert node.kwargs["tensors_to_clone"] == ["packed0", "packed1", "dense"]
+    table = wrap.kernel_side_table
+    kernel = table.get_kernel(node.kwargs["kernel_idx"])
+    numbers = table.get_constant_args(node.kwargs["constant_args_idx"])
+    tensors: Any = node.kwargs["kwargs"]
+    assert set(tensors) | set(numbers) == {*parameters(kind), "ROWS", "COLUMNS", "FIT", "ISA"}
+    assert (numbers["R"], numbers["C"], numbers["FIT"], numbers["ISA"]) == (512, 1024, "full", 90)
+    if hasattr(wrap, "identify_accessed_tensors"):  # torch 2.13
+        values = {k: v.meta["val"] for k, v in tensors.items()}
+        accesses = wrap.identify_accessed_tensors(kernel, {**values, **numbers}, {})
+        written = {d.name for d in accesses.read_writes.writes}
+        assert written == {"packed0", "packed1", "dense"}
+
+
+def test_symbolic_sizes_stay_an_operator() -> None:
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    context = StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    example = mode.from_tensor(
+        torch.empty(512, 2), source=ConstantSource("rows"), symbolic_context=context
+    )
+    graph = cuda_graph(mode, example.shape[0])
+    assert len(fuse_compress(graph)) == 1
+    with mode:
+        assert lower_kernels(graph) == 0
+    assert graph.find_nodes(op="call_function", target=nm.fused_compress.default)
+
+
+def test_what_the_library_packs_again_stays_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cusparselt, "reads", lambda *_: False)
+    mode = FakeTensorMode()
+    graph = cuda_graph(mode)
+    fuse_compress(graph)
+    with mode:
+        assert lower_kernels(graph) == 0

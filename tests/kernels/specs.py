@@ -1,0 +1,137 @@
+"""Kernel specs that the tests run, one for each thing that a generated kernel can do."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from nmcompile.codegen.kernel_spec import Input, KernelSpec, Statement
+from nmcompile.codegen.pointwise import EXPRESSIONS
+from nmcompile.layouts import Layout
+
+aten = torch.ops.aten
+
+
+def statement(name: str, target: Any, *arguments: Any) -> Statement:
+    return Statement(
+        name=name, target=str(target), expression=EXPRESSIONS[target], arguments=arguments
+    )
+
+
+def given(name: str, shape: Any = "full", dtype: str = "float16") -> Input:
+    return Input(name=name, shape=shape, dtype=dtype, source="input")
+
+
+#: Inputs and statements of each prologue.
+PROLOGUES: dict[str, tuple[tuple[Input, ...], tuple[Statement, ...]]] = {
+    "copy": ((given("x"),), ()),
+    "silu_mul_bias": (
+        (given("gate"), given("up"), given("bias", "per_column")),
+        (
+            statement("silu", aten.silu.default, "gate"),
+            statement("product", aten.mul.Tensor, "silu", "up"),
+            statement("result", aten.add.Tensor, "product", "bias"),
+        ),
+    ),
+    "gelu_tanh": (
+        (given("x"),),
+        (
+            statement("square", aten.mul.Tensor, "x", "x"),
+            statement("inner", aten.mul.Tensor, "square", 0.0356774081),
+            statement("more", aten.add.Tensor, "inner", 0.7978845608),
+            statement("z", aten.mul.Tensor, "x", "more"),
+            statement("t", aten.tanh.default, "z"),
+            statement("one", aten.add.Tensor, "t", 1.0),
+            statement("both", aten.mul.Tensor, "x", "one"),
+            statement("result", aten.mul.Tensor, "both", 0.5),
+        ),
+    ),
+    "dropout_residual": (
+        (given("x"), given("mask", dtype="bool"), given("skip", dtype="float32")),
+        (
+            statement("scaled", aten.mul.Tensor, "x", 1.25),
+            statement("kept", aten.where.self, "mask", "scaled", 0.0),
+            statement("result", aten.add.Tensor, "kept", "skip"),
+        ),
+    ),
+    "scale_rows": (
+        (given("x"), given("row", "per_row", "float32"), given("scale", "scalar", "float32")),
+        (
+            statement("scaled", aten.mul.Tensor, "x", "row"),
+            statement("shifted", aten.sub.Tensor, "scaled", "scale"),
+            statement("positive", aten.relu.default, "shifted"),
+            statement("result", aten.neg.default, "positive"),
+        ),
+    ),
+    "relu_backward": (
+        (given("dy"), given("y")),
+        (
+            statement("off", aten.le.Scalar, "y", 0),
+            statement("result", aten.where.self, "off", 0.0, "dy"),
+        ),
+    ),
+}
+SIZES = [(64, 128), (40, 72), (3, 5)]
+
+
+def spec(
+    prologue: str = "copy",
+    dims: tuple[int, ...] = (1,),
+    method: Any = "mse",
+    format: tuple[int, int] = (2, 4),
+    layout: Layout = Layout.CUSPARSELT_SM90,
+    dtype: str = "float16",
+    keep_dense: bool = True,
+) -> KernelSpec:
+    inputs, statements = PROLOGUES[prologue]
+    if dtype != "float16":
+        swap = {"float16": dtype}
+        inputs = tuple(i.model_copy(update={"dtype": swap.get(i.dtype, i.dtype)}) for i in inputs)
+    return KernelSpec(
+        inputs=inputs,
+        statements=statements,
+        dims=dims,
+        n=format[0],
+        m=format[1],
+        method=method,
+        layout=layout,
+        dtype=dtype,
+        keep_dense=keep_dense and bool(statements),
+    )
+
+
+def all_specs() -> Iterator[KernelSpec]:
+    """Every orientation, method, format and layout without a prologue; every prologue once."""
+    every_dims = [(1,), (0,), (1, 0)]
+    for dims, method, format in itertools.product(every_dims, ("mse", "mvue"), ((2, 4), (1, 2))):
+        yield spec(dims=dims, method=method, format=format)
+    for layout in Layout:
+        yield spec(dims=(1, 0), layout=layout)
+        yield spec(dims=(1, 0), method="mvue", layout=layout)
+    for k, name in enumerate(PROLOGUES):
+        yield spec(name, dims=every_dims[k % 3], method=("mse", "mvue")[k % 2])
+    yield spec("silu_mul_bias", dims=(0, 1), method="mvue", keep_dense=False)
+
+
+def inputs_of(spec: KernelSpec, rows: int, columns: int, seed: int = 0) -> list[torch.Tensor]:
+    """Values with ties, zeros, -0.0 and, in the first input of a copy, inf and NaN."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = {
+        "full": (rows, columns),
+        "per_column": (columns,),
+        "per_row": (rows, 1),
+        "scalar": (1,),
+    }
+    values = []
+    for i in spec.inputs:
+        x = torch.randn(shapes[i.shape], generator=g)
+        if i.shape == "full":
+            flat = x.view(-1)
+            flat[::7], flat[3::11], flat[4::11], flat[5::13] = 0, 1, -1, -0.0
+            if not spec.statements:
+                flat[1::97], flat[2::101] = torch.nan, torch.inf
+        values.append((x > 0) if i.dtype == "bool" else x.to(getattr(torch, i.dtype)))
+    return values
