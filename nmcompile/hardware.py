@@ -57,6 +57,12 @@ _CEILINGS = {
 
 
 @functools.cache
+def has_triton() -> bool:
+    """Whether Triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
 def target_of(device: str) -> Target:
     """The target of ``"cpu"``, ``"cuda:0"``, ...; never raises."""
     kind = torch.device(device)
@@ -77,7 +83,7 @@ def _cuda_target(
     name: str, capability: tuple[int, int], library: int | None, ceilings: Ceilings | None
 ) -> Target:
     version = ".".join(map(str, capability))
-    if importlib.util.find_spec("triton") is None:
+    if not has_triton():
         return Target(None, "Triton is not installed: no kernel can compress the operands")
     if capability < (8, 0):
         return Target(None, f"{name} (compute capability {version}) has no sparse tensor cores")

@@ -88,7 +88,7 @@ def _fake_decompress(packed: Tensor, rows: int, columns: int, layout: str) -> Te
     return packed.new_empty(rows, columns)
 
 
-def _decompress(packed: Tensor, rows: int, columns: int, layout: str) -> Tensor:
+def decompress_in_pytorch(packed: Tensor, rows: int, columns: int, layout: str) -> Tensor:
     order = Layout.parse(layout)
     if not cusparselt.reads(order, packed):
         raise RuntimeError(
@@ -221,7 +221,7 @@ _LIBRARY.define(
     tags=_TAGS,
 )
 _LIBRARY.impl("compress", compress_in_pytorch, "CompositeExplicitAutograd")
-_LIBRARY.impl("decompress", _decompress, "CompositeExplicitAutograd")
+_LIBRARY.impl("decompress", decompress_in_pytorch, "CompositeExplicitAutograd")
 _LIBRARY.impl("mm", _unpack_and_multiply, "CompositeExplicitAutograd")
 _LIBRARY.impl("mm", _library_mm, "CUDA")
 torch.library.register_fake("nm::compress", _fake_compress, lib=_LIBRARY)

@@ -13,7 +13,6 @@ it. On the CPU the spec's oracle does the work, or the kernel in Triton's interp
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Sequence
 
 import torch
@@ -24,14 +23,9 @@ from nmcompile.codegen import launch
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec, identity
 from nmcompile.gemm import Method
+from nmcompile.hardware import has_triton
 
 _LIBRARY = torch.library.Library("nm", "FRAGMENT")
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def is_generated(x: Tensor, method: str) -> bool:

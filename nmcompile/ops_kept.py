@@ -6,16 +6,23 @@ unpack_mask(Tensor packed, SymInt rows, SymInt columns, str layout) -> Tensor
 compress_like(Tensor x, Tensor packed, str layout) -> Tensor
     x [rows, columns] at the places that ``packed`` keeps, packed in the same layout: what a
     backward needs of a tensor whose gradient is masked so.
+
+On CUDA these and ``nm::decompress`` are Triton kernels for 16-bit types (``codegen.expand``).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nmcompile import packing
+from nmcompile.codegen import expand
 from nmcompile.layouts import Layout
+from nmcompile.ops_compressed import decompress_in_pytorch
 
 _LIBRARY = torch.library.Library("nm", "FRAGMENT")
 
@@ -45,6 +52,19 @@ def _compress_like(x: Tensor, packed: Tensor, layout: str) -> Tensor:
     return result
 
 
+def _on_cuda(kernel: Callable[..., Tensor], otherwise: Callable[..., Tensor]) -> Any:
+    """The kernel where it exists."""
+
+    def run(*args: Any) -> Tensor:
+        *rest, layout = args
+        packed = next(a for a in reversed(rest) if isinstance(a, Tensor))
+        if not expand.can_launch(packed):
+            return otherwise(*args)
+        return kernel(*rest, Layout.parse(layout))
+
+    return run
+
+
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 _LIBRARY.define(
     "unpack_mask(Tensor packed, SymInt rows, SymInt columns, str layout) -> Tensor", tags=_TAGS
@@ -52,5 +72,8 @@ _LIBRARY.define(
 _LIBRARY.define("compress_like(Tensor x, Tensor packed, str layout) -> Tensor", tags=_TAGS)
 _LIBRARY.impl("unpack_mask", _unpack_mask, "CompositeExplicitAutograd")
 _LIBRARY.impl("compress_like", _compress_like, "CompositeExplicitAutograd")
+_LIBRARY.impl("unpack_mask", _on_cuda(expand.unpack_mask, _unpack_mask), "CUDA")
+_LIBRARY.impl("compress_like", _on_cuda(expand.compress_like, _compress_like), "CUDA")
+_LIBRARY.impl("decompress", _on_cuda(expand.decompress, decompress_in_pytorch), "CUDA")
 torch.library.register_fake("nm::unpack_mask", _fake_unpack_mask, lib=_LIBRARY)
 torch.library.register_fake("nm::compress_like", _fake_compress_like, lib=_LIBRARY)

@@ -32,16 +32,13 @@ aten, nm = torch.ops.aten, torch.ops.nm
 
 
 def save_kept(plan: Plan) -> None:
-    """Rewrite every exact, sparse forward site where it saves memory.
-
-    On the CPU alone: no kernel writes the kept places of a second tensor yet.
-    """
+    """Rewrite every exact, sparse forward site where it saves memory."""
     for d in plan.decisions:
         packed = d.compressed
         if packed is None or d.masked is None or packed.column_major or packed.rows != 0:
             continue
         assert d.pruning is not None
-        if d.pruning.operand.kind is OperandKind.ACTIVATION and d.gemm.device == "cpu":
+        if d.pruning.operand.kind is OperandKind.ACTIVATION:
             _rewrite(plan, d, packed, d.masked)
 
 

@@ -29,6 +29,7 @@ from triton.compiler import ASTSource
 
 from nmcompile import cusparselt
 from nmcompile.codegen import launch, loader
+from nmcompile.codegen.device import expand
 from nmcompile.codegen.printer import parameters
 from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
@@ -88,6 +89,24 @@ def test_the_copy_that_inductor_makes_is_the_same_kernel(method: str, tmp_path: 
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     assert ptx(getattr(module, kind.name), kind) == ptx(kernel, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["decompress", "unpack_mask", "compress_like"])
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_that_read_packed_operands_compile(name: str, capability: int) -> None:
+    kernel = getattr(expand, f"{name}_kernel")
+    constants = {"LAYOUT": "cusparselt_sm90", "BLOCK": 1024, "WHOLE": True}
+    sizes = ("R", "C", "rows", "columns")
+    names = kernel.arg_names
+    signature = {n: "i32" if n in sizes else "*bf16" for n in names if n not in constants}
+    source = ASTSource(
+        fn=kernel,
+        signature=signature | dict.fromkeys(constants, "constexpr"),
+        constexprs={(names.index(k),): v for k, v in constants.items()},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert "st.global" in compiled.asm["ptx"]
 
 
 class FakeDriver:

@@ -9,10 +9,12 @@ import sys
 
 import torch
 
+import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
 from nmcompile import ops_compressed
-from nmcompile.codegen import launch
+from nmcompile.codegen import expand, launch
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import KernelSpec
+from nmcompile.layouts import Layout
 from tests.kernels.specs import SIZES, all_specs, inputs_of
 
 SEED = torch.tensor([0x123456789ABCDEF])
@@ -49,7 +51,24 @@ def check(spec: KernelSpec, rows: int, columns: int, device: str = "cpu") -> Non
         assert ((bits[0] == bits[1]) | both_nan).all(), (spec.name, rows, columns, values)
 
 
+def check_expanding(layout: Layout, rows: int, columns: int) -> None:
+    """What reads a packed operand: the operand, its mask, another tensor at the kept places."""
+    x, other = torch.randn(2, rows, columns).half()
+    (packed,) = ops_compressed.compress(x, None, [0], [1], 2, 4, "mse", str(layout))
+    dense = expand.decompress(packed, rows, columns, layout)
+    assert torch.equal(dense, ops_compressed.decompress(packed, rows, columns, str(layout)))
+    mask = expand.unpack_mask(packed, rows, columns, layout)
+    assert torch.equal(mask, torch.ops.nm.unpack_mask(packed, rows, columns, str(layout)))
+    like = expand.compress_like(other, packed, layout)
+    assert torch.equal(like, torch.ops.nm.compress_like(other, packed, str(layout)))
+
+
 def main(part: int, parts: int) -> None:
+    if part == 0:
+        for layout in Layout:
+            for rows, columns in ((64, 64), (70, 22)):
+                check_expanding(layout, rows, columns)
+            print(f"expand {layout} ok", flush=True)
     for number, spec in enumerate(all_specs()):
         if number % parts == part:
             for rows, columns in SIZES:
