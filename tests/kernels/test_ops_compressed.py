@@ -90,8 +90,8 @@ def test_arguments_are_checked():
         pack(x, "row_major", method="transposable")
     with pytest.raises(ValueError, match="is not a layout"):
         pack(x, "rowmajor")
-    with pytest.raises(ValueError, match=r"of shape \(4, 9\) is not that of a 4 x 20 operand"):
-        ops_compressed.decompress(pack(x.bfloat16(), "row_major"), 4, 20, "row_major")
+    with pytest.raises(ValueError, match=r"of shape \(4, 18\) is not that of a 4 x 40 operand"):
+        ops_compressed.decompress(pack(x.bfloat16(), "row_major"), 4, 40, "row_major")
 
 
 # -- registration ------------------------------------------------------------------------------
