@@ -142,10 +142,13 @@ def test_symbolic_sizes(layout):
 
 # -- products on the CPU -----------------------------------------------------------------------
 
+# Of a matrix with one row or column nobody can say how it lies, and BLAS chooses by that.
+SIZE = st.integers(2, 50)
+
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.integers(1, 40), st.integers(1, 50), st.integers(1, 40), st.sampled_from(LAYOUTS),
+    SIZE, SIZE, SIZE, st.sampled_from(LAYOUTS),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), st.booleans(), st.booleans(),
     st.booleans(),
 )  # fmt: skip
@@ -169,7 +172,7 @@ def test_mm_on_the_left_is_the_dense_product(
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.integers(1, 40), st.integers(1, 50), st.integers(1, 40), st.sampled_from(LAYOUTS),
+    SIZE, SIZE, SIZE, st.sampled_from(LAYOUTS),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), st.booleans(), st.booleans(),
     st.booleans(),
 )  # fmt: skip
