@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nmcompile import ops_compressed
+from nmcompile import _torch, ops_compressed
 from nmcompile.cost import Estimate
 from nmcompile.gemm import Method
 from nmcompile.layouts import Layout
@@ -35,27 +35,37 @@ def measure(
         dtype: ``"bfloat16"`` or ``"float16"``.
         device: where to measure; must be a CUDA device.
     """
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "device": device}
-    pruned, dense = torch.randn(rows, k, **options), torch.randn(columns, k, **options).t()
-    method = method if method is Method.MVUE else Method.MSE
-    seed = torch.ones(1, dtype=torch.int64, device=device) if method.random else None
+    with _torch.real_tensors():  # the passes run while fake tensors are the default
+        generator = torch.Generator(device).manual_seed(0)  # the user's random state stays as it is
+        options: dict[str, Any] = {
+            "dtype": getattr(torch, dtype),
+            "device": device,
+            "generator": generator,
+        }
+        pruned = torch.randn(rows, k, **options)
+        dense = torch.randn(columns, k, **options).t()
+        kind = method if method is Method.MVUE else Method.MSE
+        seed = torch.ones(1, dtype=torch.int64, device=device) if kind.random else None
 
-    def sparse() -> Any:
-        (packed,) = ops_compressed.compress(pruned, seed, [0], [1], 2, 4, str(method), str(layout))
-        return ops_compressed.mm(packed, dense, rows, str(layout), None, not left)
+        def sparse() -> Any:
+            arguments = ([0], [1], 2, 4, str(kind), str(layout))
+            (packed,) = ops_compressed.compress(pruned, seed, *arguments)
+            return ops_compressed.mm(packed, dense, rows, str(layout), None, not left)
 
-    def plain() -> Any:
-        return pruned @ dense if left else dense.t() @ pruned.t()
+        def plain() -> Any:
+            return pruned @ dense if left else dense.t() @ pruned.t()
 
-    return Estimate(_median(plain), _median(sparse), "measured")
+        return Estimate(_median(plain), _median(sparse), "measured")
 
 
 def _median(run: Callable[[], Any], repeats: int = 15) -> float:
+    """Of device time: the launches are queued behind a wait, so that no time of the host counts."""
     for _ in range(3):
         run()
     times: list[float] = []
     for _ in range(repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(2_000_000)  # clock cycles, about a millisecond
         start.record()
         run()
         end.record()

@@ -93,18 +93,19 @@ def _compress_on_cuda(
         x, dims = x.t(), [1 - d for d in dims]
     elif x.stride(1) != 1:
         x = x.contiguous()
-    results: list[Tensor] = []
+    results: dict[int, Tensor] = {}
     for some in _kernels_of(dims):
         spec = identity(x.dtype, [dims[i] for i in some], n, m, method, layout)
-        own = [streams[i] for i in some]
-        packed = launch.run(spec, [x], seed, own)
-        results += _as_the_library_reads(spec, packed, *x.shape)
-    return results
+        packed = launch.run(spec, [x], seed, [streams[i] for i in some])
+        results |= zip(some, _as_the_library_reads(spec, packed, *x.shape), strict=True)
+    return [results[i] for i in range(len(dims))]
 
 
 def _kernels_of(dims: Sequence[int]) -> list[list[int]]:
     """Positions of ``dims`` by kernel: one kernel for two different ones, else one for each."""
-    return [[0, 1]] if sorted(dims) == [0, 1] else [[i] for i in range(len(dims))]
+    if sorted(dims) == [0, 1]:
+        return [[dims.index(1), dims.index(0)]]  # in one order, so that it is one kernel
+    return [[i] for i in range(len(dims))]
 
 
 def _as_the_library_reads(

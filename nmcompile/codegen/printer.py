@@ -55,6 +55,8 @@ def print_kernel(spec: KernelSpec) -> str:
         load=lambda i: _LOADS[i.shape][1].format(name=i.name),
         pieces=functools.partial(_pieces, spec.inputs),
         parameters=parameters(spec),
+        # Else the streams 0, 1 and 16 would each be a kernel of their own.
+        decoration=f"(do_not_specialize={random[1:]!r})" if random else "",
         # The tile functions take the orientation along the columns first.
         blobs=_in_order(spec, _blobs(spec)),
         random=["tl.load(seed)" if random else "0", *_in_order(spec, streams)],

@@ -1,0 +1,181 @@
+"""Section ``products``: the sparse library's calls, and what else could be done with them.
+
+Host time of a call, its other algorithms (checked numerically), operand and result orientations,
+and CUDA graph replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_check.cases.inputs import relative_error
+from benchmarks.gpu_check.cases.products import Layer, Shape
+from benchmarks.gpu_check.events import Case, Session
+from nmcompile import ops_compressed
+
+SMALL = Shape(1024, 1024, 1024)  # the device is done before the host is
+LARGE = (Shape(8192, 8192, 8192), Shape(16384, 4096, 14336))
+REHEARSED = Shape(64, 64, 64), Shape(64, 128, 64)
+_MOST_ALGORITHMS = 40
+
+
+def cases(rehearse: bool) -> list[Case]:
+    """Cases in order of their worth; the graph comes last because a failed capture lingers."""
+    same = {"section": "products", "limit": 60, "seconds": 4}
+    large = REHEARSED[1:] if rehearse else LARGE
+    small = REHEARSED[0] if rehearse else SMALL
+    runs: list[tuple[str, Callable[..., None], Shape]] = [("host time", host_time, small)]
+    runs += [(f"orientations {shape}", orientations, shape) for shape in large]
+    runs += [(f"algorithms {shape}", algorithms, shape) for shape in large]
+    runs += [(f"graphs {shape}", graphs, shape) for shape in (small, large[0])]
+    return [Case(name=n, run=partial(run, shape=shape), **same) for n, run, shape in runs]
+
+
+@contextmanager
+def _noted(session: Session, name: str) -> Iterator[None]:
+    """An alternative that does not work is a finding, not an error."""
+    try:
+        yield
+    except Exception as error:
+        if session.device.lost():
+            raise
+        session.note(name, f"{type(error).__name__}: {error}"[:500])
+
+
+def _library(session: Session, packed: Tensor, dense: Tensor, **options: object) -> Tensor:
+    """``torch._cslt_sparse_mm``; in a rehearsal an imitation of it."""
+    if not session.device.rehearsal:
+        return torch._cslt_sparse_mm(packed, dense, **options)
+    transposed = bool(options.get("transpose_result", False))
+    rows = packed.shape[0]
+    layout = str(session.device.layout)
+    return ops_compressed.mm(packed, dense, rows, layout, None, transposed)
+
+
+def host_time(session: Session, shape: Shape) -> None:
+    """Microseconds of the host for one call, while the device is not waited for."""
+    layer = Layer(shape, session.device)
+    packed = layer.packed["fprop"]
+    sets, layout = layer.sets, session.device.layout
+    calls = {
+        "torch.mm": layer.dense("fprop"),
+        "nm.mm": layer.product("fprop"),
+        "nm.compress": lambda i: layer.compress(layer.x[i % sets], [1], "mse"),
+        "nm.compress both": lambda i: layer.compress(layer.x[i % sets], [1, 0], "mvue"),
+    }
+    if layout.startswith("cusparselt"):
+        calls["_cslt_sparse_mm"] = lambda i: _library(
+            session, packed[i % sets], layer.w[i % sets].t()
+        )
+    for provider, call in calls.items():
+        with _noted(session, provider):
+            times = session.device.host_time(call)
+            session.row(provider, "host time (us)", [t * 1e6 for t in times], x=str(shape))
+
+
+def orientations(session: Session, shape: Shape) -> None:
+    """The sparse operand as A; the dense one by rows or columns; the result as is or transposed.
+
+    Also the roles swapped: W, not X, compressed, with the result transposed to Y.
+    """
+    layer, layout = Layer(shape, session.device), str(session.device.layout)
+    sets, rows = layer.sets, shape.tokens
+    by_rows = [w.t().contiguous() for w in layer.w]
+    weights = [layer.compress(w, [1], "mse")[0] for w in layer.w]
+    packed = layer.packed["fprop"]
+
+    def call(dense: list[Tensor], transpose: bool) -> Callable[[int], Tensor]:
+        return lambda i: ops_compressed.mm(
+            packed[i % sets], dense[i % sets], rows, layout, None, transpose
+        )
+
+    by_columns = [w.t() for w in layer.w]
+    calls = {
+        "torch.mm|dense by columns": layer.dense("fprop"),
+        "torch.mm|dense by rows": lambda i: torch.mm(layer.x[i % sets], by_rows[i % sets]),
+        "nm.mm|dense by columns": call(by_columns, False),
+        "nm.mm|dense by rows": call(by_rows, False),
+        "nm.mm|dense by columns, result transposed": call(by_columns, True),
+        "nm.mm|dense by rows, result transposed": call(by_rows, True),
+        "nm.mm|W compressed, result transposed": lambda i: ops_compressed.mm(
+            weights[i % sets], layer.x[i % sets].t(), shape.outputs, layout, None, True
+        ),
+    }
+    for name, times in session.device.time(calls).items():
+        provider, config = name.split("|")
+        session.row(provider, "time (us)", [t * 1e6 for t in times], x=str(shape), config=config)
+
+
+def algorithms(session: Session, shape: Shape) -> None:
+    """Each ``alg_id``, its error against the first one's operands in float64 on a few rows."""
+    if not session.device.layout.startswith("cusparselt"):
+        return
+    layer = Layer(shape, session.device)
+    sets, packed, layout = layer.sets, layer.packed["fprop"], str(session.device.layout)
+    dense = [w.t() for w in layer.w]
+    some = slice(0, 256)
+    a = ops_compressed.decompress(packed[0], shape.tokens, shape.inputs, layout)[some]
+    expected = a.double() @ dense[0].double()
+    best = None
+    with _noted(session, "search"):
+        if not session.device.rehearsal:
+            best = torch._cslt_sparse_mm_search(packed[0], dense[0])
+            session.note("search", best)
+    for number in range(_algorithm_count(session)):
+        if session.left() < 5:
+            session.note("stopped before", number)
+            return
+        with _noted(session, f"alg_id {number}"):
+            run = partial(_run_algorithm, session, packed, dense, sets, number)
+            error = relative_error(run(0)[some], expected)
+            (times,) = session.device.time({"": run}, rounds=2).values()
+            config = f"alg_id {number}" + (", found by search" if number == best else "")
+            micros = [t * 1e6 for t in times]
+            session.row("_cslt_sparse_mm", "time (us)", micros, x=str(shape), config=config)
+            session.row("_cslt_sparse_mm", "relative error", [error], x=str(shape), config=config)
+            if number == 0:
+                session.check("alg_id 0", error <= 1e-2, f"relative error {error:.2g}")
+
+
+def _run_algorithm(
+    session: Session, packed: list[Tensor], dense: list[Tensor], sets: int, number: int, i: int
+) -> Tensor:
+    return _library(session, packed[i % sets], dense[i % sets], alg_id=number)
+
+
+def _algorithm_count(session: Session) -> int:
+    if session.device.rehearsal:
+        return 2
+    known = getattr(torch.backends.cusparselt, "get_max_alg_id", lambda: None)()
+    session.note("get_max_alg_id", known)
+    return min(_MOST_ALGORITHMS, known if isinstance(known, int) and known > 0 else 8)
+
+
+def graphs(session: Session, shape: Shape) -> None:
+    """Compress and multiply: launched, and replayed as a CUDA graph; the results must be equal."""
+    layer = Layer(shape, session.device)
+    call, count = layer.sparse("fprop", "mvue"), 2
+    expected = [call(i).clone() for i in range(count)]
+    replay = session.device.captured(call, count)
+    for i in range(count):
+        same = torch.equal(replay(i), expected[i])
+        session.check(f"replay of set {i}", same)
+    dense = session.device.captured(layer.dense("fprop"), count)
+    calls = {
+        "torch.mm, graph": dense,
+        "nm.compress + nm.mm, graph": replay,
+        "torch.mm": layer.dense("fprop"),
+        "nm.compress + nm.mm": call,
+    }
+    for provider, times in session.device.time(calls).items():
+        micros = [t * 1e6 for t in times]
+        session.row(provider, "time (us)", micros, x=str(shape), config="fprop mvue")
+    for provider, run in calls.items():
+        each = partial(run, 0)
+        wall = [session.device.wall_time(each, 20) * 1e6 for _ in range(5)]
+        session.row(provider, "wall time (us)", wall, x=str(shape), config="fprop mvue")

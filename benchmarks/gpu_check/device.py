@@ -1,0 +1,226 @@
+"""All that differs between the GPU and the rehearsal on the CPU."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from nmcompile.hardware import target_of
+from nmcompile.layouts import Layout
+
+Call = Callable[[int], Any]  # its argument selects one of several input sets
+#: Input sets of one measurement take more than this together, several times the L2 cache.
+ROTATED_BYTES = 512 * 2**20
+
+
+class Device:
+    """The GPU. Times are of the device, by events, unless a method says otherwise."""
+
+    rehearsal = False
+    name = "cuda"
+    #: Before each chunk of timed calls the GPU waits, about 4 ms, so that the host runs ahead.
+    _WAIT_CYCLES = 8_000_000
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            raise RuntimeError("torch sees no GPU; --rehearse runs on the CPU")
+        torch.cuda.init()
+
+    @property
+    def layout(self) -> Layout:
+        """The layout that the device's library reads."""
+        target = target_of(self.name)
+        if target.layout is None:
+            raise RuntimeError(target.reason)
+        return target.layout
+
+    def describe(self) -> dict[str, Any]:
+        """The GPU and its software."""
+        properties = torch.cuda.get_device_properties(0)
+        return {
+            "gpu": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+            "cusparselt": torch.backends.cusparselt.version(),
+            "cudnn": torch.backends.cudnn.version(),
+            "nvidia-smi": _nvidia_smi(),
+        }
+
+    def time(self, calls: Mapping[str, Call], rounds: int = 6) -> dict[str, list[float]]:
+        """Seconds of each call, ``5 * rounds`` samples; the calls take turns."""
+        chunk, names = 5, list(calls)
+        for call in calls.values():
+            for i in range(3):
+                call(i)
+        self.synchronize()
+        samples: dict[str, list[float]] = {name: [] for name in names}
+        for start in range(rounds):
+            for name in names[start % len(names) :] + names[: start % len(names)]:
+                marks = [torch.cuda.Event(enable_timing=True) for _ in range(chunk + 1)]
+                torch.cuda._sleep(self._WAIT_CYCLES)
+                marks[0].record()
+                for i in range(chunk):
+                    calls[name](start * chunk + i)
+                    marks[i + 1].record()
+                self.synchronize()
+                samples[name] += [a.elapsed_time(b) * 1e-3 for a, b in pairwise(marks)]
+        return samples
+
+    def host_time(self, call: Call, repeats: int = 100) -> list[float]:
+        """Seconds of the host per call, while the device is not waited for."""
+        for i in range(5):
+            call(i)
+        samples = []
+        for i in range(repeats):
+            if i % 50 == 0:
+                self.synchronize()  # or the queue fills and a call waits for the device
+            start = time.perf_counter()
+            call(i)
+            samples.append(time.perf_counter() - start)
+        self.synchronize()
+        return samples
+
+    def wall_time(self, run: Callable[[], Any], times: int) -> float:
+        """Seconds of the wall for one of ``times`` runs in a row."""
+        self.synchronize()
+        start = time.perf_counter()
+        for _ in range(times):
+            run()
+        self.synchronize()
+        return (time.perf_counter() - start) / times
+
+    def captured(self, call: Call, count: int) -> Call:
+        """``call`` as CUDA graphs, one for each of its first ``count`` arguments."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for i in range(2 * count):
+                call(i % count)
+        torch.cuda.current_stream().wait_stream(stream)
+        graphs, results = [], []
+        for i in range(count):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                results.append(call(i))  # kept alive, it lies in the graph's memory
+            graphs.append(graph)
+
+        def replay(i: int) -> Any:
+            graphs[i % count].replay()
+            return results[i % count]
+
+        return replay
+
+    def input_sets(self, nbytes: int) -> int:
+        """How many sets of ``nbytes`` to rotate among."""
+        return max(2, min(8, -(-ROTATED_BYTES // max(nbytes, 1))))
+
+    def peak_memory(self, run: Callable[[], Any]) -> tuple[int, int]:
+        """Bytes allocated before ``run`` and at its peak."""
+        self.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        self.synchronize()
+        return before, torch.cuda.max_memory_allocated()
+
+    def synchronize(self) -> None:
+        """Wait for everything that was launched."""
+        torch.cuda.synchronize()
+
+    def tidy(self) -> None:
+        """Free memory between cases."""
+        gc.collect()
+        trees = sys.modules.get("torch._inductor.cudagraph_trees")
+        if trees is not None:
+            torch._dynamo.reset()
+            trees.reset_cudagraph_trees()
+        torch.cuda.empty_cache()
+
+    def lost(self) -> bool:
+        """Whether an earlier error made the device unusable for this process."""
+        try:
+            self.synchronize()
+            return int(torch.ones(2, device=self.name).sum()) != 2
+        except RuntimeError:
+            return True
+
+
+class Rehearsal(Device):
+    """The CPU in the GPU's place: tiny sizes, wall clock, figures without meaning."""
+
+    rehearsal = True
+    name = "cpu"
+
+    def __init__(self) -> None:
+        pass
+
+    def describe(self) -> dict[str, Any]:
+        return {"gpu": "rehearsal", "processor": platform.processor(), "cores": os.cpu_count()}
+
+    def time(self, calls: Mapping[str, Call], rounds: int = 6) -> dict[str, list[float]]:
+        return {name: self.host_time(call, 2) for name, call in calls.items()}
+
+    def host_time(self, call: Call, repeats: int = 100) -> list[float]:
+        samples = []
+        for i in range(min(repeats, 2)):
+            start = time.perf_counter()
+            call(i)
+            samples.append(time.perf_counter() - start)
+        return samples
+
+    def captured(self, call: Call, count: int) -> Call:
+        return lambda i: call(i % count)
+
+    def input_sets(self, nbytes: int) -> int:
+        return 2
+
+    def peak_memory(self, run: Callable[[], Any]) -> tuple[int, int]:
+        run()
+        return 0, 0
+
+    def synchronize(self) -> None:
+        pass
+
+    def tidy(self) -> None:
+        gc.collect()
+
+    def lost(self) -> bool:
+        return False
+
+
+def _nvidia_smi() -> str:
+    fields = "driver_version,clocks.sm,clocks.mem,power.limit,temperature.gpu"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return repr(error)
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """New tensors are filled with NaN (integers with their maximum) instead of left as they are.
+
+    So what a kernel does not write shows.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(before)

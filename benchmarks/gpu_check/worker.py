@@ -1,0 +1,85 @@
+"""Runs cases one after the other: ``python -m benchmarks.gpu_check.worker JOB``, JOB a JSON file.
+
+The job: ``rehearsal``, ``commit``, ``keys`` of the cases in order, ``deadlines`` of their sections
+(monotonic seconds, alike in all processes of a machine), ``events`` the file to write lines to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_check import cases
+from benchmarks.gpu_check.device import Device, Rehearsal
+from benchmarks.gpu_check.events import Case, Event, Session, stamp
+
+LOST = 3  # exit status: the device answers no more in this process
+
+
+def run_cases(
+    chosen: Sequence[Case],
+    device: Device,
+    deadlines: dict[str, float],
+    send: Callable[[Event], None],
+    commit: str,
+) -> bool:
+    """Run each case for which its section has time; False when the device was lost."""
+    environment = {**cases.versions(), **device.describe(), "commit": commit}
+    send({"kind": "environment", "data": environment})
+    fields, facts = stamp(environment, commit), dict[Any, Any]()
+    for case in chosen:
+        place = {"section": case.section, "case": case.name}
+        session = Session(device, send, fields, facts, case, deadlines[case.section])
+        if (left := session.left()) < case.seconds:
+            why = f"needs {case.seconds:.0f} s, {max(left, 0):.0f} s are left"
+            send({"kind": "end", **place, "status": "skipped", "seconds": 0.0, "error": why})
+            continue
+        send({"kind": "start", **place, "limit": case.limit})
+        start, status, error = time.monotonic(), "ok", ""
+        try:
+            case.run(session)
+            device.synchronize()
+        except Exception:
+            status, error = "error", traceback.format_exc()
+        lost = status != "ok" and device.lost()
+        seconds = time.monotonic() - start
+        send({"kind": "end", **place, "status": status, "seconds": seconds, "error": error})
+        if lost:
+            return False
+        device.tidy()
+    return True
+
+
+def _end_with_parent() -> None:
+    """Let Linux kill this process when the supervisor is gone, so that none outlives it."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def main() -> None:
+    """Run the job of the command line."""
+    _end_with_parent()
+    job = json.loads(Path(sys.argv[1]).read_text())
+    by_key = {case.key: case for case in cases.all_cases(job["rehearsal"])}
+    with Path(job["events"]).open("a") as file:
+
+        def send(event: Event) -> None:
+            file.write(json.dumps(event, default=str) + "\n")
+            file.flush()
+
+        device = Rehearsal() if job["rehearsal"] else Device()
+        chosen = [by_key[key] for key in job["keys"]]
+        alive = run_cases(chosen, device, job["deadlines"], send, job["commit"])
+    sys.exit(0 if alive else LOST)
+
+
+if __name__ == "__main__":
+    main()
