@@ -25,6 +25,7 @@ from nmcompile._torch import CustomGraphPass
 from nmcompile.capture import Capture
 from nmcompile.codegen.loader import record_kernels
 from nmcompile.dense_interpreter import DenseInterpreter
+from nmcompile.hardware import fingerprint
 from nmcompile.history import History, StoredReports
 from nmcompile.options import KERNELS, Settings, read_options
 from nmcompile.passes.fuse_compress import fuse_compress
@@ -94,7 +95,7 @@ class JointPass(CustomGraphPass):  # type: ignore[misc]
         self.before_ours = _configured(settings, "joint_custom_pre_pass")
         plain = (bool, int, float, str, type(None))
         values = sorted((k, repr(v)) for k, v in settings.inductor.items() if isinstance(v, plain))
-        ours = (settings.policy.digest, settings.autotune, settings.kernels)
+        ours = (settings.policy.digest, settings.autotune, settings.kernels, fingerprint())
         key = (ours, sources_digest(), capture.fingerprint, torch.__version__, values)
         self.digest = hashlib.sha256(repr(key).encode()).hexdigest()
         self.reports: list[GraphReport] = []

@@ -79,6 +79,13 @@ def target_of(device: str) -> Target:
     return _cuda_target(name, capability, library, figures)
 
 
+def fingerprint() -> str:
+    """What decisions depend on beside the graph and the policy: the GPU and its sparse library."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"{torch.cuda.get_device_name()} cusparselt {_cusparselt_version()} {has_triton()}"
+
+
 def _cuda_target(
     name: str, capability: tuple[int, int], library: int | None, ceilings: Ceilings | None
 ) -> Target:
