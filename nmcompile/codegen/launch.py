@@ -12,9 +12,6 @@ from torch import Tensor
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.loader import load
 
-#: What Triton and Inductor launch a kernel with when nothing else is said.
-DEFAULT_WARPS = 4
-
 
 def interpreted() -> bool:
     """Whether this process runs Triton kernels in the interpreter, on the CPU."""

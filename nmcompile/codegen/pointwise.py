@@ -2,8 +2,8 @@
 
 A prologue is computed in float32 and rounded once, at its end, as in Inductor's own fused kernels;
 conversions between floating types in between are therefore nothing. ``{0}``, ``{1}``, ... are the
-arguments. Every expression uses operators and functions of ``tl`` alone, which the interpreter has
-too.
+arguments. Expressions use operators, functions of ``tl`` and those of ``FUNCTIONS``, which take the
+kernel's ISA.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import torch
 aten = torch.ops.aten
 prims = torch.ops.prims
 
-_SIGMOID = "1.0 / (1.0 + tl.exp(-({0})))"
-
 #: Operator to expression. Arguments that an operator may leave out have their defaults here.
 EXPRESSIONS: dict[Any, str] = {
     aten.add.Tensor: "{0} + {1}",
@@ -27,9 +25,9 @@ EXPRESSIONS: dict[Any, str] = {
     aten.reciprocal.default: "1.0 / {0}",
     aten.exp.default: "tl.exp({0})",
     aten.erf.default: "tl.erf({0})",
-    aten.sigmoid.default: _SIGMOID,
-    aten.tanh.default: "2.0 / (1.0 + tl.exp(-2.0 * ({0}))) - 1.0",
-    aten.silu.default: "{0} * (" + _SIGMOID + ")",
+    aten.sigmoid.default: "sigmoid({0}, ISA)",
+    aten.tanh.default: "2.0 * sigmoid(2.0 * {0}, ISA) - 1.0",
+    aten.silu.default: "silu({0}, ISA)",
     aten.relu.default: "tl.where({0} <= 0.0, 0.0, {0})",  # a NaN stays
     aten.abs.default: "tl.abs({0})",
     aten.sqrt.default: "tl.sqrt({0})",
@@ -43,6 +41,9 @@ EXPRESSIONS: dict[Any, str] = {
     aten.le.Scalar: "tl.where({0} <= {1}, 1.0, 0.0)",
     aten.logical_not.default: "tl.where({0} == 0.0, 1.0, 0.0)",
 }
+
+#: Functions of ``codegen.device.functions`` that expressions call.
+FUNCTIONS = ("sigmoid", "silu")
 
 #: Those with boolean results, which are 0 and 1 here.
 COMPARISONS = (

@@ -9,6 +9,7 @@ from importlib import resources
 import jinja2
 
 from nmcompile.codegen.kernel_spec import Input, KernelSpec
+from nmcompile.codegen.pointwise import FUNCTIONS
 
 _LOADS = {
     "full": ("load", "load({name}, {name}_stride, at, R, C, FIT)"),
@@ -44,6 +45,7 @@ def print_kernel(spec: KernelSpec) -> str:
         imports |= {_LOADS[i.shape][0] for i in spec.inputs}
     if spec.keep_dense:
         imports.add("store_dense")
+    called = [f for f in FUNCTIONS if any(f"{f}(" in s.expression for s in spec.statements)]
     random = _random(spec)
     streams = random[1:] or ["0"] * len(spec.dims)
     return _template().render(
@@ -51,6 +53,7 @@ def print_kernel(spec: KernelSpec) -> str:
         what=_describe(spec),
         spec_lines=textwrap.wrap(spec.to_json(), 90, break_on_hyphens=False),
         imports=sorted(imports),
+        functions=called,
         packed_names=packed_names,
         load=lambda i: _LOADS[i.shape][1].format(name=i.name),
         pieces=functools.partial(_pieces, spec.inputs),

@@ -20,7 +20,7 @@ from torch import fx
 from nmcompile import _torch, cusparselt
 from nmcompile.codegen import launch
 from nmcompile.codegen.kernel_spec import KernelSpec
-from nmcompile.codegen.loader import load
+from nmcompile.codegen.loader import with_warps
 from nmcompile.passes.insert import Inserter
 
 aten = torch.ops.aten
@@ -58,7 +58,6 @@ def _lower(graph: fx.Graph, node: fx.Node) -> None:
     constants, grid, warps = launch.constants(
         spec, rows, columns, list(strides.values()), addresses
     )
-    assert warps == launch.DEFAULT_WARPS, "Inductor launches a user's kernel with four warps"
     with insert.before(node):
         options = {"dtype": getattr(torch, spec.dtype), "device": values[0].device}
         empty = aten.empty.memory_format
@@ -69,7 +68,8 @@ def _lower(graph: fx.Graph, node: fx.Node) -> None:
         if spec.method == "mvue":
             tensors["seed"] = seed
             numbers |= {f"stream{k}": stream for k, stream in enumerate(streams)}
-        wrote = _torch.triton_kernel_call(graph, load(spec), grid, tensors, numbers, names)
+        kernel = with_warps(spec, warps)
+        wrote = _torch.triton_kernel_call(graph, kernel, grid, tensors, numbers, names)
         wrote.meta = {k: v for k, v in node.meta.items() if k != "val"}
         wrote.meta["val"] = dict(zip(names, node.meta["val"], strict=True))
         results = [graph.call_function(operator.getitem, (wrote, name)) for name in names]

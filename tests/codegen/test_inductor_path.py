@@ -29,7 +29,7 @@ from triton.compiler import ASTSource
 
 from nmcompile import cusparselt
 from nmcompile.codegen import launch, loader
-from nmcompile.codegen.device import expand
+from nmcompile.codegen.device import expand, host
 from nmcompile.codegen.printer import parameters
 from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
@@ -161,6 +161,8 @@ def test_inductor_is_handed_a_kernel_that_writes_its_results_alone(driver: None)
     assert node.kwargs["tensors_to_clone"] == ["packed0", "packed1", "dense"]
     table = wrap.kernel_side_table
     kernel = table.get_kernel(node.kwargs["kernel_idx"])
+    (config,) = kernel.configs
+    assert config.num_warps == host.tile("both", "mvue").warps
     numbers = table.get_constant_args(node.kwargs["constant_args_idx"])
     tensors: Any = node.kwargs["kwargs"]
     assert set(tensors) | set(numbers) == {*parameters(kind), "ROWS", "COLUMNS", "FIT", "ISA"}

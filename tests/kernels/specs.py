@@ -31,8 +31,8 @@ PROLOGUES: dict[str, tuple[tuple[Input, ...], tuple[Statement, ...]]] = {
     "silu_mul_bias": (
         (given("gate"), given("up"), given("bias", "per_column")),
         (
-            statement("silu", aten.silu.default, "gate"),
-            statement("product", aten.mul.Tensor, "silu", "up"),
+            statement("activated", aten.silu.default, "gate"),
+            statement("product", aten.mul.Tensor, "activated", "up"),
             statement("result", aten.add.Tensor, "product", "bias"),
         ),
     ),

@@ -82,7 +82,13 @@ def test_the_expressions_say_what_the_operators_do(prologue: str) -> None:
         def where(condition: Any, a: Any, b: Any) -> torch.Tensor:
             return torch.where(condition, torch.as_tensor(a), torch.as_tensor(b))
 
+    names = {
+        "tl": tl,
+        "ISA": 0,
+        "sigmoid": lambda x, isa: torch.sigmoid(x),
+        "silu": lambda x, isa: torch.nn.functional.silu(x),
+    }
     for s in kind.statements:
-        values[s.name] = eval(s.code, {"tl": tl}, values)
+        values[s.name] = eval(s.code, names, values)
     expected = evaluate(kind, inputs_of(kind, 8, 16), 8, 16).float()
     torch.testing.assert_close(values[kind.statements[-1].name], expected, rtol=2e-3, atol=1e-3)

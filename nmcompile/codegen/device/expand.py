@@ -33,7 +33,7 @@ def nibble_number(r, g, rows, columns, LAYOUT: tl.constexpr):
 @triton.jit
 def kept_pair(blob, r, g, rows, columns, inside, LAYOUT: tl.constexpr):
     """The two indices of a block, and its place in the values (a word for each block)."""
-    metadata = blob.to(tl.pointer_type(tl.int8)) + rows.to(tl.int64) * columns
+    metadata = blob.to(tl.pointer_type(tl.int8)) + tl.cast(rows, tl.int64) * columns
     number = nibble_number(r, g, rows, columns, LAYOUT)
     byte = tl.load(metadata + number // 2, mask=inside, other=0).to(tl.int32)
     nibble = byte >> (number % 2 * 4).to(tl.int32)

@@ -1,0 +1,89 @@
+"""Command line of the static check; exit status 1 if a kernel fails."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import triton
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.static_check.cases import LAYOUTS, all_cases
+from benchmarks.static_check.model import SIDE, Result, examine
+from benchmarks.static_check.throughput import DEVICES
+
+RESULTS = Path(__file__).parent.parent / "results" / "static_check.csv"
+COLUMNS = (
+    "arch", "kernel", "tile", "load bytes", "store bytes", "registers", "spilled", "shared",
+    "instructions", "weighted", "pipe", "bytes floor", "time us", "ratio",
+)  # fmt: skip
+
+
+def row(result: Result) -> tuple[str, ...]:
+    """The cells of one kernel, in the order of ``COLUMNS``."""
+    case, machine = result.case, result.machine
+    tile = f"{case.shape.rows}x{case.shape.columns}/{case.shape.warps}"
+    return (
+        case.arch, case.name, tile, str(result.load_width), str(result.store_width),
+        str(machine.registers), str(machine.spilled), str(machine.shared),
+        f"{result.instructions:.2f}", f"{result.weighted:.2f}", result.pipe,
+        f"{result.bytes_floor:g}",
+        "" if result.microseconds is None else f"{result.microseconds:.1f}",
+        "" if result.ratio is None else f"{result.ratio:.2f}",
+    )  # fmt: skip
+
+
+def write_csv(path: Path, results: Iterable[Result]) -> None:
+    """One line a kernel, with Triton's version and the failures."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((*COLUMNS, "failures", "triton"))
+        for result in results:
+            writer.writerow((*row(result), "; ".join(result.failures), triton.__version__))
+
+
+def show(results: Sequence[Result], console: Console) -> None:
+    """A table, and what failed."""
+    table = Table(*COLUMNS, title=f"per element of the operand; time for {SIDE} x {SIDE}")
+    for result in results:
+        table.add_row(*row(result), style="red" if result.failures else None)
+    console.print(table)
+    for arch, device in DEVICES.items():
+        console.print(
+            f"{arch}: {device.name}, {device.multiprocessors} multiprocessors at "
+            f"{device.clock / 1e9:g} GHz, {device.bandwidth / 1e12:g} TB/s; no time is predicted "
+            "for other architectures, which are checked for spills and widths alone"
+        )
+    for result in results:
+        for failure in result.failures:
+            console.print(f"FAILED {result.case.arch} {result.case.name}: {failure}", style="red")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the kernels; 1 if one fails."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.static_check", description=__doc__)
+    parser.add_argument("--arch", action="append", choices=sorted(LAYOUTS), help="default: all")
+    parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
+    parser.add_argument("--csv", type=Path, help=f"default when all are checked: {RESULTS.name}")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args(arguments)
+    cases = all_cases(tuple(options.arch or LAYOUTS))
+    cases = [case for case in cases if options.kernel in case.name]
+    if not cases:
+        parser.error(f"no kernel's name contains {options.kernel!r}")
+    with ProcessPoolExecutor(options.workers) as pool:
+        results = list(pool.map(examine, cases))
+    show(results, Console(width=None if sys.stdout.isatty() else 200))
+    path = options.csv or (None if options.arch or options.kernel else RESULTS)
+    if path:
+        write_csv(path, results)
+    return int(any(result.failures for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""From machine code to a time and to a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.static_check.cases import Case, compile_case
+from benchmarks.static_check.sass import Machine, covering_width, disassemble
+from benchmarks.static_check.throughput import DEVICES, busiest, weighted
+
+# Predicted time over the time of the bytes alone, by method and by number of orientations.
+LIMITS = {("mse", 1): 1.25, ("mvue", 1): 1.75, ("mse", 2): 1.5, ("mvue", 2): 2.2}
+# Weighted instructions per element and orientation, without a prologue.
+MOST_WEIGHTED = {"mse": 10.0, "mvue": 18.0}
+SIDE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was found about one kernel.
+
+    Attributes:
+        case: the kernel.
+        machine: its code.
+        load_width, store_width: bytes of one access to the operand and to the values.
+        instructions: per element of the operand, all counted alike.
+        weighted: per element, by their throughput (``throughput.weighted``).
+        pipe: the busiest pipe.
+        bytes_floor: bytes of the operand, values and metadata per element.
+        microseconds: predicted for 8192 x 8192: the larger of the time of the bytes and that of the
+            busiest pipe. None without figures of a device.
+        ratio: of that to the time of ``bytes_floor``.
+    """
+
+    case: Case
+    machine: Machine
+    load_width: int
+    store_width: int
+    instructions: float
+    weighted: float
+    pipe: str
+    bytes_floor: float
+    microseconds: float | None
+    ratio: float | None
+
+    @property
+    def failures(self) -> list[str]:
+        """What is wrong, empty if nothing is."""
+        found = []
+        if self.machine.spilled:
+            found.append(f"spills {self.machine.spilled} bytes")
+        if self.load_width < 16:
+            found.append(f"loads the operand {self.load_width} bytes at a time")
+        if self.store_width < 16:
+            found.append(f"stores values {self.store_width} bytes at a time")
+        if self.machine.loop:
+            found.append("has a loop: its instructions cannot be counted")
+        limit = LIMITS[self.case.method, _orientations(self.case)]
+        if self.ratio is not None and self.ratio > limit:
+            found.append(f"predicted {self.ratio:.2f}x of the bytes, over {limit:g}x")
+        most = MOST_WEIGHTED[self.case.method] * _orientations(self.case)
+        if self.ratio is not None and self.case.prologue == "identity" and self.weighted > most:
+            found.append(f"{self.weighted:.1f} weighted instructions an element, over {most:g}")
+        return found
+
+
+def _orientations(case: Case) -> int:
+    return 2 if case.orientations == "both" else 1
+
+
+def examine(case: Case) -> Result:
+    """Compile one kernel and judge it."""
+    compiled = compile_case(case)
+    machine = disassemble(compiled.asm["cubin"], compiled.metadata.shared)
+    return judge(case, machine)
+
+
+def judge(case: Case, machine: Machine) -> Result:
+    """The result for machine code that is already there."""
+    elements = case.shape.rows * case.shape.columns / (32 * case.shape.warps)
+    orientations = _orientations(case)
+    cost = weighted(machine.opcodes, case.arch) / elements
+    pipe, clocks = busiest(machine.opcodes, case.arch)
+    floor = 2 + 1.125 * orientations
+    microseconds = ratio = None
+    if device := DEVICES.get(case.arch):
+        memory = floor / device.bandwidth
+        pipes = clocks / elements / (device.multiprocessors * device.clock)
+        microseconds = max(memory, pipes) * SIDE * SIDE * 1e6
+        ratio = max(memory, pipes) / memory
+    return Result(
+        case,
+        machine,
+        # A kernel may read its tile again from the first-level cache: that moves no other bytes.
+        covering_width(machine, "LDG", 2 * elements),
+        covering_width(machine, "STG", elements * orientations),
+        machine.opcodes.total() / elements,
+        cost,
+        pipe,
+        floor,
+        microseconds,
+        ratio,
+    )

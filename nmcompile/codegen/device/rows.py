@@ -1,0 +1,149 @@
+"""Blocks along the columns of x: the blob of x itself, ``[R, C]``.
+
+A program holds its tile as two fragments, the rows r with r % 16 < 8 and the rows r + 8, because
+the layouts combine those two rows in one word of metadata.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from nmcompile.codegen.device.layouts import padded_columns, padded_rows, quad_word, store_pairs
+from nmcompile.codegen.device.mse import select
+from nmcompile.codegen.device.mvue import sample12, sample24
+from nmcompile.codegen.device.philox import word_of_block, words_of_call
+
+
+@triton.jit
+def row_position(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Position of the upper fragment: rows r with r % 16 < 8."""
+    row_tile = tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)
+    rows = tl.arange(0, ROWS // 2)
+    rows = (rows // 8 * 16 + rows % 8)[:, None]
+    groups = tl.arange(0, COLUMNS // 4)[None, :]
+    return row_tile * ROWS, rows, tl.program_id(0) * (COLUMNS // 4), groups, False
+
+
+@triton.jit
+def shifted(at, ROWS: tl.constexpr):
+    """The position ROWS rows further down."""
+    row0, rows, group0, groups, again = at
+    return row0, rows + ROWS, group0, groups, again
+
+
+@triton.jit
+def _quads(x):
+    """``[T, 4 Q]`` to four ``[T, Q]``, by index modulo 4."""
+    pairs = tl.reshape(x, [x.shape[0], x.shape[1] // 4, 2, 2])
+    even, odd = tl.split(pairs)
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _interleaved(x0, x1, x2, x3):
+    """The inverse of ``_quads``."""
+    pairs = tl.join(tl.join(x0, x2), tl.join(x1, x3))
+    return tl.reshape(pairs, [x0.shape[0], x0.shape[1] * 4])
+
+
+@triton.jit
+def pack_block(
+    w01, w23, word0, word1,
+    METHOD: tl.constexpr, N: tl.constexpr, STORAGE: tl.constexpr, ISA: tl.constexpr,
+):  # fmt: skip
+    """Survivors and code of a block of four; ``word1`` is that of the second pair in 1:2."""
+    if METHOD == "mse":
+        values, code = select(w01, w23, N, STORAGE, ISA)
+    elif N == 2:
+        values, code = sample24(w01, w23, word0, STORAGE, ISA)
+    else:
+        values, code = sample12(w01, w23, word0, word1, STORAGE, ISA)
+    return values, code
+
+
+@triton.jit
+def _random_words_of_rows(at, C, stream, seed, N: tl.constexpr, FIT: tl.constexpr):
+    """The words of the blocks of a fragment, ``[T, G]`` each (the second for 1:2)."""
+    row0, rows, group0, groups, _ = at
+    row = row0 + rows
+    per_group: tl.constexpr = 2 // N
+    if FIT == "ragged":
+        # Blocks per row need not be a multiple of four: one call each.
+        blocks = (C + 2 * N - 1) // (2 * N)
+        block = row.to(tl.int64) * blocks + (group0 + groups) * per_group
+        word0, word1 = word_of_block(block, stream, seed), word_of_block(block + 1, stream, seed)
+    else:
+        quads = tl.arange(0, groups.shape[1] // 4)[None, :]
+        call = row * (C // 16 * per_group) + (group0 // 4 + quads) * per_group
+        a = words_of_call(call, stream, seed)
+        if N == 2:
+            word0 = _interleaved(a[0], a[1], a[2], a[3])
+            word1 = word0
+        else:
+            b = words_of_call(call + 1, stream, seed)
+            word0 = _interleaved(a[0], a[2], b[0], b[2])
+            word1 = _interleaved(a[1], a[3], b[1], b[3])
+    return word0, word1
+
+
+@triton.jit
+def compress_fragment(
+    values_ptr, words, at, C, rows, per_row, seed, stream,
+    METHOD: tl.constexpr, N: tl.constexpr, STORAGE: tl.constexpr, FIT: tl.constexpr,
+    ISA: tl.constexpr,
+):  # fmt: skip
+    """Store the values of a fragment; returns the codes, four ``[T, Q]``."""
+    w01, w23 = words
+    if METHOD == "mse":
+        values, code = pack_block(w01, w23, 0, 0, METHOD, N, STORAGE, ISA)
+    else:
+        word0, word1 = _random_words_of_rows(at, C, stream, seed, N, FIT)
+        values, code = pack_block(w01, w23, word0, word1, METHOD, N, STORAGE, ISA)
+    _store_values_of_rows(values_ptr, values, at, rows, per_row, FIT)
+    return _quads(code)
+
+
+@triton.jit
+def _store_values_of_rows(ptr, values, at, rows, per_row, FIT: tl.constexpr):
+    row0, row, group0, groups, _ = at
+    to = ptr + row0.to(tl.int64) * per_row + group0 + (row * per_row + groups)
+    if FIT == "full":
+        tl.store(to, values)
+    else:
+        tl.store(to, values, mask=(row0 + row < rows) & (group0 + groups < per_row))
+
+
+@triton.jit
+def compress_rows(
+    OPERAND: tl.constexpr, inputs, blob, R, C, seed, stream,
+    METHOD: tl.constexpr, N: tl.constexpr, LAYOUT: tl.constexpr, STORAGE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FIT: tl.constexpr, ISA: tl.constexpr,
+):  # fmt: skip
+    """Compress this program's tile along its columns into the blob of x.
+
+    Args: as of every tile function, see the package's docstring.
+    """
+    at = row_position(ROWS, COLUMNS)
+    below = shifted(at, 8)
+    upper = OPERAND(at, inputs, R, C, FIT, ISA)
+    lower = OPERAND(below, inputs, R, C, FIT, ISA)
+    rows, per_row = padded_rows(R, LAYOUT), padded_columns(C, LAYOUT, 4)
+    values = blob.to(tl.pointer_type(tl.int32))
+    upper = compress_fragment(
+        values, upper, at, C, rows, per_row, seed, stream, METHOD, N, STORAGE, FIT, ISA
+    )
+    lower = compress_fragment(
+        values, lower, below, C, rows, per_row, seed, stream, METHOD, N, STORAGE, FIT, ISA
+    )
+    word = quad_word(upper, lower, METHOD, LAYOUT, ISA)
+    even, odd = tl.split(tl.reshape(word, [ROWS // 2, COLUMNS // 32, 2]))
+    row0, row, group0, _, _ = at
+    columns = padded_columns(C, LAYOUT, 1)
+    metadata = blob.to(tl.pointer_type(tl.int8)) + tl.cast(rows, tl.int64) * columns
+    k = tl.arange(0, ROWS // 2)[:, None]
+    pair = group0 // 8 + tl.arange(0, COLUMNS // 32)[None, :]
+    inside = (row0 + row < rows) & (32 * pair < columns)
+    store_pairs(metadata, even, odd, row0, k, pair, rows, columns, inside, LAYOUT, ISA)

@@ -1,0 +1,213 @@
+"""The device functions: right in Triton's interpreter, and fast as far as machine code tells.
+
+Claims:
+- The exemplar kernels write what the oracle says, bit for bit, padding included: in bfloat16 and
+  float16, MSE and MVUE, 2:4 and 1:2, all orientations and layouts, on sizes that fit and on sizes
+  that do not (``device_interpreted.py``).
+- So do the inline instructions that stand for plain Triton on a GPU: their PTX, run by an
+  interpreter of its own (``ptx.py``), for 8.0 and for 9.0.
+- With plain Triton in the place of every inline instruction the kernels compile too.
+- The static check passes good kernels and fails bad ones.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from benchmarks.static_check.__main__ import main
+from benchmarks.static_check.cases import Case, compile_case
+from benchmarks.static_check.model import examine, judge
+from benchmarks.static_check.sass import Machine, access_width, covering_width
+from benchmarks.static_check.throughput import busiest, weighted
+from nmcompile import packing, reference
+from nmcompile.codegen.device.host import Tile, fit_of, launch_grid
+from nmcompile.codegen.device.layouts import quad_bytes, quad_word
+from nmcompile.codegen.device.philox import words_of_call
+from nmcompile.codegen.device.primitives import round_pair
+from nmcompile.codegen.device.rows import pack_block
+from nmcompile.formats import NMFormat
+from nmcompile.layouts import Layout
+from tests.kernels import ptx
+from tests.kernels.device_interpreted import hard_operand
+
+ROOT = Path(__file__).parents[2]
+MSE = Case("sm_90", "mse", 2, "rows", "bf16", "cusparselt_sm90")
+MVUE = Case("sm_90", "mvue", 2, "columns", "bf16", "cusparselt_sm90")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["plain_primitives", "whole_tiles", "ragged_tiles"])
+def test_interpreted_kernels_equal_the_oracle(part: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.device_interpreted", part],
+        cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@triton.jit
+def _blocks(
+    x, seed, out, METHOD: tl.constexpr, N: tl.constexpr, STORAGE: tl.constexpr, ISA: tl.constexpr
+):
+    """One block a thread: its values, its nibble in two forms, and its words as rounded floats."""
+    i = tl.program_id(0) * 32 + tl.arange(0, 32)
+    w01, w23 = tl.load(x + 2 * i), tl.load(x + 2 * i + 1)
+    words = words_of_call(i, -3, tl.load(seed).to(tl.int64) * 0x12345678911)
+    values, code = pack_block(w01, w23, words[1], words[2], METHOD, N, STORAGE, ISA)
+    quad = (code, code, code, code)
+    tl.store(out + 4 * i, values)
+    tl.store(out + 4 * i + 1, quad_bytes(quad, METHOD, ISA))
+    tl.store(out + 4 * i + 2, quad_word(quad, quad, METHOD, "cusparselt_sm90", ISA))
+    low, high = w01.to(tl.float32, bitcast=True), w23.to(tl.float32, bitcast=True)
+    tl.store(out + 4 * i + 3, round_pair(low, high, STORAGE, ISA))
+
+
+def _ptx(storage: str, method: str, n: int, isa: int) -> str:
+    constants = {"METHOD": method, "N": n, "STORAGE": storage, "ISA": isa}
+    signature = {"x": "*i32", "seed": "*i32", "out": "*i32"}
+    signature |= dict.fromkeys(constants, "constexpr")
+    values = {(_blocks.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(_blocks, signature, values, {})
+    target = GPUTarget("cuda", isa, 32)
+    return str(triton.compile(source, target=target, options={"num_warps": 1}).asm["ptx"])
+
+
+def _same(mine: Tensor, expected: Tensor) -> bool:
+    bits = mine.view(torch.int16) == expected.view(torch.int16)
+    return bool((bits | (mine.isnan() & expected.isnan())).all())
+
+
+@pytest.mark.parametrize("isa", [80, 90])
+@pytest.mark.parametrize("n", [2, 1])
+@pytest.mark.parametrize("method", ["mse", "mvue"])
+@pytest.mark.parametrize("storage", ["bf16", "fp16"])
+def test_inline_instructions_equal_the_oracle(storage: str, method: str, n: int, isa: int) -> None:
+    dtype = torch.bfloat16 if storage == "bf16" else torch.float16
+    x = hard_operand(256, 128, dtype).view(-1, 4)
+    out = np.zeros((len(x), 4), np.int32)
+    words = x.view(torch.int32).numpy()
+    seed = 5
+    buffers = [words.reshape(-1), np.array([seed], np.int32), out.reshape(-1)]
+    ptx.run(_ptx(storage, method, n, isa), buffers, len(x), 32)
+
+    key = torch.tensor([seed * 0x12345678911])
+    uniforms = reference.philox_uniforms(key, -3, 4 * len(x)).view(-1, 4)
+    blocks = x.view(len(x), 2 // n, 2 * n)
+    keep, values = reference.prune_blocks(blocks, n, method, uniforms[:, 1 : 1 + 2 // n])
+    shape = (len(x) // 8, 32)
+    packed = packing.pack(
+        keep.view(shape), values.view(shape), shape, Layout.ROW_MAJOR, NMFormat(n, 2 * n), method
+    )
+    expected, metadata = packing.split(packed, *shape, Layout.ROW_MAJOR)
+    nibbles = torch.stack((metadata & 15, metadata >> 4), -1).view(-1).numpy()
+    mine = torch.from_numpy(out)
+    assert _same(mine[:, 0].contiguous().view(dtype), expected.reshape(-1))
+    assert (out[:, 1] == nibbles.astype(np.int32) * 0x01010101).all()
+    assert (out[:, 2].view(np.uint32) == nibbles.astype(np.uint32) * 0x11111111).all()
+    rounded = torch.from_numpy(words).view(torch.float32).to(dtype)
+    assert _same(mine[:, 3].contiguous().view(dtype), rounded.view(-1))
+
+
+@pytest.mark.parametrize("method", ["mse", "mvue"])
+def test_plain_triton_compiles(method: str) -> None:
+    case = Case("sm_90", method, 2, "rows", "bf16", "cusparselt_sm90", isa=0, tile=Tile(64, 64, 4))
+    opcodes = examine(case).machine.opcodes
+    assert not any(op.startswith(("HMNMX2", "IDP")) for op in opcodes)
+
+
+def test_the_instructions_that_the_count_relies_on_are_there() -> None:
+    opcodes = Counter[str]()
+    for op, count in examine(MVUE).machine.opcodes.items():
+        opcodes[op.split(".")[0]] += count
+    blocks = MVUE.shape.rows * MVUE.shape.columns / (32 * MVUE.shape.warps) / 4
+    assert opcodes["HMNMX2"] == blocks
+    assert opcodes["FSET"] == 6 * blocks
+    # Nothing goes through shared memory but the metadata, and nothing waits at a barrier.
+    assert opcodes["BAR"] == 0
+
+
+@pytest.mark.parametrize("orientations", ["rows", "columns"])
+def test_sizes_of_one_compile(orientations: str) -> None:
+    """Triton replaces arguments that are 1 by constants, which are no tensors."""
+    case = Case("sm_90", "mse", 2, orientations, "bf16", "cusparselt_sm90", fit="ragged",
+                tile=Tile(64, 64, 4))  # fmt: skip
+    compile_case(case, ones=("R", "x_stride"))
+    compile_case(case, ones=("C",))
+
+
+def test_static_check_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    written = tmp_path / "static.csv"
+    arguments = ["--arch", "sm_90", "--workers", "1", "--csv", str(written)]
+    assert main([*arguments, "--kernel", "1:2-rows-bf16"]) == 0
+    assert "mse-1:2-rows-bf16" in capsys.readouterr().out
+    assert len(written.read_text().splitlines()) == 3
+
+
+def test_static_check_fails_a_kernel_that_loads_two_bytes() -> None:
+    bad = Case("sm_90", "mse", 2, "rows", "bf16", "cusparselt_sm90", fit="ragged")
+    assert any("loads the operand 2 bytes at a time" in f for f in examine(bad).failures)
+
+
+def test_static_check_fails_narrow_stores() -> None:
+    # Too few elements a thread: two values of two blocks are 8 bytes.
+    narrow = Case(*("sm_90", "mse", 2, "columns", "bf16", "cusparselt_sm90"), tile=Tile(64, 64, 4))
+    assert any("stores values" in f or "loads" in f for f in examine(narrow).failures)
+
+
+def test_static_check_fails_spills_loops_and_slow_kernels() -> None:
+    wide = Counter({"LDG.E.128": 64, "STG.E.128": 64})
+    fine = Machine(wide, loop=False, registers=64, spilled=0, shared=0)
+    assert not judge(MSE, fine).failures
+    assert "spills 8 bytes" in judge(MSE, Machine(wide, False, 255, 8, 0)).failures
+    assert any("loop" in f for f in judge(MSE, Machine(wide, True, 64, 0, 0)).failures)
+    slow = Machine(wide + Counter({"LOP3.LUT": 64 * 15}), False, 64, 0, 0)
+    assert any("predicted" in f for f in judge(MSE, slow).failures)
+    assert any("weighted" in f for f in judge(MSE, slow).failures)
+    other = Case("sm_80", "mse", 2, "rows", "bf16", "cutlass_sm80")
+    assert not judge(other, slow).failures
+
+
+def test_widths_are_read_from_opcodes() -> None:
+    widths = [
+        access_width(op) for op in ("LDG.E.128", "STG.E.64", "LDG.E", "STG.E.U8", "LDG.E.S16")
+    ]
+    assert widths == [16, 8, 4, 1, 2]
+    machine = Machine(Counter({"LDG.E.128": 2, "LDG.E.64": 1, "LDG.E": 3}), False, 1, 0, 0)
+    assert [covering_width(machine, "LDG", n) for n in (32, 33, 41, 53)] == [16, 8, 4, 0]
+
+
+def test_costs_of_instructions() -> None:
+    opcodes = {"FADD": 2, "LOP3.LUT": 3, "MUFU.EX2": 1, "IMAD.WIDE.U32": 1, "LDG.E.128": 1}
+    assert weighted(opcodes, "sm_90") == 1 + 3 + 4 + 2 + 2
+    assert weighted({"FADD": 2}, "sm_80") == 2
+    assert busiest({**opcodes, "MUFU.EX2": 2}, "sm_90") == ("XU", 2 / 16)
+
+
+def test_grid_covers_the_padding_and_the_axis_limit() -> None:
+    assert launch_grid(64, 64, 64, 64) == (2, 2, 1)
+    x, y, z = launch_grid(65535 * 64 + 1, 128, 64, 64)
+    assert x == 2
+    assert y <= 65535
+    assert y * z * 64 >= 65535 * 64 + 1
+
+
+def test_fit() -> None:
+    assert fit_of(256, 128, [128], [0], 64, 64) == "full"
+    assert fit_of(250, 128, [128], [0], 64, 64) == "aligned"
+    assert fit_of(250, 120, [120], [0], 64, 64) == "ragged"
+    assert fit_of(250, 128, [130], [0], 64, 64) == "ragged"
+    assert fit_of(250, 128, [128], [8], 64, 64) == "ragged"
+    assert fit_of(2**20, 2**14, [2**14], [0], 64, 64) == "ragged"
