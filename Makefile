@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: digits study text test quick check benchmark
+.PHONY: digits study text test quick check static benchmark
 
 digits: $(READY)      ## train a ResNet and a ViT dense and N:M sparse (3 minutes on 2 cores)
 	$(BIN)/python -m examples.accuracy digits
@@ -24,6 +24,9 @@ check: $(READY)       ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+static: $(READY)      ## cross-compile every kernel for GPUs and read the machine code (2 minutes)
+	$(BIN)/python -m benchmarks.static_check
 
 benchmark: $(READY)   ## step time, compile time and memory against Inductor
 	$(BIN)/python -m benchmarks.training_step

@@ -73,8 +73,8 @@ a pointer to one int64; streams int32. Constexprs: METHOD "mse" or "mvue"; N 2 f
 LAYOUT "cusparselt_sm90", "cusparselt_sm80", "cutlass_sm80" or "row_major"; STORAGE "bf16" or
 "fp16"; ROWS and COLUMNS, powers of two, at least 64 and 64; FIT see ``tiles``; ISA 0 in the
 interpreter, else the compute capability (80, 90, 100). A blob is allocated as
-``empty(host.blob_elements(R, C, layout))`` of the storage type, aligned to 16 bytes; the kernel
-writes all of it, padding too.
+``empty(Layout(layout).packed_shape(R, C, dtype))``, aligned to 16 bytes; the kernel writes all of
+it, padding too.
 
 The masks do not depend on ``enable_fp_fusion`` (only ISA 0 on a GPU would need it off, for
 ``primitives.multiply``). How it is proved without a GPU: ``tests/kernels/test_device.py``; how fast

@@ -1,13 +1,9 @@
-"""What a launch of a generated kernel needs to know: grid, FIT, sizes of blobs."""
+"""What a launch of a generated kernel needs to know: its grid, FIT and tile."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from nmcompile.codegen.device.layouts import padded
-
-__all__ = ["Tile", "blob_elements", "fit_of", "launch_grid", "padded", "tile"]
 
 # The most programs of grid axes 1 and 2.
 _AXIS_LIMIT = 65535
@@ -29,13 +25,6 @@ def launch_grid(
     row_tiles = _tiles(rows, unit, tile_rows)
     planes = -(-row_tiles // _AXIS_LIMIT)
     return _tiles(columns, unit, tile_columns), -(-row_tiles // planes), planes
-
-
-def blob_elements(rows: int, columns: int, layout: str) -> int:
-    """16-bit elements of the blob of a logical ``[rows, columns]`` operand."""
-    padded_rows, padded_columns = padded(rows, columns, layout)
-    # Metadata bytes are whole 16-bit words, because columns are a multiple of 16.
-    return padded_rows * padded_columns // 2 + padded_rows * padded_columns // 16
 
 
 def fit_of(

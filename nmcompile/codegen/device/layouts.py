@@ -1,7 +1,7 @@
 """Where the metadata of a compressed operand lies, and the sizes of its blob.
 
 One blob of 16-bit elements: ``rows * columns / 2`` values row by row, then ``rows * columns / 8``
-bytes of metadata, with ``rows`` and ``columns`` rounded up to ``ROW_UNIT`` and ``COLUMN_UNIT``.
+bytes of metadata, with ``rows`` and ``columns`` rounded up as ``nmcompile.layouts`` says.
 Formulas: DESIGN.md, section 7. r is a row, c the first column of a *quad*, four blocks of four.
 """
 
@@ -11,15 +11,6 @@ import triton
 import triton.language as tl
 
 from nmcompile.codegen.device.primitives import byte_permute, dot_bytes
-
-ROW_UNIT = {"cusparselt_sm90": 64, "cusparselt_sm80": 128, "cutlass_sm80": 32, "row_major": 1}
-COLUMN_UNIT = {"cusparselt_sm90": 32, "cusparselt_sm80": 64, "cutlass_sm80": 32, "row_major": 32}
-
-
-def padded(rows: int, columns: int, layout: str) -> tuple[int, int]:
-    """The rows and columns of the blob of a logical ``[rows, columns]`` operand."""
-    row_unit, column_unit = ROW_UNIT[layout], COLUMN_UNIT[layout]
-    return -(-rows // row_unit) * row_unit, -(-columns // column_unit) * column_unit
 
 
 @triton.jit
