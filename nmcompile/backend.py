@@ -56,6 +56,7 @@ def nm_sparse(
             Inductor's own options. Without a policy: the recipe ``full``. ``"nm.autotune": True``
             measures dense and sparse products on the GPU instead of predicting their times;
             ``"nm.kernels"`` is ``"auto"`` (compress kernels are generated on CUDA),
+            ``"operators"`` (the same, launched by operators instead of by Inductor),
             ``"generate"`` (on the CPU as well) or ``"reference"`` (nowhere).
 
     Raises:
@@ -122,13 +123,15 @@ class PostPass(CustomGraphPass):  # type: ignore[misc]
     def __init__(self, settings: Settings, digest: str) -> None:
         self.before_ours = _configured(settings, "post_grad_custom_pre_pass")
         self.devices = KERNELS[settings.kernels]
+        self.lower = settings.kernels != "operators"
         self.digest = digest
 
     def __call__(self, graph: fx.Graph) -> None:
         for user_pass in self.before_ours:
             user_pass(graph)
         record_kernels(self.digest, fuse_compress(graph, self.devices))
-        lower_kernels(graph)
+        if self.lower:
+            lower_kernels(graph)
 
     def uuid(self) -> Any:
         uuids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self.before_ours]

@@ -13,10 +13,12 @@ from nmcompile.policy import Policy
 
 OURS = ("policy", "nm.autotune", "nm.kernels")
 
-#: Where compress kernels are generated: on CUDA; also on the CPU (where Triton's interpreter or
-#: their oracle runs them: to look at them and to test them); nowhere.
+#: Where compress kernels are generated: on CUDA; there, but launched by an operator instead of by
+#: Inductor; also on the CPU (where Triton's interpreter or their oracle runs them: to look at them
+#: and to test them); nowhere.
 KERNELS: dict[str, tuple[str, ...]] = {
     "auto": ("cuda",),
+    "operators": ("cuda",),
     "generate": ("cuda", "cpu"),
     "reference": (),
 }

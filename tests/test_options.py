@@ -58,7 +58,11 @@ def test_inductor_options_go_to_inductor() -> None:
         ({"policy": "ful"}, PolicyError, "did you mean 'full'"),
         ({"policy": "nowhere/policy.toml"}, PolicyError, "nowhere/policy.toml"),
         ({"nm.autotune": 1}, OptionError, "nm.autotune = 1: write one of False, True"),
-        ({"nm.kernels": "all"}, OptionError, "nm.kernels = 'all': write one of 'auto', 'generate'"),
+        (
+            {"nm.kernels": "all"},
+            OptionError,
+            "nm.kernels = 'all': write one of 'auto', 'operators'",
+        ),
         ({"nm.kernel": "auto"}, OptionError, "did you mean 'nm.kernels'"),
         ({"policy": 3}, PolicyError, "a recipe's name, a path, a Policy or a mapping, not 3"),
     ],

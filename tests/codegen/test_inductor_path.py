@@ -33,7 +33,7 @@ from nmcompile.codegen.device import expand, host
 from nmcompile.codegen.printer import parameters
 from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
-from tests.kernels.specs import spec
+from tests.kernels.specs import PROLOGUES, spec
 
 DEVICE = Path(loader.__file__).parent / "device"
 TARGET = GPUTarget("cuda", 90, 32)
@@ -55,11 +55,12 @@ def test_no_two_device_functions_share_a_name() -> None:
 
 
 def ptx(kernel: Any, kind: Any) -> str:
-    pointers = {i.name for i in kind.inputs} | {"dense", "packed0", "packed1"}
+    types = {"bfloat16": "*bf16", "float32": "*fp32", "bool": "*i1"}
+    pointers = {i.name: types[i.dtype] for i in kind.inputs}
+    pointers |= dict.fromkeys(("dense", "packed0", "packed1"), "*bf16")
     constants = {"ROWS": 64, "COLUMNS": 128, "FIT": "full", "ISA": 90}
     signature = {
-        name: "*bf16" if name in pointers else "*i64" if name == "seed" else "i32"
-        for name in parameters(kind)
+        name: "*i64" if name == "seed" else pointers.get(name, "i32") for name in parameters(kind)
     } | dict.fromkeys(constants, "constexpr")
     names = kernel.arg_names
     source = ASTSource(
@@ -89,6 +90,13 @@ def test_the_copy_that_inductor_makes_is_the_same_kernel(method: str, tmp_path: 
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     assert ptx(getattr(module, kind.name), kind) == ptx(kernel, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prologue", [p for p in PROLOGUES if p != "copy"])
+def test_every_prologue_compiles_for_a_gpu(prologue: str) -> None:
+    kind = spec(prologue, (1,), "mse", dtype="bfloat16")
+    assert "st.global" in ptx(loader.load(kind), kind)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
@@ -77,6 +78,15 @@ def test_the_expressions_say_what_the_operators_do(prologue: str) -> None:
 
     class tl:  # the functions of Triton's language that expressions use
         exp, sqrt, erf, abs = torch.exp, torch.sqrt, torch.erf, torch.abs
+        PropagateNan = types.SimpleNamespace(ALL=None)
+
+        @staticmethod
+        def maximum(a: Any, b: Any, propagate_nan: Any) -> torch.Tensor:
+            return torch.maximum(a, b)
+
+        @staticmethod
+        def minimum(a: Any, b: Any, propagate_nan: Any) -> torch.Tensor:
+            return torch.minimum(a, b)
 
         @staticmethod
         def where(condition: Any, a: Any, b: Any) -> torch.Tensor:
