@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+from nmcompile.errors import NMWarning
 from nmcompile.gemm import Gemm, Method, Op
 from nmcompile.passes.execution import choose
 from nmcompile.passes.plan import Decision, Plan, Pruning
@@ -17,6 +20,15 @@ def assign(plan: Plan) -> None:
         PolicyError: a site cannot run as its rule asks and the rule says ``fallback = "error"``.
     """
     plan.decisions = [_decide(site, gemm, plan) for site, gemm in enumerate(plan.gemms)]
+    declined = [d for d in plan.decisions if d.reason.startswith("execution = ")]
+    if declined and not any(d.pruning for d in plan.decisions):
+        warnings.warn(
+            f"nothing is pruned: none of {len(declined)} products that the policy prunes runs "
+            f"sparse here, and the fallback is dense; the first one: {declined[0].reason}. "
+            'Write execution = "simulate" or fallback = "simulate" to prune them anyway',
+            NMWarning,
+            stacklevel=2,
+        )
 
 
 class _Dense(Exception):

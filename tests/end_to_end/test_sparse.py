@@ -14,6 +14,7 @@ from torch import nn
 
 import nmcompile
 from nmcompile import Policy, Rule
+from nmcompile.errors import NMWarning
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +110,8 @@ def test_pointwise_convolutions_run_sparse_and_others_say_why_not() -> None:
 
 def test_a_convolution_that_is_not_channels_last_says_so() -> None:
     policy = Policy(rules=[ACTIVATION], execution="sparse")
-    report = nmcompile.explain(nn.Conv2d(16, 8, 1), torch.randn(2, 16, 6, 5), policy=policy)
+    with pytest.warns(NMWarning, match="nothing is pruned"):
+        report = nmcompile.explain(nn.Conv2d(16, 8, 1), torch.randn(2, 16, 6, 5), policy=policy)
     assert report.sites[0].execution == "dense"
     assert "channels_last" in report.sites[0].reason
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import nmcompile
 from nmcompile import Policy, PolicyError, Rule
+from nmcompile.errors import NMWarning
 
 
 def reasons(policy: Any, model: nn.Module | None = None, dtype: torch.dtype = torch.float32) -> Any:
@@ -50,7 +51,8 @@ def test_execution_simulate_needs_no_note_and_auto_has_one() -> None:
 
 def test_execution_sparse_never_becomes_something_else_in_silence() -> None:
     rule = {"prune": "activation", "role": "fprop", "format": "1:4", "execution": "sparse"}
-    report = nmcompile.explain(nn.Linear(16, 8), torch.randn(8, 16), policy={"rule": [rule]})
+    with pytest.warns(NMWarning, match="nothing is pruned: none of 1 products"):
+        report = nmcompile.explain(nn.Linear(16, 8), torch.randn(8, 16), policy={"rule": [rule]})
     fprop = report.sites[0]
     assert (fprop.execution, fprop.pruned) == ("dense", None)
     assert fprop.reason.startswith(
