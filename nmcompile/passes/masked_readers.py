@@ -91,8 +91,11 @@ class MaskedReaders:
         self._saved, self._roots = saved, roots
         self.gradient = {masked}
         self.derived: set[fx.Node] = set()
+        size = str(masked.meta["val"].numel())
         for node in masked.graph.nodes:
             if not in_backward(node) or not is_elementwise(node) or node is masked:
+                continue
+            if str(node.meta["val"].numel()) != size:  # an outer product is not element by element
                 continue
             if node > masked and self._is_linear(node):
                 self.gradient.add(node)
