@@ -89,7 +89,7 @@ def triton_kernel_call(
     keywords = {
         "kernel_idx": table.add_kernel(kernel),
         "constant_args_idx": table.add_constant_args(numbers),
-        "grid": [grid],
+        "grid": [grid] * max(1, len(getattr(kernel, "configs", ()))),
         "tma_descriptor_metadata": {},
         "kwargs": tensors,
         "tensors_to_clone": written,

@@ -54,7 +54,8 @@ def nm_sparse(
         mode: Inductor's ``mode``.
         options: ``{"policy": X}`` (a recipe's name, a path to a TOML file, a ``Policy``) beside
             Inductor's own options. Without a policy: the recipe ``full``. ``"nm.autotune": True``
-            measures dense and sparse products on the GPU instead of predicting their times;
+            measures dense and sparse products on the GPU instead of predicting their times, and
+            tunes the compress kernels;
             ``"nm.kernels"`` is ``"auto"`` (compress kernels are generated on CUDA),
             ``"operators"`` (the same, launched by operators instead of by Inductor),
             ``"generate"`` (on the CPU as well) or ``"reference"`` (nowhere).
@@ -124,6 +125,7 @@ class PostPass(CustomGraphPass):  # type: ignore[misc]
         self.before_ours = _configured(settings, "post_grad_custom_pre_pass")
         self.devices = KERNELS[settings.kernels]
         self.lower = settings.kernels != "operators"
+        self.autotune = settings.autotune
         self.digest = digest
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -131,7 +133,7 @@ class PostPass(CustomGraphPass):  # type: ignore[misc]
             user_pass(graph)
         record_kernels(self.digest, fuse_compress(graph, self.devices))
         if self.lower:
-            lower_kernels(graph)
+            lower_kernels(graph, self.autotune)
 
     def uuid(self) -> Any:
         uuids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self.before_ours]

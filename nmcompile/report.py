@@ -14,6 +14,7 @@ from rich.table import Table
 from nmcompile.codegen.loader import recorded_kernels
 from nmcompile.gemm import Op, OperandKind, Role
 from nmcompile.layouts import Layout
+from nmcompile.passes.execution import ON_CPU
 from nmcompile.passes.find_skipped import Skipped
 from nmcompile.passes.plan import Decision, Plan
 from nmcompile.policy import Policy
@@ -210,7 +211,7 @@ class Report(_Frozen):
             console.print(f"kernel {kernel}", markup=False, soft_wrap=True)
         for (target, reason), count in Counter((s.target, s.reason) for s in self.skipped).items():
             console.print(f"skipped {count} x {target}: {reason}", markup=False)
-        for note in sorted({s.reason for s in self.sites if _is_general(s)}):
+        for note in sorted({note for s in self.sites for note in _notes(s, general=True)}):
             console.print(note, markup=False)
         for rule in self.unused_rules:
             console.print(f"rule {rule} decided nothing", markup=False)
@@ -222,9 +223,10 @@ class Report(_Frozen):
 _WIDTH = 150
 
 
-def _is_general(site: Site) -> bool:
-    """A note that holds for every site alike is printed once, under the table."""
-    return site.reason.startswith("auto:")
+def _notes(site: Site, general: bool) -> list[str]:
+    """The parts of a reason that hold for every site alike (printed once), or the others."""
+    parts = site.reason.split("; ") if site.reason else []
+    return [p for p in parts if (p.startswith("auto:") or p == ON_CPU) is general]
 
 
 def _density(text: str | None) -> float:
@@ -238,8 +240,7 @@ def _table(graph: GraphReport, title: str) -> Table:
         table.add_column(column, overflow="fold", no_wrap=column != "module")
     table.add_column("rule / reason", overflow="fold")
     for s in graph.sites:
-        reason = None if _is_general(s) else s.reason
-        why = "; ".join(filter(None, (s.rule, reason, s.guess)))
+        why = "; ".join(filter(None, (s.rule, *_notes(s, general=False), s.guess)))
         table.add_row(
             f"{s.module or '(root)'}",
             str(s.op),

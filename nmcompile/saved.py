@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import fx
 
+import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import size_hint
 
 
@@ -46,7 +47,10 @@ def saved_for_backward(graphs: Sequence[fx.Graph]) -> tuple[SavedTensor, ...]:
 
 
 def _is_packed(node: fx.Node) -> bool:
-    return any(n.target is torch.ops.nm.compress.default for n in node.all_input_nodes)
+    nm = torch.ops.nm
+    if node.target is nm.compress_like.default:
+        return True
+    return any(n.target is nm.compress.default for n in node.all_input_nodes)
 
 
 def _saved(node: fx.Node, compressed: bool) -> SavedTensor:

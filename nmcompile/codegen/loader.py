@@ -48,11 +48,12 @@ def load(spec: KernelSpec) -> Any:
 
 
 @functools.cache
-def with_warps(spec: KernelSpec, warps: int) -> Any:
-    """The kernel for Inductor, which learns the number of warps from a list of configurations."""
+def with_warps(spec: KernelSpec, warps: tuple[int, ...]) -> Any:
+    """The kernel for Inductor, with the numbers of warps to choose from when it first runs."""
     import triton
 
-    return triton.autotune([triton.Config({}, num_warps=warps)], key=[])(load(spec))
+    configurations = [triton.Config({}, num_warps=w) for w in warps]
+    return triton.autotune(configurations, key=[])(load(spec))
 
 
 def record_kernels(digest: str, specs: Sequence[KernelSpec]) -> None:

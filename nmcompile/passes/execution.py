@@ -22,6 +22,9 @@ from nmcompile.passes.find_gemms import is_pointwise
 from nmcompile.passes.plan import Pruning
 from nmcompile.policy import Policy, Rule
 
+#: What a sparse product is on a CPU.
+ON_CPU = "sparse on the CPU: operands are decoded and multiplied densely"
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -53,7 +56,7 @@ def choose(gemm: Gemm, pruning: Pruning, rule: Rule, policy: Policy, autotune: b
         estimate = _estimate(gemm, pruning, target, autotune)
         obstacle = _too_slow(estimate, gemm, policy)
     if not obstacle:
-        note = str(estimate) if estimate else "on the CPU: decoded and multiplied densely"
+        note = str(estimate) if estimate else ON_CPU
         return Execution("sparse", note, target.layout, estimate)
     fallback = rule.fallback or policy.fallback
     if fallback == "error":

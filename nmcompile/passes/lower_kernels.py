@@ -26,12 +26,17 @@ from nmcompile.passes.insert import Inserter
 aten = torch.ops.aten
 
 
-def lower_kernels(graph: fx.Graph) -> int:
-    """Lower every ``nm.fused_compress`` on CUDA with known sizes; returns how many."""
+def lower_kernels(graph: fx.Graph, autotune: bool = False) -> int:
+    """Lower every ``nm.fused_compress`` on CUDA with known sizes; returns how many.
+
+    Args:
+        graph: a forward or backward graph after ``fuse_compress``.
+        autotune: let Inductor time 4 and 8 warps instead of taking the tile's own number.
+    """
     target = torch.ops.nm.fused_compress.default
     nodes = [n for n in graph.find_nodes(op="call_function", target=target) if _can_lower(n)]
     for node in nodes:
-        _lower(graph, node)
+        _lower(graph, node, autotune)
     return len(nodes)
 
 
@@ -46,7 +51,7 @@ def _can_lower(node: fx.Node) -> bool:
         return cusparselt.reads(layout, first)
 
 
-def _lower(graph: fx.Graph, node: fx.Node) -> None:
+def _lower(graph: fx.Graph, node: fx.Node, autotune: bool) -> None:
     given: Any = node.args
     inputs, seed, streams, text = given
     spec, insert = KernelSpec.from_json(text), Inserter(graph)
@@ -68,7 +73,7 @@ def _lower(graph: fx.Graph, node: fx.Node) -> None:
         if spec.method == "mvue":
             tensors["seed"] = seed
             numbers |= {f"stream{k}": stream for k, stream in enumerate(streams)}
-        kernel = with_warps(spec, warps)
+        kernel = with_warps(spec, (4, 8) if autotune else (warps,))
         wrote = _torch.triton_kernel_call(graph, kernel, grid, tensors, numbers, names)
         wrote.meta = {k: v for k, v in node.meta.items() if k != "val"}
         wrote.meta["val"] = dict(zip(names, node.meta["val"], strict=True))

@@ -182,6 +182,20 @@ def test_inductor_is_handed_a_kernel_that_writes_its_results_alone(driver: None)
         assert written == {"packed0", "packed1", "dense"}
 
 
+def test_autotuning_offers_two_numbers_of_warps() -> None:
+    from torch._higher_order_ops import triton_kernel_wrap as wrap
+
+    mode = FakeTensorMode()
+    graph = cuda_graph(mode)
+    fuse_compress(graph)
+    with mode:
+        lower_kernels(graph, autotune=True)
+    (node,) = graph.find_nodes(op="call_function", target=wrap.triton_kernel_wrapper_functional)
+    kernel = wrap.kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
+    assert [c.num_warps for c in kernel.configs] == [4, 8]
+    assert len(node.kwargs["grid"]) == 2  # one for each configuration
+
+
 def test_symbolic_sizes_stay_an_operator() -> None:
     mode = FakeTensorMode(shape_env=ShapeEnv())
     context = StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC])
