@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import fx
 
-import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
+import nmcompile.ops
+import nmcompile.ops_masks_cuda  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import Method, Operand, size_hint
 from nmcompile.passes.insert import Inserter, in_backward
 from nmcompile.passes.plan import Decision, Plan

@@ -5,12 +5,13 @@ Started by ``test_generated.py`` in a process of its own with TRITON_INTERPRET=1
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import torch
 
 import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
-from nmcompile import ops_compressed
+from nmcompile import ops, ops_compressed, ops_masks_cuda
 from nmcompile.codegen import expand, launch
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import KernelSpec
@@ -63,8 +64,28 @@ def check_expanding(layout: Layout, rows: int, columns: int) -> None:
     assert torch.equal(like, torch.ops.nm.compress_like(other, packed, str(layout)))
 
 
+def check_masks(method: str, n: int, m: int) -> None:
+    """What nm::prune and nm::keep_mask are on CUDA, for tensors of several dimensions."""
+    seed = SEED if method == "mvue" else None
+    for shape, dims in (((2, 3, 40), [2]), ((2, 3, 40), [0, 1]), ((70, 22), [0]), ((9, 30), [-1])):
+        x = torch.randn(shape).half()
+        x.view(-1)[::5] = 0
+        arguments = (x, seed, 3, n, m, dims, method)
+        assert ops_masks_cuda._matrix(x, n, m, dims, method) is not None
+        assert torch.equal(ops_masks_cuda.prune(*arguments), ops.prune(*arguments))
+        assert torch.equal(ops_masks_cuda.keep_mask(*arguments), ops.keep_mask(*arguments))
+    transposed = torch.randn(40, 64).half().t()
+    for dim in (0, 1):
+        arguments = (transposed, seed, 3, n, m, [dim], method)
+        mine, theirs = ops_masks_cuda.prune(*arguments), ops.prune(*arguments)
+        assert torch.equal(mine, theirs)
+        assert mine.stride() == theirs.stride()
+
+
 def main(part: int, parts: int) -> None:
     if part == 0:
+        for method, (n, m) in itertools.product(("mse", "mvue"), ((2, 4), (1, 2))):
+            check_masks(method, n, m)
         for layout in Layout:
             for rows, columns in ((64, 64), (70, 22)):
                 check_expanding(layout, rows, columns)
