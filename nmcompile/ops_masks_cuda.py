@@ -1,7 +1,8 @@
 """``nm::prune`` and ``nm::keep_mask`` on CUDA: compressed and decompressed by generated kernels.
 
 For 16-bit operands, 2:4 and 1:2, MSE (and MVUE for ``prune``), along the last or all but the last
-dimension of a contiguous tensor, or of a transposed matrix; everything else is the reference in plain PyTorch.
+dimension of a contiguous tensor, or of a transposed matrix; everything else is the reference in
+plain PyTorch.
 """
 
 from __future__ import annotations
