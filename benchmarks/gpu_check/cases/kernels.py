@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from benchmarks.gpu_check.cases.inputs import DTYPES, difference, on, operand, word
 from benchmarks.gpu_check.device import poisoned
 from benchmarks.gpu_check.events import Case, Session
-from nmcompile import cusparselt, functional, ops_compressed, ops_fused, packing
+from nmcompile import cusparselt, functional, ops, ops_compressed, ops_fused, packing
 from nmcompile.formats import NMFormat
 from nmcompile.layouts import Layout
 
@@ -54,6 +55,7 @@ def cases(rehearse: bool) -> list[Case]:
         Case(name=f"compress {layout}", run=partial(other_layout, layout=layout), **same)
         for layout in Layout
     ]
+    found.append(Case(name="masks and kept places", run=masks, **same))
     draws = 40 if rehearse else 2000
     found += [
         Case(
@@ -131,6 +133,30 @@ def other_layout(session: Session, layout: Layout) -> None:
     for method in METHODS:
         shapes: Shapes = {(128, 128): ("normal",), (70, 50): ("normal", "ties")}
         compare(session, torch.bfloat16, method, "2:4", [1, 0], shapes, layout)
+
+
+def masks(session: Session) -> None:
+    """Simulated masks, and what reads a packed operand, against the same operators on the CPU."""
+    nm, layout = torch.ops.nm, str(Layout.ROW_MAJOR)
+    for dtype, method, (n, m) in product(DTYPES, METHODS, ((2, 4), (1, 2))):
+        x, other = operand("ties", 70, 160, dtype), operand("normal", 70, 160, dtype, 1)
+        there = on(session.device.name, x)
+        seed = torch.tensor([SEED]) if method == "mvue" else None
+        place = session.device.name
+        for dims in ([1], [0]):
+            with poisoned():
+                number = None if seed is None else seed.to(place)
+                result = ops.prune(there, number, 3, n, m, dims, method)
+            text = difference(result, ops.prune(x, seed, 3, n, m, dims, method))
+            session.check(f"prune {word(dtype)} {method} {n}:{m} {dims}", not text, text)
+        packed = compress(x, NMFormat(n, m), [1], method, Layout.ROW_MAJOR)[0]
+        with poisoned():
+            mask = nm.unpack_mask(packed.to(place), 70, 160, layout)
+            like = nm.compress_like(other.to(place), packed.to(place), layout)
+        same = bool((mask.cpu() == nm.unpack_mask(packed, 70, 160, layout)).all())
+        session.check(f"unpack_mask {word(dtype)} {method} {n}:{m}", same)
+        text = difference(like, nm.compress_like(other, packed, layout))
+        session.check(f"compress_like {word(dtype)} {method} {n}:{m}", not text, text)
 
 
 def mean(session: Session, dtype: torch.dtype, format: str, dim: int, draws: int) -> None:
