@@ -6,7 +6,6 @@ import logging
 import time
 
 from nmcompile.passes.assign import assign
-from nmcompile.passes.convolution_as_matmul import convolutions_as_matmuls
 from nmcompile.passes.exact_backward import exact_backward
 from nmcompile.passes.find_gemms import find
 from nmcompile.passes.plan import Plan
@@ -21,7 +20,6 @@ PASSES = (
     find,  # every product: role, operand kinds, reduction dimension; mutates nothing
     assign,  # the rule that decides each, and what it gets; mutates nothing
     split_convolution_backward,  # dgrad and wgrad of a pruned convolution: a node each
-    convolutions_as_matmuls,  # 1x1 convolutions that run sparse
     prune_forward,  # operands of fprop products
     exact_backward,  # where asked: mask the gradient, let wgrad read the pruned operand
     prune_backward,  # operands of dgrad and wgrad products

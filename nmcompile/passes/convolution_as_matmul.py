@@ -17,23 +17,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile.gemm import Op, Role
+from nmcompile.gemm import Role
 from nmcompile.passes.insert import Inserter
 from nmcompile.passes.plan import Decision, Plan
 
 aten = torch.ops.aten
 
 
-def convolutions_as_matmuls(plan: Plan) -> None:
-    """Rewrite the decided nodes; ``decision.node`` is then the mm, its operand the mm's."""
-    for d in plan.decisions:
-        if d.gemm.op is Op.CONV and d.execution == "sparse":
-            _rewrite(Inserter(plan.graph), d)
-
-
-def _rewrite(insert: Inserter, d: Decision) -> None:
+def as_matmul(plan: Plan, d: Decision) -> None:
+    """Rewrite a decided convolution; ``d.node`` is then the mm, its pruned operand the mm's."""
     assert d.pruning is not None
-    node, role = d.node, d.gemm.role
+    insert, node, role = Inserter(plan.graph), d.node, d.gemm.role
     old = node if role is Role.FPROP else _only_result(node)
     with insert.before(node):
         if role is Role.FPROP:

@@ -6,8 +6,9 @@ read what the forward made.
 
 from __future__ import annotations
 
-from nmcompile.gemm import Role
+from nmcompile.gemm import Op, Role
 from nmcompile.passes.compress_operands import sparse_product
+from nmcompile.passes.convolution_as_matmul import as_matmul
 from nmcompile.passes.plan import Decision, Plan
 from nmcompile.passes.prune_operands import simulated_product
 
@@ -25,5 +26,8 @@ def prune_backward(plan: Plan) -> None:
 def _prune(plan: Plan, decisions: list[Decision]) -> None:
     rewrite = {"sparse": sparse_product, "simulate": simulated_product}
     for d in decisions:
-        if d.pruning is not None:
-            rewrite[d.execution](plan, d)
+        if d.pruning is None:
+            continue
+        if d.gemm.op is Op.CONV and d.execution == "sparse":
+            as_matmul(plan, d)
+        rewrite[d.execution](plan, d)

@@ -111,6 +111,38 @@ def test_compiled_networks_equal_the_oracle(model: nn.Module, masks: Masks) -> N
     same(compiled_gradients(model, x, policy_of(masks)), eager_gradients(model, x, masks))
 
 
+GRADIENTS = Rule(prune="gradient", format="2:4")
+SPARSE_RULES = {
+    "full-exact": [
+        Rule(prune="activation", role="fprop", format="2:4", backward="exact"),
+        GRADIENTS,
+    ],
+    "weights": [
+        Rule(prune="weight", role="fprop", format="2:4", method="mse", backward="exact"),
+        Rule(prune="weight", role="dgrad", format="1:2", method="mse"),
+        GRADIENTS,
+    ],
+    "others": [
+        Rule(prune="activation", role="wgrad", format="2:4", method="mse"),
+        Rule(prune="gradient", role="dgrad", format="1:2"),
+        Rule(prune="activation", role="fprop", format="2:4"),
+    ],
+}
+
+
+@pytest.mark.slow
+@settings(max_examples=30, **COMMON)
+@given(networks(), st.sampled_from(sorted(SPARSE_RULES)))
+def test_sparse_networks_equal_simulated_ones(model: nn.Module, name: str) -> None:
+    x = torch.randn(2, 9, 8, dtype=torch.float64)
+    found = []
+    for execution in ("simulate", "sparse"):
+        torch.manual_seed(0)
+        policy = Policy(rules=SPARSE_RULES[name], execution=execution, fallback="simulate")
+        found.append(rewritten_gradients(model, x, policy))
+    same(*found)
+
+
 @pytest.mark.slow
 @settings(max_examples=8, **COMMON)
 @given(networks(), st.sampled_from(["1:2", "2:4", "2:6"]))

@@ -108,6 +108,16 @@ def test_pointwise_convolutions_run_sparse_and_others_say_why_not() -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_sparse_gradients_of_a_convolution_whose_exact_forward_is_simulated() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 24, 1), nn.ReLU(), nn.Conv2d(24, 16, 1))
+    model = model.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 16, 6, 5).to(memory_format=torch.channels_last)
+    policy = Policy(rules=POLICIES["exact"], execution="sparse", fallback="simulate")
+    simulate = results(model, x, Policy(rules=POLICIES["exact"], execution="simulate"))
+    for expected, actual in zip(simulate, results(model, x, policy), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_convolution_that_is_not_channels_last_says_so() -> None:
     policy = Policy(rules=[ACTIVATION], execution="sparse")
     with pytest.warns(NMWarning, match="nothing is pruned"):
