@@ -2,7 +2,7 @@
 
 One blob of 16-bit elements: ``rows * columns / 2`` values row by row, then ``rows * columns / 8``
 bytes of metadata, with ``rows`` and ``columns`` rounded up as ``nmcompile.layouts`` says.
-Formulas: DESIGN.md, section 7. r is a row, c the first column of a *quad*, four blocks of four.
+Formulas and sources: the same. r is a row, c the first column of a *quad*, four blocks of four.
 """
 
 from __future__ import annotations
