@@ -87,14 +87,37 @@ def last_report() -> Report:
     return _history.last()
 
 
-class JointPass(CustomGraphPass):  # type: ignore[misc]
+class _AfterTheUsers(CustomGraphPass):  # type: ignore[misc]
+    """A pass of ours at one of Inductor's hooks, after the user's own passes there."""
+
+    digest: str
+
+    def __init__(self, settings: Settings, hook: str) -> None:
+        configured = settings.inductor.get(hook, getattr(_torch.inductor_config, hook))
+        self.before_ours = _torch.graph_passes(configured)
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for user_pass in self.before_ours:
+            user_pass(graph)
+        self.run(graph)
+
+    def run(self, graph: fx.Graph) -> None:
+        """Our part."""
+        raise NotImplementedError
+
+    def uuid(self) -> Any:
+        uuids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self.before_ours]
+        return None if None in uuids else (*uuids, self.digest)
+
+
+class JointPass(_AfterTheUsers):
     """Runs the user's own joint pass, then ours, and keeps a report of what was done."""
 
     def __init__(self, settings: Settings, capture: Capture, build_kernels: bool) -> None:
+        super().__init__(settings, "joint_custom_pre_pass")
         self.settings = settings
         self.capture = capture
         self.build_kernels = build_kernels
-        self.before_ours = _configured(settings, "joint_custom_pre_pass")
         plain = (bool, int, float, str, type(None))
         values = sorted((k, repr(v)) for k, v in settings.inductor.items() if isinstance(v, plain))
         ours = (settings.policy.digest, settings.autotune, settings.kernels, fingerprint())
@@ -102,9 +125,7 @@ class JointPass(CustomGraphPass):  # type: ignore[misc]
         self.digest = hashlib.sha256(repr(key).encode()).hexdigest()
         self.reports: list[GraphReport] = []
 
-    def __call__(self, graph: fx.Graph) -> None:
-        for user_pass in self.before_ours:
-            user_pass(graph)
+    def run(self, graph: fx.Graph) -> None:
         before = readable(graph)
         kinds = operand_kinds(graph, self.capture.kind_of_input)
         plan = Plan(graph, kinds, self.settings.policy, self.settings.autotune)
@@ -113,37 +134,21 @@ class JointPass(CustomGraphPass):  # type: ignore[misc]
             warm_up(graph)
         self.reports.append(GraphReport.of(plan, self.digest, before, readable(graph)))
 
-    def uuid(self) -> Any:
-        uuids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self.before_ours]
-        return None if None in uuids else (*uuids, self.digest)
 
-
-class PostPass(CustomGraphPass):  # type: ignore[misc]
+class PostPass(_AfterTheUsers):
     """Runs the user's own pass on a forward or backward graph, then generates compress kernels."""
 
     def __init__(self, settings: Settings, digest: str) -> None:
-        self.before_ours = _configured(settings, "post_grad_custom_pre_pass")
+        super().__init__(settings, "post_grad_custom_pre_pass")
         self.devices = KERNELS[settings.kernels]
         self.lower = settings.kernels != "operators"
         self.autotune = settings.autotune
         self.digest = digest
 
-    def __call__(self, graph: fx.Graph) -> None:
-        for user_pass in self.before_ours:
-            user_pass(graph)
+    def run(self, graph: fx.Graph) -> None:
         record_kernels(self.digest, fuse_compress(graph, self.devices))
         if self.lower:
             lower_kernels(graph, self.autotune)
-
-    def uuid(self) -> Any:
-        uuids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self.before_ours]
-        return None if None in uuids else (*uuids, self.digest)
-
-
-def _configured(settings: Settings, name: str) -> tuple[Any, ...]:
-    """The user's own passes at one of Inductor's hooks."""
-    configured = settings.inductor.get(name, getattr(_torch.inductor_config, name))
-    return _torch.graph_passes(configured)
 
 
 def compile_graph(

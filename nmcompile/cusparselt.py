@@ -37,6 +37,15 @@ def reads(layout: Layout, x: Tensor) -> bool:
     return not library.is_available() or _reads(layout, x.dtype, x.device, library.version())
 
 
+def check_readable(packed: Tensor, layout: Layout) -> None:
+    """Raise RuntimeError if the library packed ``packed`` itself, in an order that is not ours."""
+    if not reads(layout, packed):
+        raise RuntimeError(
+            f"cannot unpack: cuSPARSELt packed this operand on {packed.device}, in another layout "
+            f"than {layout}"
+        )
+
+
 @functools.cache
 def _reads(layout: Layout, dtype: torch.dtype, device: torch.device, version: int | None) -> bool:
     same = writes_layout(torch._cslt_compress, layout, dtype, device)

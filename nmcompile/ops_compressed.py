@@ -90,11 +90,7 @@ def _fake_decompress(packed: Tensor, rows: int, columns: int, layout: str) -> Te
 
 def decompress_in_pytorch(packed: Tensor, rows: int, columns: int, layout: str) -> Tensor:
     order = Layout.parse(layout)
-    if not cusparselt.reads(order, packed):
-        raise RuntimeError(
-            f"cannot unpack: cuSPARSELt packed this operand on {packed.device}, in another layout "
-            f"than {order}"
-        )
+    cusparselt.check_readable(packed, order)
     return packing.unpack(packed.contiguous(), rows, columns, order)
 
 

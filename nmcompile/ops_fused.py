@@ -95,7 +95,7 @@ def _compress_on_cuda(
         x = x.contiguous()
     results: dict[int, Tensor] = {}
     for some in _kernels_of(dims):
-        spec = identity(x.dtype, [dims[i] for i in some], n, m, method, layout)
+        spec = identity(x.dtype, tuple(dims[i] for i in some), n, m, method, layout)
         packed = launch.run(spec, [x], seed, [streams[i] for i in some])
         results |= zip(some, _as_the_library_reads(spec, packed, *x.shape), strict=True)
     return [results[i] for i in range(len(dims))]

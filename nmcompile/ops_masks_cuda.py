@@ -74,7 +74,7 @@ def _matrix(
 def _packed(
     x: Tensor, dim: int, seed: Tensor | None, stream: int, n: int, m: int, method: str
 ) -> tuple[Tensor, int, int]:
-    spec = identity(x.dtype, [dim], n, m, method, Layout.ROW_MAJOR)
+    spec = identity(x.dtype, (dim,), n, m, method, Layout.ROW_MAJOR)
     (packed,) = launch.run(spec, [x], seed, [stream])
     rows, columns = x.shape if dim == 1 else x.shape[::-1]
     return packed, rows, columns

@@ -18,21 +18,24 @@ _BLOCK = 1024
 def decompress(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
     """As ``packing.unpack``."""
     out = packed.new_empty(rows, columns)
-    _launch("decompress_kernel", packed, (out,), rows, columns, layout)
+    packed = packed.contiguous()
+    _launch("decompress_kernel", packed, (packed, out), rows, columns, layout)
     return out
 
 
 def unpack_mask(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
     """The keep mask of a packed operand, ``[rows, columns]``."""
     out = packed.new_empty(rows, columns, dtype=torch.bool)
-    _launch("unpack_mask_kernel", packed, (out,), rows, columns, layout)
+    packed = packed.contiguous()
+    _launch("unpack_mask_kernel", packed, (packed, out), rows, columns, layout)
     return out
 
 
 def compress_like(x: Tensor, packed: Tensor, layout: Layout) -> Tensor:
     """As ``nm::compress_like``."""
-    out = packed.clone()
-    _launch("compress_like_kernel", packed, (x.contiguous(), out), x.shape[0], x.shape[1], layout)
+    packed, out = packed.contiguous(), packed.clone()
+    pointers = (x.contiguous(), packed, out)
+    _launch("compress_like_kernel", packed, pointers, x.shape[0], x.shape[1], layout)
     return out
 
 
@@ -42,23 +45,22 @@ def can_launch(packed: Tensor) -> bool:
 
 
 def _launch(
-    name: str, packed: Tensor, others: tuple[Tensor, ...], rows: int, columns: int, layout: Layout
+    name: str,
+    packed: Tensor,
+    pointers: tuple[Tensor, ...],
+    rows: int,
+    columns: int,
+    layout: Layout,
 ) -> None:
+    """Run a kernel of ``device.expand`` on its pointers, in their order."""
     from nmcompile.codegen.device import expand
 
-    if not cusparselt.reads(layout, packed):
-        raise RuntimeError(
-            f"cannot unpack: cuSPARSELt packed this operand on {packed.device}, in another layout "
-            f"than {layout}"
-        )
+    cusparselt.check_readable(packed, layout)
     packing.check_packed(packed, rows, columns, layout)
     blocks = rows * ((columns + 3) // 4)
     if blocks == 0:
         return
     kernel: Any = getattr(expand, name)
-    packed = packed.contiguous()
-    x, out = others if len(others) == 2 else (None, others[0])
-    pointers = (packed, out) if x is None else (x, packed, out)
     sizes = (rows, columns, *layout.padded(rows, columns))
     whole = columns % 4 == 0 and all(p.data_ptr() % 16 == 0 for p in pointers)
     grid = (-(-blocks // _BLOCK),)

@@ -6,9 +6,9 @@ and strides are arguments of the kernel, so that they are not part of it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -112,15 +112,16 @@ class KernelSpec(_Frozen):
         return cls.model_validate_json(text)
 
 
+@functools.lru_cache(maxsize=1024)
 def identity(
-    dtype: torch.dtype, dims: Sequence[int], n: int, m: int, method: str, layout: str
+    dtype: torch.dtype, dims: tuple[int, ...], n: int, m: int, method: str, layout: str
 ) -> KernelSpec:
     """The spec of ``nm::compress`` itself: no prologue."""
     x = Input(name="x", shape="full", dtype=_name(dtype), source="x")
     return KernelSpec(
         inputs=(x,),
         statements=(),
-        dims=tuple(dims),
+        dims=dims,
         n=n,
         m=m,
         method=method,  # type: ignore[arg-type]

@@ -74,20 +74,37 @@ def run(
     results = [torch.empty(shape, **options) for shape in result_shapes(spec, rows, columns)]
     if rows * columns == 0:
         return results
-    given = list(zip(spec.inputs, inputs, strict=True))
-    arguments: dict[str, Any] = {i.name: x for i, x in given}
-    arguments |= {f"packed{k}": results[k] for k in range(len(spec.dims))}
-    if spec.keep_dense:
-        arguments["dense"] = results[-1]
     strides = row_strides(spec, inputs, columns)
-    arguments |= {"R": rows, "C": columns, **strides}
-    if spec.method == "mvue":
-        arguments["seed"] = seed
-        arguments |= {f"stream{k}": stream for k, stream in enumerate(streams)}
+    tensors = tensor_arguments(spec, inputs, results, seed)
+    numbers = number_arguments(spec, rows, columns, strides, streams)
     addresses = [x.data_ptr() for x in (*inputs, *results)]
     values, grid, warps = constants(spec, rows, columns, list(strides.values()), addresses)
-    load(spec)[grid](**arguments, **values, num_warps=warps)
+    load(spec)[grid](**tensors, **numbers, **values, num_warps=warps)
     return results
+
+
+def result_names(spec: KernelSpec) -> list[str]:
+    """The kernel's names of what ``result_shapes`` lists."""
+    return [*(f"packed{k}" for k in range(len(spec.dims))), *["dense"] * spec.keep_dense]
+
+
+def tensor_arguments(
+    spec: KernelSpec, inputs: Sequence[Any], results: Sequence[Any], seed: Any
+) -> dict[str, Any]:
+    """The kernel's pointers by name, from tensors or from the nodes of a graph."""
+    tensors = {i.name: x for i, x in zip(spec.inputs, inputs, strict=True)}
+    tensors |= zip(result_names(spec), results, strict=True)
+    return tensors | ({"seed": seed} if spec.method == "mvue" else {})
+
+
+def number_arguments(
+    spec: KernelSpec, rows: int, columns: int, strides: dict[str, int], streams: Sequence[int]
+) -> dict[str, int]:
+    """The kernel's sizes, strides and streams by name."""
+    numbers = {"R": rows, "C": columns, **strides}
+    if spec.method == "mvue":
+        numbers |= {f"stream{k}": stream for k, stream in enumerate(streams)}
+    return numbers
 
 
 def row_strides(spec: KernelSpec, inputs: Sequence[Tensor], columns: int) -> dict[str, int]:

@@ -65,6 +65,15 @@ CONVERSIONS = (
 CONSTANTS = (aten.full.default, aten.scalar_tensor.default)
 
 
+#: Views that keep the elements in their order.
+VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+
+
+def value_of(node: torch.fx.Node) -> Any:
+    """The number that a node of ``CONSTANTS`` holds."""
+    return node.args[1 if node.target is aten.full.default else 0]
+
+
 def constant(value: float | bool) -> str:
     """A Python number as a float32 literal of Triton."""
     number = float(value)

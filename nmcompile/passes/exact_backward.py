@@ -66,10 +66,7 @@ def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> str:
             rank = len(result.meta["val"].shape)
             order = [*range(rank - 2), rank - 1, rank - 2]
             mask = insert.call(result, aten.permute.default, mask, order)
-        value = result.meta["val"]
-        options = {"dtype": value.dtype, "device": value.device}
-        zero = insert.call(result, aten.full.default, [], 0.0, **options)
-        masked = insert.call(result, aten.where.self, mask, result, zero)
+        masked = insert.masked(result, mask, result)
     for user in users:
         user.replace_input_with(result, masked)
     forward.masked = masked

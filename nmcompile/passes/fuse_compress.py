@@ -2,7 +2,7 @@
 
     before   h = gelu(y);  a, b = nm.compress(h, seed, [1, 2], [1, 0], 2, 4, "mvue", layout)
              other(h)
-    after    a, b, h = nm.fused_compress([y], seed, [1, 2], rows, columns, spec)
+    after    a, b, h = nm.fused_compress([y], seed, [1, 2], spec)
              other(h)                                  h is written by the kernel, once
 
 A producer joins when the kernel can compute it (``codegen.pointwise``) and nobody else reads it;
@@ -20,6 +20,7 @@ from torch import fx
 
 import nmcompile.ops_fused  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec
+from nmcompile.codegen.pointwise import VIEWS
 from nmcompile.gemm import Method
 from nmcompile.passes.insert import Inserter
 from nmcompile.passes.prologue import Prologue
@@ -81,8 +82,7 @@ def _match(node: fx.Node, devices: tuple[str, ...]) -> _Match | None:
 
 
 def _keeps_order(node: fx.Node) -> bool:
-    views = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-    return node.target in views and node.all_input_nodes[0].meta["val"].is_contiguous()
+    return node.target in VIEWS and node.all_input_nodes[0].meta["val"].is_contiguous()
 
 
 def _fuse(graph: fx.Graph, match: _Match) -> KernelSpec:

@@ -70,6 +70,13 @@ class Inserter:
         new.meta["val"] = _fake_call(site, target, args, kwargs)
         return new
 
+    def masked(self, site: fx.Node, mask: fx.Node, value: fx.Node) -> fx.Node:
+        """``value`` where ``mask``, else zero."""
+        like = value.meta["val"]
+        options = {"dtype": like.dtype, "device": like.device}
+        zero = self.call(site, aten.full.default, [], 0.0, **options)
+        return self.call(site, aten.where.self, mask, value, zero)
+
     def size(self, site: fx.Node, x: fx.Node, dim: int) -> int | fx.Node:
         """The size of ``x`` along ``dim``: a number, or a node where it is symbolic."""
         size = x.meta["val"].shape[dim]

@@ -58,7 +58,7 @@ def _lower(graph: fx.Graph, node: fx.Node, autotune: bool) -> None:
     values = [x.meta["val"] for x in inputs]
     rows, columns = launch.operand_shape(spec, values)
     strides = launch.row_strides(spec, values, columns)
-    names = [*(f"packed{k}" for k in range(len(spec.dims))), *["dense"] * spec.keep_dense]
+    names = launch.result_names(spec)
     addresses = [v.storage_offset() * v.element_size() for v in values]
     constants, grid, warps = launch.constants(
         spec, rows, columns, list(strides.values()), addresses
@@ -67,12 +67,8 @@ def _lower(graph: fx.Graph, node: fx.Node, autotune: bool) -> None:
         options = {"dtype": getattr(torch, spec.dtype), "device": values[0].device}
         empty = aten.empty.memory_format
         outputs = [insert.call(node, empty, list(v.shape), **options) for v in node.meta["val"]]
-        tensors = {i.name: x for i, x in zip(spec.inputs, inputs, strict=True)}
-        tensors |= dict(zip(names, outputs, strict=True))
-        numbers: dict[str, Any] = {"R": rows, "C": columns, **strides, **constants}
-        if spec.method == "mvue":
-            tensors["seed"] = seed
-            numbers |= {f"stream{k}": stream for k, stream in enumerate(streams)}
+        tensors = launch.tensor_arguments(spec, inputs, outputs, seed)
+        numbers = launch.number_arguments(spec, rows, columns, strides, streams) | constants
         kernel = with_warps(spec, (4, 8) if autotune else (warps,))
         wrote = _torch.triton_kernel_call(graph, kernel, grid, tensors, numbers, names)
         wrote.meta = {k: v for k, v in node.meta.items() if k != "val"}

@@ -10,17 +10,12 @@ import torch
 from torch import fx
 
 from nmcompile import _torch
-from nmcompile.codegen.pointwise import CONSTANTS, CONVERSIONS, EXPRESSIONS
+from nmcompile.codegen.pointwise import CONSTANTS, CONVERSIONS, EXPRESSIONS, VIEWS, value_of
 from nmcompile.passes.insert import in_backward
 
 aten = torch.ops.aten
 
-_VIEWS = (
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.alias.default,
-)
+_VIEWS = (*VIEWS, aten.alias.default)
 _ALIKE = (*CONVERSIONS, *_VIEWS, aten.neg.default)
 
 
@@ -138,8 +133,7 @@ class MaskedReaders:
     @staticmethod
     def _evaluate(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         if node.target in CONSTANTS:
-            value = node.args[1 if node.target is aten.full.default else 0]
-            return torch.tensor(value, dtype=torch.float64)
+            return torch.tensor(value_of(node), dtype=torch.float64)
         if node.target in (*CONVERSIONS, *_VIEWS):
             return known[node.all_input_nodes[0]]
         args = fx.node.map_arg(node.args, functools.partial(dict.__getitem__, known))

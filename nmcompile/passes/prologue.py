@@ -18,13 +18,14 @@ from nmcompile.codegen.pointwise import (
     CONSTANTS,
     CONVERSIONS,
     EXPRESSIONS,
+    VIEWS,
     pow_expression,
+    value_of,
 )
 from nmcompile.passes.insert import Inserter
 
 aten = torch.ops.aten
 
-_VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 #: More operands than these would not fit into a program's registers.
 _MOST_INPUTS = 6
 
@@ -119,7 +120,7 @@ class Prologue:
             value.dtype == torch.bool and node.target in COMPARISONS
         ):
             return False
-        if node.target in _VIEWS:
+        if node.target in VIEWS:
             return self._shape_of(node.all_input_nodes[0]) == "full"
         known = node.target in CONVERSIONS or self._expression(node) is not None
         alpha = node.kwargs.get("alpha", 1) == 1
@@ -173,7 +174,7 @@ class Prologue:
             value = value.all_input_nodes[0]
         if isinstance(value, fx.Node):
             if value.target in CONSTANTS:
-                return value.args[1] if value.target is aten.full.default else value.args[0]
+                return value_of(value)
             return self._leaves[value].name
         return value
 

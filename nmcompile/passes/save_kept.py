@@ -97,11 +97,8 @@ def _keep(insert: Inserter, p: fx.Node, packed: Compressed) -> fx.Node:
 
 def _replace_unpacked(insert: Inserter, node: fx.Node, kept: fx.Node, again: fx.Node) -> None:
     """The pruned operand from the operand at the kept places, computed again."""
-    value = node.meta["val"]
     with insert.before(node):
         mask = insert.call(node, nm.unpack_mask.default, kept, *node.args[1:])
-        options = {"dtype": value.dtype, "device": value.device}
-        zero = insert.call(node, aten.full.default, [], 0.0, **options)
-        result = insert.call(node, aten.where.self, mask, again, zero)
+        result = insert.masked(node, mask, again)
     node.replace_all_uses_with(result)
     node.graph.erase_node(node)
