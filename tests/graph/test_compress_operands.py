@@ -1,4 +1,4 @@
-"""Sparse products in the graph: what is compressed, along which dimension, and what is shared."""
+"""Sparse products in the graph: what is compressed, along which dimension, and what reads it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from torch import nn
 from nmcompile import Policy, Rule
 from tests.graph.rewritten import rewritten
 
-SPARSE = Policy(extends="full", execution="sparse")
-
 
 def sparse(*rules: Rule) -> Policy:
     return Policy(rules=rules, execution="sparse")
@@ -18,42 +16,6 @@ def sparse(*rules: Rule) -> Policy:
 
 class TestGraphs(expecttest.TestCase):
     maxDiff = None
-
-    def test_linear_reads_the_gradient_once_for_both_products(self) -> None:
-        model, x = nn.Linear(64, 32), torch.randn(16, 64, requires_grad=True)
-        self.assertExpectedInline(
-            rewritten(model, x, policy=SPARSE),
-            """\
-compressed = nm.compress(primals_3, None, [0], [1], 2, 4, 'mse', 'cusparselt_sm90')
-sparse_product: "f32[16, 32]" = nm.mm(packed, permute, 16, 'cusparselt_sm90', None, False, False)
-seed: "i64[1]" = aten.randint.low(-9223372036854775808, 9223372036854775807, [1], dtype = torch.int64, device = device(type='cpu'))
-compressed_1 = nm.compress(tangents_1, seed, [1, 2], [1, 0], 2, 4, 'mvue', 'cusparselt_sm90')
-sparse_product_1: "f32[16, 64]" = nm.mm(getitem, permute_1, 16, 'cusparselt_sm90', None, False, False)
-sparse_product_2: "f32[32, 64]" = nm.mm(getitem_1, primals_3, 32, 'cusparselt_sm90', None, False, True)
-sum_1: "f32[1, 32]" = aten.sum.dim_IntList(tangents_1, [0], True)
-""",
-        )
-
-    def test_products_that_read_the_same_activation_share_it(self) -> None:
-        class Two(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.q, self.k = nn.Linear(32, 16, bias=False), nn.Linear(32, 16, bias=False)
-
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return self.q(x) * self.k(x)
-
-        rule = Rule(prune="activation", role="fprop", format="2:4")
-        self.assertExpectedInline(
-            rewritten(Two(), torch.randn(2, 8, 32), policy=sparse(rule)),
-            """\
-compressed = nm.compress(view, None, [0], [1], 2, 4, 'mse', 'cusparselt_sm90')
-sparse_product: "f32[16, 16]" = nm.mm(getitem, permute, 16, 'cusparselt_sm90', None, False, False)
-sparse_product_1: "f32[16, 16]" = nm.mm(getitem, permute_1, 16, 'cusparselt_sm90', None, False, False)
-mm_2: "f32[16, 32]" = aten.mm(permute_2, view_2)
-mm_3: "f32[16, 32]" = aten.mm(permute_5, view)
-""",
-        )
 
     def test_a_pruned_weight_is_the_left_operand_and_takes_the_bias(self) -> None:
         rule = Rule(prune="weight", role=["fprop", "dgrad"], format="2:4", method="transposable")
@@ -89,21 +51,5 @@ mm_3: "f32[8, 32]" = aten.mm(tangents_1, permute_4)
 where_self: "f32[8, 32]" = aten.where.self(unpack_mask_default, mm_3, full_default)
 decompress_default: "f32[8, 32]" = nm.decompress(packed, 8, 32, 'cusparselt_sm90')
 mm_4: "f32[32, 32]" = aten.mm(permute_6, decompress_default)
-""",
-        )
-
-    def test_a_pointwise_convolution_is_a_matrix_product(self) -> None:
-        model = nn.Conv2d(32, 16, 1)
-        x = torch.randn(2, 32, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
-        self.assertExpectedInline(
-            rewritten(model, x, policy=SPARSE),
-            """\
-compressed = nm.compress(reshape_default_1, None, [0], [1], 2, 4, 'mse', 'cusparselt_sm90')
-sparse_product: "f32[32, 16]" = nm.mm(packed, permute_default, 32, 'cusparselt_sm90', None, False, False)
-seed: "i64[1]" = aten.randint.low(-9223372036854775808, 9223372036854775807, [1], dtype = torch.int64, device = device(type='cpu'))
-compressed_1 = nm.compress(reshape_default_4, seed, [1, 2], [1, 0], 2, 4, 'mvue', 'cusparselt_sm90')
-sparse_product_1: "f32[32, 32]" = nm.mm(getitem_5, reshape_default_3, 32, 'cusparselt_sm90', None, False, False)
-sparse_product_2: "f32[16, 32]" = nm.mm(getitem_6, reshape_default_7, 16, 'cusparselt_sm90', None, False, True)
-sum_dim_int_list: "f32[16]" = aten.sum.dim_IntList(tangents_1, [0, 2, 3])
 """,
         )
