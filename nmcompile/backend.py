@@ -32,6 +32,7 @@ from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
+from nmcompile.regions import check_indices
 from nmcompile.report import GraphReport, Report
 
 log = logging.getLogger(__name__)
@@ -58,13 +59,16 @@ def nm_sparse(
             tunes the compress kernels;
             ``"nm.kernels"`` is ``"auto"`` (compress kernels are generated on CUDA),
             ``"operators"`` (the same, launched by operators instead of by Inductor),
-            ``"generate"`` (on the CPU as well) or ``"reference"`` (nowhere).
+            ``"generate"`` (on the CPU as well) or ``"reference"`` (nowhere). ``"nm.region"`` lists
+            the paths of the modules that share the code (``nmcompile.compile`` writes it).
 
     Raises:
         PolicyError, OptionError: what is wrong with the options or the policy file.
     """
     wrapper = _torch.calling_wrapper(nm_sparse)
     settings = read_options(mode, options, wrapper)
+    if not settings.region.paths:
+        check_indices(settings.policy, _torch.compiled_modules(nm_sparse))
     graph, graph_report = compile_graph(gm, example_inputs, settings)
     _history.add(wrapper, settings.policy, graph_report)
     return graph
@@ -120,7 +124,8 @@ class JointPass(_AfterTheUsers):
         self.build_kernels = build_kernels
         plain = (bool, int, float, str, type(None))
         values = sorted((k, repr(v)) for k, v in settings.inductor.items() if isinstance(v, plain))
-        ours = (settings.policy.digest, settings.autotune, settings.kernels, fingerprint())
+        chosen = (settings.policy.digest, settings.autotune, settings.kernels, settings.region)
+        ours = (*chosen, fingerprint())
         key = (ours, sources_digest(), capture.fingerprint, torch.__version__, values)
         self.digest = hashlib.sha256(repr(key).encode()).hexdigest()
         self.reports: list[GraphReport] = []
@@ -128,7 +133,8 @@ class JointPass(_AfterTheUsers):
     def run(self, graph: fx.Graph) -> None:
         before = readable(graph)
         kinds = operand_kinds(graph, self.capture.kind_of_input)
-        plan = Plan(graph, kinds, self.settings.policy, self.settings.autotune)
+        settings = self.settings
+        plan = Plan(graph, kinds, settings.policy, settings.autotune, settings.region)
         passes.run(plan)
         if self.build_kernels:
             warm_up(graph)
@@ -177,15 +183,23 @@ def compile_graph(
 
 
 class Planned(NamedTuple):
-    """A graph that was planned but not compiled: ``run`` interprets it without its masks."""
+    """A graph that was planned but not compiled: ``run`` interprets it."""
 
     run: Any
     reports: list[GraphReport]
     graphs: list[fx.Graph]  # after the partitioner: forward and backward, or the inference graph
 
 
-def plan_only(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings) -> Planned:
-    """Trace, rewrite and partition, but interpret the graphs instead of generating code."""
+def plan_only(
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    settings: Settings,
+    interpreter: type[fx.Interpreter] = DenseInterpreter,
+) -> Planned:
+    """Trace, rewrite and partition, but interpret the graphs instead of generating code.
+
+    By default without their masks, for which kernels would have to be built.
+    """
     joint = JointPass(settings, Capture.of(gm, inputs), build_kernels=False)
     graphs: list[fx.Graph] = []
 
@@ -193,7 +207,7 @@ def plan_only(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings) -> 
         graphs.append(inner.graph)
 
         def run(args: list[Any]) -> Any:
-            return DenseInterpreter(inner).boxed_run(args)
+            return interpreter(inner).boxed_run(args)
 
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
