@@ -77,27 +77,37 @@ def rewrite(
 def _unify_fake_values(gm: fx.GraphModule) -> None:
     """Give every node a value under one fake mode.
 
-    Plain make_fx records each value under a fake mode of its own, and none for the parts of a
-    tuple; such values cannot be combined.
+    Plain make_fx records each value under a fake mode of its own; such values cannot be combined.
     """
     calls = [n for n in gm.graph.nodes if n.op in ("placeholder", "call_function")]
     values = [n.meta.get("val") for n in calls]
     modes = {id(v.fake_mode): v.fake_mode for v in values if isinstance(v, FakeTensor)}
     if len(modes) == 1 and all("val" in n.meta for n in calls):
         return
-    inputs = [n.meta["val"] for n in gm.graph.nodes if n.op == "placeholder"]
     mode = next(iter(modes.values())) if len(modes) == 1 else FakeTensorMode()
     mode.allow_non_fake_inputs = True  # tensors that the graph holds
-
-    def renewed(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or getattr(value, "fake_mode", None) is mode:
-            return value
-        with mode:
-            layout = (value.shape, value.stride())
-            return torch.empty_strided(*layout, dtype=value.dtype, device=value.device)
-
     with torch.no_grad():
-        FakeTensorProp(gm, mode).propagate_dont_convert_inputs(*map(renewed, inputs))
+        _Recorded(gm, mode).propagate_dont_convert_inputs()
+
+
+class _Recorded(FakeTensorProp):
+    """Takes every value as it was recorded, under one mode, and computes those that are missing.
+
+    What was recorded on real tensors has the strides that the kernels really gave, on which the
+    views of the graph rely; a fake run may give others (the backward of a layer norm does).
+    """
+
+    def run_node(self, n: fx.Node) -> Any:
+        if "val" not in n.meta:
+            return super().run_node(n)
+        n.meta["val"] = torch.utils._pytree.tree_map_only(torch.Tensor, self._renew, n.meta["val"])
+        return n.meta["val"]
+
+    def _renew(self, value: torch.Tensor) -> torch.Tensor:
+        if getattr(value, "fake_mode", None) is self._mode:
+            return value
+        layout = (value.shape, value.stride())
+        return torch.empty_strided(*layout, dtype=value.dtype, device=value.device)
 
 
 def _starts_gradient(node: fx.Node) -> bool:
