@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nmcompile import functional
 from nmcompile.backend import last_report, nm_sparse
+from nmcompile.compile import compile
 from nmcompile.errors import FormatError, NMError, NMWarning, OptionError, PolicyError
 from nmcompile.explain import explain
 from nmcompile.formats import NMFormat
@@ -21,6 +22,7 @@ __all__ = [
     "PolicyError",
     "Report",
     "Rule",
+    "compile",
     "explain",
     "functional",
     "last_report",

@@ -6,8 +6,6 @@ A missing one raises an error with the torch version instead of an ImportError s
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +98,6 @@ def triton_kernel_call(
 def cache_dir() -> Path:
     """Inductor's cache folder (``TORCHINDUCTOR_CACHE_DIR``)."""
     return Path(private("torch._inductor.runtime.cache_dir_utils", "cache_dir")())
-
-
-def calling_wrapper(function: Callable[..., Any]) -> Any:
-    """The ``torch.compile`` wrapper that called ``function``, None for a direct call.
-
-    Dynamo compares wrappers to decide whether compiled code may be reused; a backend is not told
-    which one called it.
-    """
-    wrapper = getattr(torch, "_TorchCompileWrapper", None)
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code is not getattr(function, "__code__", None):
-        frame = frame.f_back
-    owner = frame.f_back.f_locals.get("self") if frame is not None and frame.f_back else None
-    return owner if wrapper is not None and isinstance(owner, wrapper) else None
 
 
 def input_origin(node: torch.fx.Node) -> tuple[str, int | None] | None:

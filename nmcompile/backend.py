@@ -14,6 +14,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ import torch
 from torch import fx
 
 from nmcompile import _torch, ops, passes
+from nmcompile._dynamo import Caller, ends_in_graph_break
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture import Capture
 from nmcompile.codegen.loader import record_kernels
@@ -32,7 +34,7 @@ from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
-from nmcompile.regions import check_indices
+from nmcompile.regions import check_indices, region_of
 from nmcompile.report import GraphReport, Report
 
 log = logging.getLogger(__name__)
@@ -65,12 +67,15 @@ def nm_sparse(
     Raises:
         PolicyError, OptionError: what is wrong with the options or the policy file.
     """
-    wrapper = _torch.calling_wrapper(nm_sparse)
-    settings = read_options(mode, options, wrapper)
+    caller = Caller.of(nm_sparse)
+    settings = read_options(mode, options, caller.wrapper)
+    owner = settings.policy if settings.region.paths else caller.wrapper  # one of many regions
     if not settings.region.paths:
-        check_indices(settings.policy, _torch.compiled_modules(nm_sparse))
+        check_indices(settings.policy, caller.whole)
+        settings = replace(settings, region=region_of(caller.whole, caller.roots))
+    complete = owner is caller.wrapper and caller.in_whole and not ends_in_graph_break(gm)
     graph, graph_report = compile_graph(gm, example_inputs, settings)
-    _history.add(wrapper, settings.policy, graph_report)
+    _history.add(owner, settings.policy, graph_report, complete)
     return graph
 
 

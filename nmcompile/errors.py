@@ -30,4 +30,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """A sentence fragment with the nearest valid word, or with all of them when none is near."""
     words = sorted(set(known))
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(words)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = [f"and {len(words) - _MOST} more"] if len(words) > _MOST else []
+    return f"known: {', '.join(words[:_MOST] + more)}"
+
+
+#: A large model has hundreds of paths.
+_MOST = 20

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from nmcompile import _torch
 from nmcompile.errors import NMError
+from nmcompile.nothing_pruned import warn_if_nothing_pruned
 from nmcompile.policy import Policy
 from nmcompile.report import GraphReport, Report
 
@@ -25,6 +26,10 @@ class _Compilation:
     owner: Any
     policy: Policy
     graphs: list[GraphReport] = field(default_factory=list)
+    judged: bool = False
+
+    def report(self) -> Report:
+        return Report.of(self.policy, tuple(self.graphs))
 
 
 class History:
@@ -34,8 +39,14 @@ class History:
         self._compilations: dict[int, _Compilation] = {}
         self._newest: _Compilation | None = None
 
-    def add(self, owner: Any, policy: Policy, graphs: list[GraphReport]) -> None:
-        """Record the graphs that were just compiled for ``owner`` (None: a call of its own)."""
+    def add(
+        self, owner: Any, policy: Policy, graphs: list[GraphReport], complete: bool = False
+    ) -> None:
+        """Record the graphs that were just compiled for ``owner`` (None: a call of its own).
+
+        ``complete``: nothing more follows of what the user compiled, so that a policy which pruned
+        nothing by now is worth a warning, once.
+        """
         entry = self._compilations.get(id(owner)) if owner is not None else None
         if entry is None or entry.policy != policy:
             entry = _Compilation(owner, policy)
@@ -43,6 +54,9 @@ class History:
                 self._compilations[id(owner)] = entry
         entry.graphs.extend(graphs)
         self._newest = entry
+        if complete and not entry.judged:
+            entry.judged = True
+            warn_if_nothing_pruned(entry.report(), policy)
 
     def last(self) -> Report:
         """See :func:`nmcompile.last_report`."""
@@ -51,7 +65,7 @@ class History:
                 "nothing has been compiled yet: call a model compiled with "
                 'torch.compile(model, backend="nm_sparse") first'
             )
-        return Report.of(self._newest.policy, tuple(self._newest.graphs))
+        return self._newest.report()
 
     def clear(self) -> None:
         """Forget everything."""

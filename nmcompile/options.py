@@ -10,8 +10,9 @@ from typing import Any
 from nmcompile import _torch
 from nmcompile.errors import OptionError, nearest
 from nmcompile.policy import Policy
+from nmcompile.regions import Region
 
-OURS = ("policy", "nm.autotune", "nm.kernels")
+OURS = ("policy", "nm.autotune", "nm.kernels", "nm.region")
 
 #: Where compress kernels are generated: on CUDA; there, but launched by an operator instead of by
 #: Inductor; also on the CPU (where Triton's interpreter or their oracle runs them: to look at them
@@ -35,13 +36,14 @@ class Settings:
     """The policy, our other options, and the settings that go to Inductor.
 
     ``autotune``: measure dense and sparse products while compiling instead of predicting their
-    times. ``kernels``: a word of ``KERNELS``.
+    times. ``kernels``: a word of ``KERNELS``. ``region``: the modules that share the compiled code.
     """
 
     policy: Policy
     inductor: dict[str, Any] = field(default_factory=dict)
     autotune: bool = False
     kernels: str = "auto"
+    region: Region = field(default_factory=Region)
 
 
 class ReadPolicy(str):
@@ -108,6 +110,7 @@ def read_options(
         wrapper.kwargs = {**wrapper.kwargs, "options": kept}
     autotune = _choice(options, "nm.autotune", False, (False, True))
     kernels = _choice(options, "nm.kernels", "auto", tuple(KERNELS))
+    region = _region(options.pop("nm.region", ()))
     inductor = _torch.inductor_settings(mode, options)
     for name, needed, why in _NEEDED:
         if inductor.get(name, getattr(_torch.inductor_config, name, needed)) is not needed:
@@ -116,7 +119,13 @@ def read_options(
                 f"backend nm_sparse needs {name} = {needed}, but {origin} to {not needed}: {why}; "
                 'leave it out, or use backend="inductor" where nothing is to be pruned'
             )
-    return Settings(policy, inductor, autotune, kernels)
+    return Settings(policy, inductor, autotune, kernels, region)
+
+
+def _region(paths: Any) -> Region:
+    if not isinstance(paths, (list, tuple)) or not all(isinstance(p, str) and p for p in paths):
+        raise OptionError(f"nm.region = {paths!r}: write the paths of the modules that share code")
+    return Region(tuple(paths))
 
 
 def _choice(options: dict[str, Any], name: str, default: Any, words: tuple[Any, ...]) -> Any:

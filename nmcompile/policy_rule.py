@@ -265,9 +265,17 @@ class Rule(PolicyModel):
             and site.op in self.ops
             and (self.dtype is None or site.dtype in self.dtype)
             and (self.min_flops is None or site.flops is None or site.flops >= self.min_flops)
-            and _matches(self.class_, site.module_class)
-            and _matches(self.module, site.path)
+            and self.names_class(site.module_class)
+            and self.names_module(site.path)
         )
+
+    def names_module(self, path: str) -> bool:
+        """Whether the condition on the module's path holds."""
+        return _matches(self.module, path)
+
+    def names_class(self, name: str) -> bool:
+        """Whether the condition on the module's class holds."""
+        return _matches(self.class_, name)
 
     def at(self, source: Source) -> Rule:
         """The same rule, written somewhere else."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
-from nmcompile.errors import NMWarning
+from nmcompile.errors import NMWarning, PolicyError
 from nmcompile.gemm import Gemm, Method, Op
 from nmcompile.passes.execution import choose
 from nmcompile.passes.plan import Decision, Plan, Pruning
@@ -36,7 +37,7 @@ class _Dense(Exception):
 
 
 def _decide(site: int, gemm: Gemm, plan: Plan) -> Decision:
-    rule = plan.policy.decide(gemm)
+    rule = _rule(gemm, plan)
     try:
         pruning = _pruning(gemm, rule)
     except _Dense as why:
@@ -54,6 +55,28 @@ def _decide(site: int, gemm: Gemm, plan: Plan) -> Decision:
         chosen.layout,
         chosen.estimate,
     )
+
+
+def _rule(gemm: Gemm, plan: Plan) -> Rule | None:
+    """The rule that decides the product in every module of the region.
+
+    Raises:
+        PolicyError: the modules share one graph, and the policy treats them differently.
+    """
+    paths = plan.region.each(gemm.path)
+    rules = [plan.policy.decide(replace(gemm, path=path)) for path in paths]
+    for path, rule in zip(paths, rules, strict=True):
+        if rule is not rules[0]:
+            who = [
+                f"{r.label if r else 'no rule'} decides {p}"
+                for p, r in ((paths[0], rules[0]), (path, rule))
+            ]
+            raise PolicyError(
+                f"{' but '.join(who)}, and the two share one compiled graph: let "
+                'nmcompile.compile(model, policy, each="...") compile the blocks, which gives '
+                "those that differ code of their own"
+            )
+    return rules[0]
 
 
 def _pruning(gemm: Gemm, rule: Rule | None) -> Pruning:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,8 +39,9 @@ LEFT_OPERAND: dict[Any, int] = {
 
 def find(plan: Plan) -> None:
     """List the graph's products, and what multiplies but is no product node."""
-    plan.gemms = find_gemms(plan.graph, plan.kinds)
-    plan.skipped = find_skipped(plan.graph)
+    shown = plan.region.shown
+    plan.gemms = [replace(g, path=shown(g.path)) for g in find_gemms(plan.graph, plan.kinds)]
+    plan.skipped = [replace(s, path=shown(s.path)) for s in find_skipped(plan.graph)]
 
 
 def find_gemms(graph: fx.Graph, kinds: Kinds) -> list[Gemm]:

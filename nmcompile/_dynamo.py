@@ -1,0 +1,95 @@
+"""What Dynamo knows while it compiles a graph and does not tell a backend, read from its frames.
+
+Everything here is private to PyTorch; each use is guarded, and a missing one is an error that names
+the torch version (``_torch.private``) or, where nothing but a report depends on it, no answer.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from nmcompile._torch import private
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asked for the graph that is being compiled.
+
+    ``wrapper`` is the backend with its options, which Dynamo compares to decide whether compiled
+    code may be reused. ``whole`` is the module that the user compiled. ``roots`` are the modules
+    among the arguments of the function in hand: ``whole`` itself, or a part of it where a graph
+    break (or a hook) made Dynamo compile that part on its own. Nothing and empty where unknown.
+    """
+
+    wrapper: Any = None
+    whole: nn.Module | None = None
+    roots: tuple[nn.Module, ...] = ()
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Caller:
+        """Read the frames that are calling the backend ``function`` now."""
+        output_graph = private("torch._dynamo.output_graph", "OutputGraph")
+        wrapper_class = private("torch", "_TorchCompileWrapper")
+        frames = list(_frames_above(function))
+        owners = [frame.f_locals.get("self") for frame in frames]
+        wrapper = owners[0] if owners and isinstance(owners[0], wrapper_class) else None
+        graph = next((o for o in owners if isinstance(o, output_graph)), None)
+        scope = graph.local_scope.values() if graph is not None else ()
+        roots = tuple(v for v in scope if isinstance(v, nn.Module))
+        return cls(wrapper, _whole(frames), roots)
+
+    @property
+    def in_whole(self) -> bool:
+        """Whether the function in hand is the user's own, as far as that is known."""
+        return self.whole is None or not self.roots or any(r is self.whole for r in self.roots)
+
+
+def ends_in_graph_break(gm: fx.GraphModule) -> bool:
+    """Whether more of the same function follows in another graph."""
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    return bool(getattr(reason, "graph_break", False))
+
+
+def _frames_above(function: Callable[..., Any]) -> Iterator[Any]:
+    """The frames that are calling ``function``, the nearest first; none if nothing calls it."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not getattr(function, "__code__", None):
+        frame = frame.f_back
+    while frame is not None and (frame := frame.f_back) is not None:
+        yield frame
+
+
+def _whole(frames: list[Any]) -> nn.Module | None:
+    """The module behind the nearest call of something that ``torch.compile`` returned."""
+    optimized_module = private("torch._dynamo", "OptimizedModule")
+    for i, frame in enumerate(frames):
+        if frame.f_code.co_name != "compile_wrapper":
+            continue
+        fn = frame.f_locals.get("fn")
+        for outer in frames[i + 1 : i + 4]:  # OptimizedModule.__call__ stands right above
+            owner = outer.f_locals.get("self")
+            if isinstance(owner, optimized_module) and owner.forward.__code__ is frame.f_code:
+                return _module(owner._orig_mod)
+        cells = [cell.cell_contents for cell in getattr(fn, "__closure__", None) or ()]
+        modules = [c for c in cells if isinstance(c, nn.Module)]
+        return _module(getattr(fn, "__self__", modules[0] if len(modules) == 1 else None))
+    return None
+
+
+def _module(value: Any) -> nn.Module | None:
+    return value if isinstance(value, nn.Module) else None
+
+
+def compiled_function_is_skipped(module: nn.Module) -> bool:
+    """Whether ``module.compile()`` would silently do nothing: Dynamo skips PyTorch's own classes.
+
+    Seen in torch 2.13 for ``nn.Sequential`` and ``nn.TransformerEncoderLayer``; mended in 2.15.
+    """
+    forward = type(module).forward
+    return str(getattr(forward, "__module__", "")).split(".")[0] == torch.__name__

@@ -1,0 +1,111 @@
+"""``nmcompile.compile``: compile a model in place, whole or block by block."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import re
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from nmcompile._dynamo import compiled_function_is_skipped
+from nmcompile.errors import OptionError, nearest
+from nmcompile.policy import Policy
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def compile(
+    model: Model,
+    policy: str | PathLike[str] | Policy | Mapping[str, Any] | None = None,
+    *,
+    each: str | None = None,
+    dynamic: bool | None = None,
+    fullgraph: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Model:
+    """Compile ``model`` in place with backend ``nm_sparse`` and return it.
+
+    The same as ``model.compile(backend="nm_sparse", options={"policy": policy, ...})``: class,
+    parameter names and checkpoints stay as they are, so that trainers which reject a backend that
+    they do not know, or which wrap the model, need not be told. A wrong policy is an error here and
+    not in the first step.
+
+    With ``each``, repeated blocks are compiled one by one (regional compilation): they share code,
+    which saves compile time, and rules still see full paths. Blocks that the policy treats
+    differently get code of their own, so that rules on a layer's index hold.
+
+    Args:
+        model: any module; it is changed in place.
+        policy: a recipe's name, a path, a ``Policy`` or a mapping; None means ``full``.
+        each: glob on ``model.named_modules()``, or ``"re:..."``: compile each outermost module that
+            matches, instead of the whole model.
+        dynamic, fullgraph: as in ``torch.compile``.
+        options: further options of the backend and of Inductor.
+
+    Raises:
+        PolicyError: the policy cannot be read.
+        OptionError: ``each`` matches no module.
+    """
+    chosen = Policy.resolve(policy)
+    keys = {"backend": "nm_sparse", "dynamic": dynamic, "fullgraph": fullgraph}
+    given = {**(options or {}), "policy": chosen}
+    if each is None:
+        _in_place([model], {**keys, "options": given})
+        return model
+    paths = _outermost(model, each)
+    alike: dict[Any, list[str]] = {}
+    for path in paths:
+        alike.setdefault(_signature(model, path, chosen), []).append(path)
+    for group in alike.values():
+        options = {**given, "nm.region": tuple(group)}
+        _in_place([model.get_submodule(path) for path in group], {**keys, "options": options})
+    return model
+
+
+def _in_place(modules: list[nn.Module], keys: dict[str, Any]) -> None:
+    if not compiled_function_is_skipped(modules[0]):
+        for module in modules:
+            module.compile(**keys)
+        return
+    code = _call(modules[0]).__code__.replace(co_name=f"call_{next(_calls)}")
+    for module in modules:
+        call = _call(module)
+        call.__code__ = code  # one code object: these modules share what is compiled for it
+        module._compiled_call_impl = torch.compile(call, **keys)  # type: ignore[assignment]
+
+
+def _call(module: nn.Module) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    return call
+
+
+_calls = itertools.count()
+
+
+def _outermost(model: nn.Module, each: str) -> list[str]:
+    pattern = each[3:] if each.startswith("re:") else fnmatch.translate(each)
+    known = [path for path, _ in model.named_modules() if path]
+    try:
+        found = [path for path in known if re.fullmatch(pattern, path)]
+    except re.error as error:
+        raise OptionError(f"each = {each!r}: invalid regular expression: {error}") from error
+    if not found:
+        raise OptionError(f"each = {each!r} matches no module: {nearest(each, known)}")
+    return [p for p in found if not any(p.startswith(f"{other}.") for other in found)]
+
+
+def _signature(model: nn.Module, path: str, policy: Policy) -> Any:
+    """Which rules name which modules of a block: blocks of one class with equal ones are alike."""
+    block = model.get_submodule(path)
+    inside = [(f"{path}.{name}" if name else path, name) for name, _ in block.named_modules()]
+    rules = policy.all_rules
+    return type(block), tuple(
+        (name, tuple(rule.names_module(full) for rule in rules)) for full, name in inside
+    )

@@ -1,0 +1,55 @@
+"""Warn when a whole model has been compiled and the policy pruned nothing in it."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+
+from nmcompile.errors import NMWarning, nearest
+from nmcompile.policy import Policy, Rule
+from nmcompile.report import Report
+
+
+def warn_if_nothing_pruned(report: Report, policy: Policy) -> None:
+    """One warning for a model without products, or with products that the policy leaves alone.
+
+    Silent for a policy that asks for nothing, and where the products that it is for do not exist
+    yet: gradients of a model in evaluation.
+    """
+    pruning = [rule for rule in policy.all_rules if not rule.dense]
+    sites = report.sites
+    if not pruning or any(site.pruned for site in sites):
+        return
+    if not sites:
+        reasons = Counter(f"{s.target}: {s.reason}" for s in report.skipped)
+        skipped = "".join(f"; skipped {count} x {what}" for what, count in reasons.items())
+        _warn(f"nothing is pruned: the model has no matrix product and no convolution{skipped}")
+        return
+    rules = [rule for rule in pruning if {s.role for s in sites} & set(rule.roles)]
+    declined = any(s.reason.startswith("execution = ") for s in sites)  # has its own warning
+    if not rules or declined:
+        return
+    misses = [miss for rule in rules if (miss := _miss(rule, report))]
+    if misses:
+        _warn(f"nothing is pruned of {len(sites)} products: {'; '.join(misses)}")
+        return
+    reasons = Counter(site.reason for site in sites)
+    most = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+    _warn(f"nothing is pruned of {len(sites)} products: {most}")
+
+
+def _miss(rule: Rule, report: Report) -> str | None:
+    """What the rule looks for and does not find."""
+    paths = {site.module for site in report.sites}
+    classes = {site.module_class for site in report.sites}
+    if rule.module is not None and not any(map(rule.names_module, paths)):
+        hint = nearest(rule.module, paths)
+        return f"{rule.label}: module = {rule.module!r} matches no path ({hint})"
+    if rule.class_ is not None and not any(map(rule.names_class, classes)):
+        hint = nearest(rule.class_, classes)
+        return f"{rule.label}: class = {rule.class_!r} matches no class ({hint})"
+    return None
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, NMWarning, stacklevel=2)
