@@ -9,7 +9,9 @@ from torch import fx
 # Dynamo writes "L['self'].layers.0.fc", "G['model'].fc", "L['self']._modules['fc']" or
 # "L['f'].__closure__[0].cell_contents.fc". The leading variable is none of the model's modules.
 _ROOT = re.compile(r"^(?:[LG]\[[^\]]*\])+(?:\.__closure__\[\d+\]\.cell_contents)*")
-_ITEM = re.compile(r"(?:\._(?:modules|parameters|buffers))?\[['\"]?([^\]'\"]*)['\"]?\]")
+# A module that defines __getattr__ is written "L['self'].__dict__['_modules']['fc']".
+_TABLE = "_(?:modules|parameters|buffers)"
+_ITEM = re.compile(rf"(?:\.{_TABLE}|\.__dict__\[['\"]{_TABLE}['\"]\])?\[['\"]?([^\]'\"]*)['\"]?\]")
 
 
 def module_path(node: fx.Node) -> tuple[str, str]:

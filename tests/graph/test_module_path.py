@@ -18,6 +18,7 @@ from nmcompile.passes.module_path import normalise
         ("G['model'].fc", "fc"),
         ("L['self']._modules['fc']", "fc"),
         ("L['self']._modules['layers']._modules['0'].fc", "layers.0.fc"),
+        ("L['self'].__dict__['_modules']['a'].__dict__['_modules']['b'].0.fc", "a.b.0.fc"),
         ("L['fn'].__closure__[0].cell_contents.fc", "fc"),
         ("", ""),
     ],
