@@ -95,6 +95,14 @@ def triton_kernel_call(
     return graph.call_function(private(module, "triton_kernel_wrapper_functional"), (), keywords)
 
 
+def process_group_store() -> Any:
+    """The key-value store that the processes of this run met at; None for a backend without one."""
+    try:
+        return private("torch.distributed.distributed_c10d", "_get_default_store")()
+    except (RuntimeError, ValueError):
+        return None
+
+
 def cache_dir() -> Path:
     """Inductor's cache folder (``TORCHINDUCTOR_CACHE_DIR``)."""
     return Path(private("torch._inductor.runtime.cache_dir_utils", "cache_dir")())

@@ -34,6 +34,7 @@ from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
+from nmcompile.ranks import check_plans
 from nmcompile.regions import check_indices, region_of
 from nmcompile.report import GraphReport, Report
 
@@ -130,7 +131,7 @@ class JointPass(_AfterTheUsers):
         plain = (bool, int, float, str, type(None))
         values = sorted((k, repr(v)) for k, v in settings.inductor.items() if isinstance(v, plain))
         chosen = (settings.policy.digest, settings.autotune, settings.kernels, settings.region)
-        ours = (*chosen, fingerprint())
+        ours = (*chosen, capture.ranks, fingerprint())
         key = (ours, sources_digest(), capture.fingerprint, torch.__version__, values)
         self.digest = hashlib.sha256(repr(key).encode()).hexdigest()
         self.reports: list[GraphReport] = []
@@ -138,8 +139,8 @@ class JointPass(_AfterTheUsers):
     def run(self, graph: fx.Graph) -> None:
         before = readable(graph)
         kinds = operand_kinds(graph, self.capture.kind_of_input)
-        settings = self.settings
-        plan = Plan(graph, kinds, settings.policy, settings.autotune, settings.region)
+        chosen, ranks = self.settings, self.capture.ranks
+        plan = Plan(graph, kinds, chosen.policy, chosen.autotune, chosen.region, ranks)
         passes.run(plan)
         if self.build_kernels:
             warm_up(graph)
@@ -176,15 +177,17 @@ def compile_graph(
         "post_grad_custom_pre_pass": PostPass(settings, joint.digest),
     }
     compiled = _torch.compile_fx(gm, inputs, {**settings.inductor, **ours})
-    if joint.reports:
-        stored.save(joint.reports)
-        return compiled, joint.reports
-    if known is None:
+    reports = joint.reports or known
+    if reports is None:
         assert spare is not None
         log.info("warm cache without a stored report: tracing once more to plan again")
-        known = plan_only(spare, inputs, settings).reports
-        stored.save(known)
-    return compiled, known
+        reports = plan_only(spare, inputs, settings).reports
+    if reports is not known:
+        stored.save(reports)
+    if capture.ranks is not None:
+        decided = "".join(report.decisions_digest for report in reports)
+        check_plans(capture.fingerprint, settings.policy.to_toml(), decided)
+    return compiled, reports
 
 
 class Planned(NamedTuple):

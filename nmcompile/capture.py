@@ -18,14 +18,19 @@ from torch import fx
 from nmcompile._torch import input_origin
 from nmcompile.gemm import OperandKind
 from nmcompile.passes.module_path import normalise
+from nmcompile.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class Capture:
-    """One graph as Dynamo captured it: which inputs are weights, and its fingerprint."""
+    """One graph as Dynamo captured it: which inputs are weights, and its fingerprint.
+
+    ``ranks``: with whom its tensors are shared; None where there is one process.
+    """
 
     weights: frozenset[int]
     fingerprint: str
+    ranks: Ranks | None = None
 
     @classmethod
     def of(cls, gm: fx.GraphModule, inputs: Sequence[Any]) -> Capture:
@@ -41,13 +46,13 @@ class Capture:
         for line in _lines(gm, inputs, weights):
             digest.update(line.encode())
             digest.update(b"\n")
-        return cls(weights, digest.hexdigest())
+        return cls(weights, digest.hexdigest(), Ranks.of(inputs))
 
     def kind_of_input(self, node: fx.Node) -> OperandKind | None:
         """The operand kind of an input of the joint or inference graph."""
         origin = input_origin(node)
         if node.op == "get_attr":
-            return OperandKind.WEIGHT
+            return None  # a constant written in the model's code: torch.tensor([0.5, -1.0])
         if origin is None:
             return OperandKind.ACTIVATION  # a sub-graph: nothing says where its inputs come from
         what, index = origin
@@ -68,7 +73,9 @@ def _lines(gm: fx.GraphModule, inputs: Sequence[Any], weights: frozenset[int]) -
     for index, value in enumerate(inputs):
         if isinstance(value, torch.Tensor):
             layout = (str(list(value.shape)), str(list(value.stride())), str(value.dtype))
+            sharded = getattr(value, "placements", "")  # of a DTensor
             yield f"{index} {layout} {value.device} {value.requires_grad} {index in weights}"
+            yield f"{sharded}"
         else:
             yield f"{index} {type(value).__name__} {value}"
     for name, module in gm.named_modules():

@@ -29,7 +29,7 @@ from nmcompile.codegen import cpu
 from nmcompile.formats import NMFormat
 from nmcompile.gemm import Method
 
-_LIBRARY = torch.library.Library("nm", "DEF")
+LIBRARY = torch.library.Library("nm", "DEF")
 _ARGUMENTS = "(Tensor x, Tensor? seed, int stream, int n, int m, int[] dims, str method) -> Tensor"
 
 
@@ -103,12 +103,12 @@ for _name, _fake, _on_cpu, _elsewhere in (
     ("prune", _fake_prune, _cpu_prune, _reference_prune),
     ("keep_mask", _fake_keep_mask, _cpu_keep_mask, _reference_keep_mask),
 ):
-    _LIBRARY.define(
+    LIBRARY.define(
         _name + _ARGUMENTS, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
     )
-    _LIBRARY.impl(_name, _on_cpu, "CPU")
-    _LIBRARY.impl(_name, _elsewhere, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"nm::{_name}", _fake, lib=_LIBRARY)
+    LIBRARY.impl(_name, _on_cpu, "CPU")
+    LIBRARY.impl(_name, _elsewhere, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"nm::{_name}", _fake, lib=LIBRARY)
 
 Operator = Callable[[Tensor, Tensor | None, int, int, int, Sequence[int], str], Tensor]
 prune: Operator = torch.ops.nm.prune.default

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import Counter
 from pathlib import Path
@@ -94,6 +95,12 @@ class GraphReport(_Frozen):
     saved: tuple[SavedTensor, ...] | None = Field(
         default=None, description="what the forward keeps for the backward; of explain() alone"
     )
+
+    @property
+    def decisions_digest(self) -> str:
+        """What was decided for each product, without the times that were measured."""
+        sites = [s.model_dump(exclude={"dense_us", "sparse_us", "rule"}) for s in self.sites]
+        return hashlib.sha256(repr(sites).encode()).hexdigest()
 
     @classmethod
     def of(cls, plan: Plan, digest: str, before: str, after: str) -> GraphReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from nmcompile.errors import NMError, NMWarning
 from nmcompile.passes.assign import assign
 from nmcompile.passes.exact_backward import exact_backward
 from nmcompile.passes.find_gemms import find
@@ -33,10 +34,20 @@ def run(plan: Plan) -> Plan:
 
     Raises:
         PolicyError: a rule asks for what a site cannot have and says ``fallback = "error"``.
+        NMError: a pass failed; the message names it.
     """
     for step in PASSES:
         start = time.perf_counter()
-        step(plan)
+        try:
+            step(plan)
+        except (NMError, NMWarning):
+            raise
+        except Exception as error:
+            # Dynamo would take some of PyTorch's errors for its own and run the model eagerly.
+            raise NMError(
+                f"pass {step.__name__} failed on this graph: {type(error).__name__}: {error}. "
+                "This is a mistake of nmcompile: please report it with the model and the policy"
+            ) from error
         log.debug(
             "%s: %d products, %d pruned, %.1f ms",
             step.__name__,

@@ -13,6 +13,7 @@ from nmcompile.layouts import Layout
 from nmcompile.passes.find_skipped import Skipped
 from nmcompile.passes.operand_kinds import Kinds
 from nmcompile.policy import Policy, Rule
+from nmcompile.ranks import Ranks
 from nmcompile.regions import Region
 
 
@@ -87,6 +88,7 @@ class Plan:
     policy: Policy
     autotune: bool = False
     region: Region = field(default_factory=Region)
+    ranks: Ranks | None = None
     gemms: list[Gemm] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)

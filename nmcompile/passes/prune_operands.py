@@ -23,8 +23,10 @@ from torch import fx
 import nmcompile.ops
 import nmcompile.ops_masks_cuda  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import Method, Operand, size_hint
+from nmcompile.ops_seed import rank_seed
 from nmcompile.passes.insert import Inserter, in_backward
 from nmcompile.passes.plan import Decision, Plan
+from nmcompile.ranks import check_seeds
 
 aten = torch.ops.aten
 
@@ -93,8 +95,14 @@ def seed_of(plan: Plan, node: fx.Node, device: str) -> fx.Node:
         with insert.before(node):
             bounds = (-(2**63), 2**63 - 1, [1])
             seed = insert.call(node, aten.randint.low, *bounds, name="seed", **options)
+            if plan.ranks is not None:
+                sharing = plan.ranks.that_share(plan.graph, plan.kinds)
+                check_seeds(sharing)
+                lowest = min(sharing, default=None)  # None: each rank its own
+                seed = insert.call(node, rank_seed, seed, lowest, name="seed_of_rank")
         # A recomputed seed would be another seed: keep its eight bytes instead.
-        for mark in ("recompute", "ac_graph_id"):
-            seed.meta.pop(mark, None)
+        for drawn in (seed, *seed.all_input_nodes):
+            for mark in ("recompute", "ac_graph_id"):
+                drawn.meta.pop(mark, None)
         plan.seeds[key] = seed
     return plan.seeds[key]
