@@ -8,6 +8,7 @@ means wgrad, unless the forward product had no weight (attention), where both ar
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -49,23 +50,43 @@ def view_base(node: fx.Node) -> fx.Node:
 def assign_roles(found: list[Gemm]) -> list[Gemm]:
     """Give every product with a gradient operand its role and its forward product."""
     forward = [g for g in found if not _is_backward(g)]
-    by_seq_nr: dict[int | None, Gemm] = {g.seq_nr: g for g in forward if g.seq_nr is not None}
-    return [_with_role(g, forward, by_seq_nr) if _is_backward(g) else g for g in found]
+    by_seq_nr: dict[int | None, Gemm] = {}
+    for g in forward:
+        if g.seq_nr is not None:
+            # The first of a number is differentiated: a later product without a gradient (a frozen
+            # teacher's) makes no autograd node and shows the number of the newest one.
+            by_seq_nr.setdefault(g.seq_nr, g)
+    differentiated = Counter(g.seq_nr for g in found if _is_backward(g) and not _has_weight(g))
+    return [
+        _with_role(g, forward, by_seq_nr, differentiated[g.seq_nr] > 1) if _is_backward(g) else g
+        for g in found
+    ]
+
+
+def _has_weight(gemm: Gemm) -> bool:
+    return OperandKind.WEIGHT in (gemm.lhs.kind, gemm.rhs.kind)
 
 
 def _is_backward(gemm: Gemm) -> bool:
     return OperandKind.GRADIENT in (gemm.lhs.kind, gemm.rhs.kind)
 
 
-def _with_role(gemm: Gemm, forward: list[Gemm], by_seq_nr: dict[int | None, Gemm]) -> Gemm:
-    partner = by_seq_nr.get(gemm.seq_nr) or _by_shared_operand(gemm, forward)
+def _with_role(
+    gemm: Gemm, forward: list[Gemm], by_seq_nr: dict[int | None, Gemm], is_twin: bool
+) -> Gemm:
+    partner = by_seq_nr.get(gemm.seq_nr)
+    if partner is None or not _belong_together(gemm, partner):
+        partner = _by_shared_operand(gemm, forward)
     gemm = replace(gemm, forward=partner.node if partner else None)
     if gemm.op is Op.CONV:
         return gemm
     kinds = {gemm.lhs.kind, gemm.rhs.kind}
-    if partner is not None and partner.op is Op.MATMUL:
+    # Where Inductor wrote the forward product without one (an outer product), both its gradients
+    # tell: each reads the other operand, and neither of these is a weight.
+    unseen = partner is None and gemm.seq_nr is not None and is_twin
+    if unseen or (partner is not None and partner.op is Op.MATMUL):
         return replace(gemm, op=Op.MATMUL, role=Role.DGRAD)
-    if OperandKind.WEIGHT in kinds:
+    if _has_weight(gemm):
         return replace(gemm, op=Op.LINEAR, role=Role.DGRAD)
     if kinds == {OperandKind.GRADIENT}:
         guess = "both operands are gradients (a gradient of a gradient)"
@@ -77,8 +98,14 @@ def _with_role(gemm: Gemm, forward: list[Gemm], by_seq_nr: dict[int | None, Gemm
 def _by_shared_operand(gemm: Gemm, forward: list[Gemm]) -> Gemm | None:
     shared = {_base(gemm, o.arg) for o in gemm.operands if o.kind is not OperandKind.GRADIENT}
     candidates = [g for g in forward if shared & {_base(g, o.arg) for o in g.operands}]
-    sizes = sorted(map(str, gemm.sizes))  # the three GEMMs of a layer permute the same M, N, K
-    return next((g for g in candidates if sorted(map(str, g.sizes)) == sizes), None)
+    return next((g for g in candidates if _belong_together(gemm, g)), None)
+
+
+def _belong_together(backward: Gemm, forward: Gemm) -> bool:
+    """The three GEMMs of a layer permute the same M, N, K (a convolution's only nearly)."""
+    if Op.CONV in (backward.op, forward.op):
+        return backward.op is forward.op
+    return sorted(map(str, backward.sizes)) == sorted(map(str, forward.sizes))
 
 
 def _base(gemm: Gemm, arg: int) -> fx.Node:

@@ -1,0 +1,281 @@
+"""Every comparison of a case, in order; each raises ``Find``."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import nmcompile
+from fuzzing.case import Case, Find, Tally
+from fuzzing.execute import PlannedNetwork, Results, gradients, run, run_compiled
+from fuzzing.graphs import check_masks_in_graphs
+from fuzzing.masks import is_pruned
+from fuzzing.network import load
+from fuzzing.policies import DETERMINISTIC, UNBIASED, policy_of
+from fuzzing.rounding import dtypes, tolerances
+from fuzzing.simulation import Simulation
+
+#: A mask whose decision is nearer to a tie than this may differ in float64.
+TIE = 1e-9
+SIGMAS = 5.5
+#: AOTAutograd with Inductor's decompositions and partitioner, and nothing of ours.
+PLAIN = "aot_eager_decomp_partition"
+
+
+def check(case: Case) -> Tally:
+    """Make every check that fits the case.
+
+    Raises:
+        Find: the first one that fails.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tally = Tally()
+        (_check_compiled if case.compiled else _check_planned)(case, tally)
+    return tally
+
+
+def _check_planned(case: Case, tally: Tally) -> None:
+    network = case.network
+    expected = run(load(network, wide=True, checkpoints=False))
+    simulation, simulated = simulate(case)
+    planned = PlannedNetwork(load(network), policy_of(case.rules))
+    try:
+        dense = planned.run(dense=True)
+    except Exception as error:
+        raise _crash(case, error, PLAIN) from error
+    _compare_dense(case, dense, expected, tally)
+    if any(s.guess for s in planned.sites):
+        tally.checks["products: a guess, and the report says so"] += 1
+        return
+    _compare_products(simulation, planned.sites, planned.skipped, tally)
+    watched = _Watch()
+    planned.interpreter.watch = staticmethod(watched)
+    try:
+        found = planned.run()
+    except Exception as error:
+        raise Find("crash", f"{type(error).__name__}: {error}") from error
+    planned.interpreter.watch = None
+    tally.checks["N:M"] += watched.count
+    check_masks_in_graphs(planned.graphs, planned.sites)
+    tally.checks["graph"] += len(planned.sites)
+    if dtypes(network) != {torch.float64} or _incomplete(planned.sites):
+        return
+    if case.kind == DETERMINISTIC:
+        _compare_masked("masks", found, simulated, simulation, tally)
+    elif case.kind == UNBIASED:
+        _compare_expectation(planned, simulated, simulation, tally)
+
+
+def _check_compiled(case: Case, tally: Tally) -> None:
+    network = case.network
+    try:
+        if case.seed % 2:
+            ours = _seeded(lambda: run_compiled(load(network), "nm_sparse", _DENSE))
+        else:
+            ours = _seeded(lambda: run_compiled(load(network), "nm_sparse", policy_of(case.rules)))
+            report = nmcompile.last_report()
+    except Exception as error:
+        raise _crash(case, error, "inductor") from error
+    if case.seed % 2:
+        theirs = _seeded(lambda: run_compiled(load(network), "inductor"))
+        tally.checks["compiled dense"] += 1
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            if not _identical(a, b):
+                raise Find("compiled dense", f"result {i} differs from Inductor's in some bit")
+        return
+    simulation, simulated = simulate(case)
+    skipped = [s.target for s in report.skipped]
+    _compare_products(simulation, report.sites, skipped, tally)
+    exact = dtypes(network) == {torch.float64} and not _incomplete(report.sites)
+    if exact and case.kind == DETERMINISTIC:
+        _compare_masked("compiled masks", ours, simulated, simulation, tally)
+
+
+_DENSE = nmcompile.Policy.recipe("dense")
+
+
+def _seeded(function: Any) -> Any:
+    torch.manual_seed(0)
+    return function()
+
+
+def _identical(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def simulate(case: Case) -> tuple[Simulation, Results]:
+    """The same in eager mode; random masks are left out."""
+    program = load(case.network, checkpoints=False)
+    simulation = Simulation(program.model, program.inputs, case.rules, expected=True)
+    with simulation.paths(), simulation:
+        outputs = program.model(*program.inputs)
+        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        values = [y.detach().clone() for y in outputs]
+        return simulation, [*values, *simulation.backward(program, outputs, gradients)]
+
+
+def _crash(case: Case, error: Exception, plain: str) -> Find:
+    """An exception is the package's unless the same happens without it."""
+    text = f"{type(error).__name__}: {str(error).strip()[:600]}"
+    try:
+        run_compiled(load(case.network), plain)
+    except Exception as other:
+        return Find("crash", f"{text}; {plain}: {type(other).__name__}", upstream=True)
+    return Find("crash", text)
+
+
+def _compare_dense(case: Case, found: Results, expected: Results, tally: Tally) -> None:
+    tally.checks["dense"] += 1
+    allowed = tolerances(case.network, expected)
+    wrong = _first_beyond(found, expected, allowed)
+    if wrong is None:
+        return
+    if _first_beyond(run(load(case.network)), expected, allowed) is not None:
+        tally.checks["dense: eager itself is further from float64 than estimated"] += 1
+        return
+    theirs = _first_beyond(run_compiled(load(case.network), PLAIN), expected, allowed)
+    raise Find("dense", wrong, upstream=theirs is not None)
+
+
+def _first_beyond(
+    found: Results, expected: Results, allowed: Sequence[Tensor | None]
+) -> str | None:
+    for i, (a, b, limit) in enumerate(zip(found, expected, allowed, strict=True)):
+        a, b = _or_zeros(a, b), _or_zeros(b, a)
+        if a is None or b is None:
+            continue
+        if a.shape != b.shape:
+            return f"result {i} has the shape {list(a.shape)}, eager's is {list(b.shape)}"
+        off = (a.double() - b.double()).abs()
+        bound = torch.zeros_like(off) if limit is None else limit
+        if not bool((off <= bound).all()):
+            return f"result {i} is off by {float(off.max()):.3g}, bound {float(bound.max()):.3g}"
+    return None
+
+
+def _or_zeros(a: Tensor | None, like: Tensor | None) -> Tensor | None:
+    """No gradient and a gradient of zeros are the same."""
+    return torch.zeros_like(like) if a is None and like is not None else a
+
+
+def _compare_products(
+    simulation: Simulation, sites: Sequence[Any], skipped: Sequence[str], tally: Tally
+) -> None:
+    reported = Counter(_key(s) for s in sites)
+    counted = Counter(p.key() for p in simulation.products)
+    tally.checks["products"] += 1
+    tally.products += len(sites)
+    tally.pruned += sum(s.pruned is not None for s in sites)
+    if reported != counted:
+        missing, extra = counted - reported, reported - counted
+        lines = [*(f"not reported: {k}" for k in missing), *(f"only reported: {k}" for k in extra)]
+        raise Find("products", "\n".join(lines))
+    left = Counter(name.removeprefix("aten.") for name in skipped)
+    if left != simulation.skipped:
+        raise Find("skipped", f"reported {dict(left)}, counted {dict(simulation.skipped)}")
+
+
+def _key(site: Any) -> tuple[Any, ...]:
+    rule = int(site.rule.rsplit(" ", 1)[1]) if site.rule else None
+    return (site.module, site.module_class, str(site.op), str(site.role),
+            tuple(map(int, site.sizes)), site.dtype, tuple(map(str, site.operands)), rule,
+            site.pruned and str(site.pruned), site.format, site.method, site.dims)  # fmt: skip
+
+
+def _incomplete(sites: Sequence[Any]) -> bool:
+    """Whether a report says itself that ``backward = "exact"`` could not be had everywhere."""
+    return any("reads the unpruned" in s.reason for s in sites)
+
+
+class _Watch:
+    """Every pruned operand is N:M along its blocks, and a deterministic mask changes no value."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, target: Any, args: Any, result: Any) -> None:
+        name = target._opname
+        if name == "prune":
+            x, _, _, n, m, dims, method = args
+            self._check(x, result, n, m, dims, method)
+        elif name == "compress":
+            x, _, _, dims, n, m, method, layout = args
+            for packed, dim in zip(result, dims, strict=True):
+                rows = x if dim == 1 else x.t()
+                dense = torch.ops.nm.decompress(packed, *rows.shape, layout)
+                self._check(rows, dense, n, m, [1], method)
+
+    def _check(self, x: Tensor, y: Tensor, n: int, m: int, dims: Any, method: str) -> None:
+        self.count += 1
+        for along in [[d] for d in dims] if method == "transposable" else [dims]:
+            if not is_pruned(y, n, m, along):
+                raise Find("N:M", f"{method} {n}:{m} along {along} of {list(x.shape)}")
+        if method in ("mse", "transposable") and not bool(((y == x) | (y == 0)).all()):
+            raise Find("N:M", f"{method} {n}:{m} changed a kept value")
+
+
+def _compare_masked(
+    check: str, found: Results, simulated: Results, simulation: Simulation, tally: Tally
+) -> None:
+    tally.checks[check] += 1
+    for i, (a, b) in enumerate(zip(found, simulated, strict=True)):
+        a, b = _or_zeros(a, b), _or_zeros(b, a)
+        if a is None or b is None or a.numel() == 0:
+            continue
+        off = float((a - b).abs().max() / b.abs().max().clamp(min=1e-3))
+        if off > 1e-9:
+            if simulation.masks.margin < TIE:
+                tally.checks[f"{check}: a tie"] += 1
+                return
+            raise Find(check, f"result {i} is off by {off:.3g}")
+
+
+def _compare_expectation(
+    planned: PlannedNetwork, expected: Results, simulation: Simulation, tally: Tally
+) -> None:
+    """The mean over many runs. What fails at first is looked at again with fresh, more numbers."""
+    tally.checks["expectation"] += 1
+    for count, seed in ((128, 1), (1024, 2), (8192, 3)):
+        wrong = _biased(planned, expected, count, seed)
+        if wrong is None:
+            return
+    if simulation.masks.margin < TIE:
+        tally.checks["expectation: a tie"] += 1
+        return
+    raise Find("expectation", wrong)
+
+
+def _biased(planned: PlannedNetwork, expected: Results, count: int, seed: int) -> str | None:
+    """Fixed random projections of every result: sums of many elements, so that rare masks count."""
+    torch.manual_seed(seed)
+    g = torch.Generator().manual_seed(seed)
+    signs = [
+        None if e is None else torch.randn(4, e.numel(), generator=g, dtype=torch.float64)
+        for e in expected
+    ]
+
+    def projected(results: Results) -> Tensor:
+        parts = [
+            s @ (torch.zeros(s.shape[1], dtype=s.dtype) if r is None else r.double().flatten())
+            for s, r in zip(signs, results, strict=True)
+            if s is not None
+        ]
+        return torch.cat(parts)
+
+    samples = torch.stack([projected(planned.run()) for _ in range(count)])
+    target = projected(expected)
+    mean, error = samples.mean(0), samples.std(0) / count**0.5
+    off = (mean - target).abs()
+    bad = off > SIGMAS * error + 1e-9 * target.abs().clamp(min=1)
+    if not bool(bad.any()):
+        return None
+    worst = int((off / error.clamp(min=1e-12)).argmax())
+    return f"a projection's mean is {float(off[worst]):.3g} off, {SIGMAS} sigma: {SIGMAS * float(error[worst]):.3g}"  # noqa: E501

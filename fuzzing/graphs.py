@@ -1,0 +1,84 @@
+"""The masks that stand in the partitioned graphs, against what the report says of each product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from fuzzing.case import Find
+from fuzzing.simulation import LEFT
+
+aten, nm = torch.ops.aten, torch.ops.nm
+_VIEWS = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
+
+
+def check_masks_in_graphs(graphs: Sequence[fx.Graph], sites: Sequence[Any]) -> None:
+    """Each pruned product reads a mask on the right side and dimension, each dense one none.
+
+    Twins are merged after the report was made, and checkpointed products appear twice: what is
+    compared are the kinds of products, not their numbers.
+    """
+    found = {mark for graph in graphs for node in graph.nodes for mark in _marks(node)}
+    wanted = {_wanted(s) for s in sites if s.pruned}
+    exact = any("(backward = exact)" in s.reason for s in sites)
+    if missing := wanted - found:
+        raise Find("graph", f"pruned in the report, not in the graph: {sorted(map(str, missing))}")
+    extra = {f for f in found if f not in wanted}
+    if exact:  # these read what fprop pruned, which the report says in words
+        extra = set()
+    if extra:
+        raise Find("graph", f"pruned in the graph, not in the report: {sorted(map(str, extra))}")
+
+
+def _wanted(site: Any) -> tuple[Any, ...]:
+    return (str(site.role), str(site.pruned), site.format, site.method)
+
+
+def _marks(node: fx.Node) -> list[tuple[Any, ...]]:
+    """What the masks say that a product reads: (role, operand, format, method)."""
+    if node.op != "call_function":
+        return []
+    if node.target in LEFT:
+        left = LEFT[node.target]
+        operands: Any = node.args[left : left + 2]
+    elif node.target is aten.convolution.default:
+        operands = node.args[:2]
+    elif node.target is aten.convolution_backward.default:
+        operands = node.args[:3]
+    elif node.target is nm.mm.default:
+        operands = node.args[:1]
+    else:
+        return []
+    marks = []
+    for position, operand in enumerate(operands):
+        mask = operand
+        while mask.target in _VIEWS or (mask.target is not None and _is_part(mask)):
+            mask = mask.all_input_nodes[0]
+        if mask.target is nm.compress.default and mask.args[0].target is nm.prune.default:
+            mask = mask.args[0]  # masked by a method that nm.compress does not have
+        if mask.target in (nm.prune.default, nm.compress.default):
+            marks += [_parse(part) for part in str(mask.meta["nm"]).split(" + ")]
+            if mask.target is nm.prune.default:
+                _check_dims(node, position, mask)
+    return marks
+
+
+def _is_part(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "getitem"
+
+
+def _parse(mark: str) -> tuple[Any, ...]:
+    role, operand, form, method = mark.split(" @ ")[0].split(" ")
+    return role, operand, form, method
+
+
+def _check_dims(product: fx.Node, position: int, mask: fx.Node) -> None:
+    """Blocks of a matrix product run along the dimension that it reduces over."""
+    if product.target not in LEFT or mask.args[6] == "transposable":
+        return
+    rank = mask.meta["val"].dim()
+    if list(mask.args[5]) != [rank - 1 - position]:  # type: ignore[arg-type]
+        raise Find("graph", f"{product}: operand {position} is pruned along {mask.args[5]}")

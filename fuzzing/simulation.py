@@ -1,0 +1,413 @@
+"""What a policy does to a network, simulated in eager PyTorch, one operator after the other.
+
+A dispatch mode sees every product of the forward and of autograd's backward as it runs. It knows
+no graph: an operand's kind is a tag on its storage, a backward product finds its forward product
+through the autograd node that is running, a module is the one whose forward is being called.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fuzzing.execute import cotangents
+from fuzzing.masks import Masks
+
+aten = torch.ops.aten
+Rules = Sequence[Mapping[str, Any]]
+
+#: Matrix products and the position of their left operand.
+LEFT = {aten.mm.default: 0, aten.addmm.default: 1, aten.bmm.default: 0, aten.baddbmm.default: 1}
+#: Their values follow from their arguments' shapes alone.
+FACTORIES = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
+             "new_full", "new_empty", "new_empty_strided", "zero_", "fill_")  # fmt: skip
+ROLES = {
+    "activation": ("fprop", "wgrad"),
+    "weight": ("fprop", "dgrad"),
+    "gradient": ("dgrad", "wgrad"),
+}
+SKIPPED = ("_scaled_dot_product_", "mv", "addmv", "dot", "vdot", "_int_mm", "mkldnn_rnn")
+STRENGTH = ("gradient", "activation", "weight")
+
+
+@dataclass
+class Side:
+    """One operand: its kind and value, the dimensions blocks run along, and what may prevent one.
+
+    ``tiles`` are the two GEMM dimensions of a weight and their groups, for transposable masks.
+    """
+
+    kind: str
+    value: Tensor
+    dims: tuple[int, ...]
+    extent: int
+    groups: int = 1
+    tiles: tuple[tuple[int, int], int] | None = None
+    in_place: bool = True
+
+
+@dataclass
+class Product:
+    """One product in one role, as the policy sees it, and what it got."""
+
+    path: str
+    module_class: str
+    op: str
+    role: str
+    sizes: tuple[int, int, int, int]
+    dtype: str
+    kinds: tuple[str, str]
+    rule: int | None = None
+    pruned: str | None = None
+    format: str | None = None
+    method: str | None = None
+    dims: tuple[int, ...] | None = None
+    exact: bool = False
+    sides: tuple[Side, Side] | None = field(default=None, repr=False, compare=False)
+    keep: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def key(self) -> tuple[Any, ...]:
+        """What a report's row must say of it."""
+        site = (self.path, self.module_class, self.op, self.role, self.sizes, self.dtype)
+        return (*site, self.kinds, self.rule, self.pruned, self.format, self.method, self.dims)
+
+
+class Simulation(TorchDispatchMode):
+    """Within it, every product follows ``rules``; ``products`` lists them.
+
+    Args:
+        model: its modules' paths and classes, parameters and buffers.
+        inputs: what the model is called with.
+        rules: as mappings with the keys of a policy file.
+        expected: random masks are left out: each is unbiased, so that what comes out of a policy
+            that prunes only gradients at random is the expectation.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[Tensor], rules: Rules, expected: bool = False
+    ) -> None:
+        super().__init__()
+        self.rules, self.expected = rules, expected
+        self.products: list[Product] = []
+        self.masks = Masks()
+        self.decomposed = 0  # products so small that Inductor writes them without one
+        self._names = {id(m): name for name, m in model.named_modules()}
+        self._stack: list[nn.Module] = []
+        self._kinds: dict[int, str | None] = {}
+        self._alive: list[Any] = []
+        self._forward: dict[int, Product] = {}
+        self._newest = -1  # the number of the newest autograd node
+        self.skipped: Counter[str] = Counter()  # they multiply, and are no product node
+        self._table = _inductor_decompositions()
+        for x in inputs:
+            self.tag(x, "activation")
+        for w in (*model.parameters(), *model.buffers()):
+            self.tag(w, "weight")
+
+    @contextmanager
+    def paths(self) -> Iterator[None]:
+        """Follow which module's forward runs."""
+        enter = register_module_forward_pre_hook(lambda m, _: self._stack.append(m))
+        leave = register_module_forward_hook(lambda m, *_: (self._stack.pop(), None)[1])
+        try:
+            yield
+        finally:
+            enter.remove()
+            leave.remove()
+
+    def tag(self, x: Tensor, kind: str | None) -> None:
+        """Say what a tensor holds."""
+        storage = x.untyped_storage()
+        self._alive.append(storage)
+        self._kinds[storage._cdata] = kind
+
+    def kind(self, x: Tensor) -> str | None:
+        return self._kinds.get(x.untyped_storage()._cdata)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._newest = torch.autograd._get_sequence_nr() - 1
+        if func in LEFT:
+            out = self._matmul(func, args, kwargs)
+        elif func is aten.convolution.default:
+            out = self._convolution(func, args)
+        elif func is aten.convolution_backward.default:
+            out = self._convolution_backward(func, args)
+        else:
+            out = func(*args, **kwargs)
+            name = func._schema.name.removeprefix("aten::")
+            if func not in self._table and name.startswith(SKIPPED):
+                self.skipped[name] += 1
+        self._follow(func, args, kwargs, out)
+        return out
+
+    def _is_decomposed(self, func: Any, args: Any, kwargs: Any) -> bool:
+        found = func in self._table and (self._table[func](*args, **kwargs) is not NotImplemented)
+        self.decomposed += found
+        return found
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Tag what came out with the strongest kind of what went in."""
+        tensors = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        known = {self.kind(t) for t in tensors}
+        kind = next((k for k in STRENGTH if k in known), None)
+        name = func._schema.name.split("::")[1]
+        if name in FACTORIES:
+            kind = None
+        for t in tree_leaves(out):
+            if not isinstance(t, Tensor):
+                continue
+            new = t.untyped_storage()._cdata not in self._kinds
+            whole = t.numel() * t.element_size() == t.untyped_storage().nbytes()
+            if name == "copy_" and whole:
+                self.tag(t, self.kind(args[1]))
+            elif new or (func._schema.is_mutable and (whole or name not in FACTORIES)):
+                self.tag(t, kind)
+
+    def backward(
+        self, program: Any, outputs: Sequence[Tensor], gradients: Callable[..., Any]
+    ) -> Any:
+        """``gradients(program, outputs)`` with what comes in tagged as gradients."""
+
+        def tagged(ends: Sequence[Tensor]) -> list[Tensor]:
+            starts = cotangents(ends)
+            for g in starts:
+                self.tag(g, "gradient")
+            return starts
+
+        return gradients(program, outputs, tagged)
+
+    # -- products ------------------------------------------------------------------------------
+
+    def _matmul(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        left = LEFT[func]
+        a, b = args[left : left + 2]
+        rank = a.dim()
+        tiles = ((rank - 2, rank - 1), 1)
+        lhs = Side(self._operand(a), a, (rank - 1,), a.shape[-1], tiles=tiles)
+        rhs = Side(self._operand(b), b, (rank - 2,), a.shape[-1], tiles=tiles)
+        batch = a.shape[0] if rank == 3 else 1
+        sizes = (batch, a.shape[-2], b.shape[-1], a.shape[-1])
+        one_weight = (lhs.kind == "weight") != (rhs.kind == "weight")
+        op, role = "linear" if one_weight else "matmul", "fprop"
+        partner = None
+        if "gradient" in (lhs.kind, rhs.kind):
+            partner = self._partner()
+            op = partner.op
+            is_dgrad = op == "matmul" or "weight" in (lhs.kind, rhs.kind)
+            role = "dgrad" if is_dgrad else "wgrad"
+            self._read_pruned(partner, lhs, rhs)
+        product = self._product(op, role, lhs, rhs, sizes, partner)
+        if self._is_decomposed(func, args, kwargs):
+            self._remember(product, args)
+            self.decomposed += 1
+            return func(*args, **kwargs)
+        self._decide(product)
+        self.products.append(product)
+        values = list(args)
+        values[left : left + 2] = self._pruned(product, lhs), self._pruned(product, rhs)
+        self._remember(product, args)
+        out: Tensor = func(*values, **kwargs)
+        if partner is not None and partner.exact and partner.keep is not None:
+            as_left = partner.pruned == partner.kinds[0]
+            gradient_left = lhs.kind == "gradient"
+            wanted = {"activation": "dgrad", "weight": "wgrad"}[str(partner.pruned)]
+            if role == wanted:
+                out = out * (partner.keep if as_left == gradient_left else partner.keep.mT)
+        return out
+
+    def _convolution(self, func: Any, args: Any) -> Tensor:
+        x, w, bias, *config = args
+        y = func(*args)
+        lhs, rhs, sizes = self._sides(x, w, y, config, "fprop")
+        product = self._product("conv", "fprop", lhs, rhs, sizes, None)
+        self._decide(product)
+        self.products.append(product)
+        self._remember(product, args)
+        if product.pruned is None:
+            return y
+        return func(self._pruned(product, lhs), self._pruned(product, rhs), bias, *config)
+
+    def _convolution_backward(self, func: Any, args: Any) -> list[Tensor | None]:
+        dy, x, w, _, *config, wanted = args
+        partner = self._partner()
+        results: list[Tensor | None] = [None, None, None]
+        for output, role in enumerate(("dgrad", "wgrad")):
+            if not wanted[output]:
+                continue
+            lhs, rhs, sizes = self._sides(x, w, dy, config, role)
+            self._read_pruned(partner, lhs, rhs)
+            product = self._product("conv", role, lhs, rhs, sizes, partner)
+            self._decide(product)
+            self.products.append(product)
+            g, other = self._pruned(product, lhs), self._pruned(product, rhs)
+            only = [output == 0, output == 1, False]
+            operands = (g, x, other) if role == "dgrad" else (g, other, w)
+            result = func(*operands, None, *config, only)[output]
+            masked = {"dgrad": "activation", "wgrad": "weight"}[role]
+            if partner.exact and partner.keep is not None and partner.pruned == masked:
+                result = result * partner.keep
+            results[output] = result
+        if wanted[2]:
+            results[2] = dy.sum((0, *range(2, dy.dim())))
+        return results
+
+    def _sides(
+        self, x: Tensor, w: Tensor, y: Tensor, config: Any, role: str
+    ) -> tuple[Side, Side, tuple[int, int, int, int]]:
+        """The two operands of a convolution in a role, and (groups, M, N, K)."""
+        stride, padding, _, transposed, _, groups = config
+        ins, outs = x.shape[1] // groups, y.shape[1] // groups
+        image = x if transposed else y
+        tokens = _tokens(image)
+        window = math.prod(w.shape[2:])
+        pixels = (0, *range(2, x.dim()))
+        pointwise = window == 1 and set(stride) == {1} and set(padding) == {0}
+        weight_dim = int((role == "fprop") != transposed)  # 1: [O, C/g] reduced over C
+        extent = ins if role == "fprop" else outs
+        weight = Side(self._operand(w), w, (weight_dim,), extent,
+                      1 if weight_dim else groups, ((0, 1), groups))  # fmt: skip
+        if role == "fprop":
+            lhs = Side(self._operand(x), x, (1,), ins, groups)
+            return lhs, weight, (groups, tokens, outs, ins * window)
+        if role == "dgrad":
+            lhs = Side(self._operand(y), y, (1,), outs, groups)
+            return lhs, weight, (groups, tokens, ins, outs * window)
+        lhs = Side(self._operand(y), y, pixels, tokens, in_place=pointwise or not transposed)
+        rhs = Side(self._operand(x), x, pixels, tokens, in_place=pointwise or transposed)
+        return lhs, rhs, (groups, outs, ins * window, tokens)
+
+    def _operand(self, x: Tensor) -> str:
+        return self.kind(x) or "activation"
+
+    def _partner(self) -> Product:
+        """The forward product whose autograd node runs now."""
+        node = torch._C._current_autograd_node()
+        assert node is not None, "a gradient outside of the backward"
+        number = node._sequence_nr()
+        assert number in self._forward, f"{node.name()} has no forward product"
+        return self._forward[number]
+
+    def _remember(self, product: Product, args: Any) -> None:
+        differentiated = any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        if product.role == "fprop" and torch.is_grad_enabled() and differentiated:
+            self._forward[self._newest] = product
+
+    def _product(
+        self,
+        op: str,
+        role: str,
+        lhs: Side,
+        rhs: Side,
+        sizes: tuple[int, int, int, int],
+        partner: Product | None,
+    ) -> Product:
+        module = self._stack[-1] if self._stack else None
+        path = partner.path if partner else self._names.get(id(module), "")
+        # The package knows no class for what the compiled module computes itself.
+        own = type(module).__name__ if path else ""
+        cls = partner.module_class if partner else own
+        dtype = str(lhs.value.dtype).removeprefix("torch.")
+        product = Product(path, cls, op, role, sizes, dtype, (lhs.kind, rhs.kind))
+        product.sides = (lhs, rhs)
+        return product
+
+    def _decide(self, p: Product) -> None:
+        assert p.sides is not None
+        numbered = enumerate(self.rules, 1)
+        p.rule, rule = next(((i, r) for i, r in numbered if matches(r, p)), (None, {}))
+        if p.rule is None or rule.get("dense"):
+            return
+        n, m = map(int, rule["format"].split(":"))
+        side = next((s for s in p.sides if s.kind == rule["prune"]), None)
+        method = rule.get("method") or ("mvue" if rule["prune"] == "gradient" else "mse")
+        exact = rule.get("backward") == "exact"
+        if side is None or n == m or side.extent < m or (exact and p.op == "matmul"):
+            return
+        if not side.in_place and method != "transposable":
+            return
+        p.pruned, p.format, p.method, p.dims = side.kind, f"{n}:{m}", method, side.dims
+        p.exact = exact
+        if method == "transposable":
+            assert side.tiles is not None
+            p.keep = self.masks.tiles(side.value, n, m, *side.tiles)
+        elif method == "mse":
+            p.keep = self.masks.keep(side.value, n, m, side.dims, side.groups)
+
+    def _pruned(self, p: Product, side: Side) -> Tensor:
+        if p.pruned != side.kind or p.sides is None:
+            return side.value
+        if side is not next(s for s in p.sides if s.kind == p.pruned):
+            return side.value
+        if p.keep is None:
+            assert self.expected, "random masks are not simulated"
+            return side.value
+        return torch.where(p.keep, side.value, 0)
+
+    def _read_pruned(self, partner: Product, *sides: Side) -> None:
+        """``backward = "exact"``: the operand that fprop read pruned is read pruned here too."""
+        if not partner.exact or partner.keep is None or partner.sides is None:
+            return
+        forward = next(s for s in partner.sides if s.kind == partner.pruned).value
+        for side in sides:
+            if side.kind != partner.pruned:
+                continue
+            same = side.value.shape == forward.shape and torch.equal(side.value, forward)
+            keep = partner.keep if same else partner.keep.mT
+            side.value = torch.where(keep, side.value, 0)
+
+
+def matches(rule: Mapping[str, Any], p: Product) -> bool:
+    """Whether the conditions of a rule hold for a product."""
+    dense = rule.get("dense", False)
+    ops = _words(rule.get("op")) or (("linear", "conv", "matmul") if dense else ("linear", "conv"))
+    roles = _words(rule.get("role")) or (
+        ("fprop", "dgrad", "wgrad") if dense else ROLES[rule["prune"]]
+    )
+    batch, m, n, k = p.sizes
+    return (
+        p.op in ops
+        and p.role in roles
+        and (not rule.get("dtype") or p.dtype in _words(rule["dtype"]))
+        and 2 * batch * m * n * k >= rule.get("min_flops", 0)
+        and _fits(rule.get("module"), p.path)
+        and _fits(rule.get("class"), p.module_class)
+    )
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _fits(pattern: str | None, text: str) -> bool:
+    if pattern is None:
+        return True
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], text) is not None
+    return fnmatch.fnmatchcase(text, pattern)
+
+
+def _tokens(image: Tensor) -> int:
+    return math.prod((image.shape[0], *image.shape[2:]))
+
+
+def _inductor_decompositions() -> dict[Any, Callable[..., Any]]:
+    """How Inductor writes operators by others (a tiny product as a sum); each may decline."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    return dict(select_decomp_table())
