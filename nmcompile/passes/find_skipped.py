@@ -1,9 +1,13 @@
-"""Find what multiplies matrices but is no GEMM node, so that a report can say why it is left."""
+"""Find what multiplies matrices but is no GEMM node, so that a report can say why it is left.
+
+A library's own operator may multiply inside: it is listed where it reads two matrices.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from nmcompile.passes.module_path import module_path
@@ -31,6 +35,10 @@ _REASONS = {
     "triton_kernel_wrapper_*": "the user's own kernel: its inside is not visible",
 }
 
+#: Namespaces of PyTorch's operators, of which those that multiply are named above, and of ours.
+_KNOWN = ("aten", "prims", "prim", "inductor", "_inductor", "rngprims", "profiler", "nm")
+_COMMUNICATION = "c10d_functional"
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -50,7 +58,10 @@ def find_skipped(graph: fx.Graph) -> list[Skipped]:
         if node.op != "call_function":
             continue
         target = _name(node)
-        if (reason := _reason(target)) is not None:
+        reason = _reason(target)
+        if reason is None and _is_custom(node) and len(_matrices(node)) > 1:
+            reason = "custom operator: a product inside is not visible"
+        if reason is not None:
             path, module_class = module_path(node)
             backward = bool(node.meta.get("fwd_nn_module_stack")) or "backward" in target
             found.append(Skipped(target, path, module_class, backward, reason))
@@ -63,6 +74,16 @@ def _name(node: fx.Node) -> str:
         return str(packet)
     name = getattr(node.target, "_name", None) or getattr(node.target, "__name__", node.target)
     return str(name)
+
+
+def _is_custom(node: fx.Node) -> bool:
+    namespace = getattr(node.target, "namespace", None)
+    return namespace is not None and namespace not in _KNOWN and _COMMUNICATION not in namespace
+
+
+def _matrices(node: fx.Node) -> list[fx.Node]:
+    values = [(n, n.meta.get("val")) for n in node.all_input_nodes]
+    return [n for n, v in values if isinstance(v, torch.Tensor) and v.dim() > 1]
 
 
 def _reason(target: str) -> str | None:

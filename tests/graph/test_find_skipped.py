@@ -38,3 +38,39 @@ def test_integer_products_are_listed() -> None:
 
 def test_a_model_of_plain_layers_skips_nothing() -> None:
     assert nmcompile.explain(nn.Linear(8, 8), torch.randn(4, 8)).skipped == ()
+
+
+@torch.library.custom_op("nm_tests::multiply", mutates_args=())
+def multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x @ w.t()
+
+
+@multiply.register_fake
+def _(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[0], w.shape[0])
+
+
+@torch.library.custom_op("nm_tests::scale", mutates_args=())
+def scale(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    return x * factors
+
+
+@scale.register_fake
+def _(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Custom(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return multiply(scale(x, self.fc.bias), self.fc.weight)
+
+
+@torch.no_grad()
+def test_an_operator_of_a_library_is_listed_where_it_reads_two_matrices() -> None:
+    (skipped,) = nmcompile.explain(Custom(), torch.randn(4, 8)).skipped
+    assert (skipped.target, skipped.backward) == ("nm_tests.multiply", False)
+    assert skipped.reason == "custom operator: a product inside is not visible"
