@@ -56,6 +56,11 @@ def ends_in_graph_break(gm: fx.GraphModule) -> bool:
     return bool(getattr(reason, "graph_break", False))
 
 
+def in_compiled_autograd() -> bool:
+    """Whether the graph in hand is a backward that compiled autograd captured."""
+    return bool(private("torch._dynamo.compiled_autograd", "in_compiled_autograd_region"))
+
+
 def _frames_above(function: Callable[..., Any]) -> Iterator[Any]:
     """The frames that are calling ``function``, the nearest first; none if nothing calls it."""
     frame: Any = sys._getframe(1)

@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from nmcompile import _torch, ops, passes
-from nmcompile._dynamo import Caller, ends_in_graph_break
+from nmcompile._dynamo import Caller, ends_in_graph_break, in_compiled_autograd
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture import Capture
 from nmcompile.codegen.loader import record_kernels
@@ -34,6 +34,7 @@ from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
+from nmcompile.policy import Policy
 from nmcompile.ranks import check_plans
 from nmcompile.regions import check_indices, region_of
 from nmcompile.report import GraphReport, Report
@@ -70,6 +71,11 @@ def nm_sparse(
     """
     caller = Caller.of(nm_sparse)
     settings = read_options(mode, options, caller.wrapper)
+    if in_compiled_autograd():
+        # It holds the backward graphs that were pruned together with their forward, and whatever
+        # ran eagerly, in which nothing tells a gradient from an activation.
+        dense = replace(settings, policy=Policy.recipe("dense"))
+        return compile_graph(gm, example_inputs, dense)[0]
     owner = settings.policy if settings.region.paths else caller.wrapper  # one of many regions
     if not settings.region.paths:
         check_indices(settings.policy, caller.whole)
