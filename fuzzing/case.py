@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from fuzzing.generate import generate
-from fuzzing.network import Network
+from fuzzing.network import Network, Written
 from fuzzing.policies import ANY, DETERMINISTIC, UNBIASED, Rules, random_rules
 
 
@@ -16,7 +16,7 @@ class Case:
     """``kind`` is that of the policy's masks; ``compiled``: with code generation."""
 
     seed: int
-    network: Network
+    network: Network | Written
     rules: Rules
     kind: str = DETERMINISTIC
     compiled: bool = False

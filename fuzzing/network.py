@@ -118,6 +118,18 @@ class Network:
         return [s.op for s in every]
 
 
+@dataclass(frozen=True)
+class Written:
+    """A network that is text already: a find's script."""
+
+    text: str
+    training: bool
+    seed: int
+
+    def render(self) -> str:
+        return self.text
+
+
 def live_statements(
     statements: tuple[Statement, ...], outputs: Iterable[str]
 ) -> tuple[Statement, ...]:
@@ -168,7 +180,7 @@ class Program:
     inputs: list[Tensor]
 
 
-def load(network: Network, wide: bool = False, checkpoints: bool = True) -> Program:
+def load(network: Network | Written, wide: bool = False, checkpoints: bool = True) -> Program:
     """Execute the rendering; parameters and inputs follow from the network alone.
 
     Args:
@@ -189,14 +201,16 @@ def load(network: Network, wide: bool = False, checkpoints: bool = True) -> Prog
     return program
 
 
-def _build(network: Network, checkpoints: bool, wide: bool) -> Program:
+def _build(network: Network | Written, checkpoints: bool, wide: bool) -> Program:
     text = network.render()
     if wide:
         for name, dtype in DTYPES.items():
             text = text.replace(f"{name} = {dtype}\n", f"{name} = torch.float64\n")
     if not checkpoints:
         text = text.replace("import checkpoint\n", "import checkpoint\n" + _NO_CHECKPOINT)
-    file = f"<network {next(_numbers)}>"
+    number = next(_numbers)
+    file = f"<network {number}>"
+    linecache.cache.pop(f"<network {number - 100}>", None)
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     module: Any = ModuleType("network")
     exec(compile(text, file, "exec"), module.__dict__)

@@ -1,0 +1,79 @@
+"""Random networks under random policies, compared with eager PyTorch.
+
+    python -m fuzzing --count 2000 --seed 0
+    python -m fuzzing --minutes 60 --compiled-share 0.05
+    python -m fuzzing --replay 17
+
+A run can be interrupted; the same command goes on where it stopped. See ``docs/fuzzing.md``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fuzzing.campaign import Summary, append_row, run_seed, seeds
+from fuzzing.case import Case
+from fuzzing.checks import check
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(help=__doc__)
+def main(
+    count: Annotated[int, typer.Option(help="Networks; 0 = no limit.")] = 2000,
+    seed: Annotated[int, typer.Option(help="The first one.")] = 0,
+    minutes: Annotated[float, typer.Option(help="Stop after this time; 0 = no limit.")] = 0,
+    compiled_share: Annotated[float, typer.Option(help="Share with code generation.")] = 0.05,
+    finds: Annotated[Path, typer.Option(help="Folder for scripts and the summary.")] = Path(
+        "fuzz_finds"
+    ),
+    csv: Annotated[Path | None, typer.Option(help="Add the run to this file.")] = None,
+    replay: Annotated[int | None, typer.Option(help="Check this seed alone, and print it.")] = None,
+    shrink_seconds: Annotated[float, typer.Option(help="Time to make one find small.")] = 120,
+) -> None:
+    console = Console()
+    torch.set_num_threads(1)
+    if replay is not None:
+        case = Case.of(replay, compiled_share)
+        console.print(case.network.render(), markup=False, highlight=False)
+        console.print(case.rules, case.kind, "compiled" if case.compiled else "planned")
+        console.print(check(case))
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    summary = Summary.at(finds, seed, compiled_share)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=console,
+    )  # fmt: skip
+    try:
+        with bar:
+            task = bar.add_task("networks", total=count or None, completed=summary.networks)
+            for number in seeds(summary, count or None, minutes or None):
+                if line := run_seed(summary, number, finds, shrink_seconds):
+                    console.print(line, markup=False, highlight=False)
+                bar.update(task, completed=summary.networks)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on here")
+    finally:
+        row = summary.row()
+        summary.save(finds)
+        if csv is not None:
+            append_row(csv, row)
+        for name, value in row.items():
+            console.print(f"{name:16} {value}", markup=False, highlight=False)
+    raise typer.Exit(1 if summary.finds else 0)
+
+
+if __name__ == "__main__":
+    app()
