@@ -103,6 +103,14 @@ def process_group_store() -> Any:
         return None
 
 
+def is_composite(op: Any) -> bool:
+    """Whether autograd sees through this operator to the ones that it is made of (``linear``)."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return False
+    has_kernel = private("torch._C", "_dispatch_has_kernel_for_dispatch_key")
+    return bool(has_kernel(op.name(), "CompositeImplicitAutograd"))
+
+
 def cache_dir() -> Path:
     """Inductor's cache folder (``TORCHINDUCTOR_CACHE_DIR``)."""
     return Path(private("torch._inductor.runtime.cache_dir_utils", "cache_dir")())

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from nmcompile import passes
+from nmcompile._torch import is_composite
 from nmcompile.backend import readable
 from nmcompile.errors import NMError, nearest
 from nmcompile.gemm import OperandKind
@@ -38,15 +39,20 @@ def rewrite(
     The graph may hold a whole training step: autograd's own seed, ``ones_like`` of a scalar loss,
     is where gradients start. The report is in ``result.meta["nm_report"]``.
 
+    A graph without gradients (a forward, for example of ``torch.export``) is for inference: its
+    masks have no gradient, and PyTorch warns if autograd meets one. Compile to train.
+
     Args:
-        gm: traced by ``make_fx``; its inputs need ``meta["val"]``, which make_fx sets.
+        gm: traced by ``make_fx``, or of an exported program after ``run_decompositions()``; its
+            inputs need ``meta["val"]``, which both set.
         policy: a recipe's name, a path, a ``Policy`` or a mapping; None means ``full``.
         weights: names of the placeholders that hold parameters and buffers, with ``*`` as a
             wildcard (``"params_*"``). None: those that the graph itself differentiates (whose
             weight gradient it computes), and everything held by the module.
 
     Raises:
-        NMError: a pattern that names no placeholder, or a graph without ``meta["val"]``.
+        NMError: a pattern that names no placeholder, a graph without ``meta["val"]``, or one
+            whose products are still inside of larger operators (``aten.linear``).
         PolicyError: the policy cannot be read, or asks for what a site cannot have.
     """
     chosen = Policy.resolve(policy)
@@ -58,6 +64,7 @@ def rewrite(
             "torch.fx.experimental.proxy_tensor.make_fx, which records shapes and dtypes"
         )
     _unify_fake_values(result)
+    _check_decomposed(graph)
     is_weight = _named(graph, weights) if weights is not None else _differentiated(graph)
 
     def kind_of_input(node: fx.Node) -> OperandKind:
@@ -72,6 +79,18 @@ def rewrite(
     report = GraphReport.of(plan, "", before, readable(graph))
     result.meta["nm_report"] = Report.of(chosen, (report,))
     return result
+
+
+def _check_decomposed(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        values = [n.meta.get("val") for n in node.all_input_nodes]
+        matrices = [v for v in values if isinstance(v, torch.Tensor) and v.dim() > 1]
+        if len(matrices) > 1 and is_composite(node.target):
+            raise NMError(
+                f"{node.target} is made of other operators, and a product inside is not visible: "
+                "decompose the graph first (exported_program.run_decompositions(), or make_fx "
+                "without pre_dispatch)"
+            )
 
 
 def _unify_fake_values(gm: fx.GraphModule) -> None:
