@@ -11,9 +11,14 @@ from torch import Tensor, fx
 import nmcompile
 from fuzzing.network import Program
 from nmcompile.backend import Planned, plan_only
-from nmcompile.dense_interpreter import DenseInterpreter
+from nmcompile.dense_interpreter import DenseInterpreter, PlannedInterpreter
 from nmcompile.options import Settings
 
+aten = torch.ops.aten
+PRODUCTS = (
+    *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default),
+    *(aten.convolution.default, aten.convolution_backward.default),
+)
 Results = list["Tensor | None"]
 
 
@@ -63,7 +68,7 @@ class Interpreter(DenseInterpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if type(self).dense:
             return super().call_function(target, args, kwargs)
-        result = fx.Interpreter.call_function(self, target, args, kwargs)
+        result = PlannedInterpreter.call_function(self, target, args, kwargs)
         if type(self).watch is not None and getattr(target, "namespace", "") == "nm":
             type(self).watch(target, args, result)
         return result
@@ -121,3 +126,26 @@ def run_compiled(program: Program, backend: str, policy: nmcompile.Policy | None
         program.model, backend=backend, fullgraph=True, dynamic=False, **options
     )
     return run(program, compiled)
+
+
+def multiplies(program: Program) -> set[tuple[Any, ...]]:
+    """The products that AOTAutograd with Inductor's decompositions makes, nothing of ours in it.
+
+    (operator, shapes of its tensors) of each; twins and recomputed ones count once.
+    """
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
+
+    found: set[tuple[Any, ...]] = set()
+
+    def note(gm: fx.GraphModule, inputs: Any) -> Any:
+        for node in gm.graph.nodes:
+            if node.op == "call_function" and node.target in PRODUCTS:
+                values = [a.meta["val"] for a in node.all_input_nodes]
+                found.add((str(node.target), *(tuple(v.shape) for v in values)))
+        return gm.forward
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=note, bw_compiler=note, decompositions=select_decomp_table())
+    run(program, torch.compile(program.model, backend=backend, fullgraph=True, dynamic=False))
+    return found

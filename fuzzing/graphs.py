@@ -21,9 +21,9 @@ def check_masks_in_graphs(graphs: Sequence[fx.Graph], sites: Sequence[Any]) -> N
     Twins are merged after the report was made, and checkpointed products appear twice: what is
     compared are the kinds of products, not their numbers.
     """
-    found = {mark for graph in graphs for node in graph.nodes for mark in _marks(node)}
-    wanted = {_wanted(s) for s in sites if s.pruned}
     exact = any("(backward = exact)" in s.reason for s in sites)
+    found = {mark for graph in graphs for node in graph.nodes for mark in _marks(node, exact)}
+    wanted = {_wanted(s) for s in sites if s.pruned}
     if missing := wanted - found:
         raise Find("graph", f"pruned in the report, not in the graph: {sorted(map(str, missing))}")
     extra = {f for f in found if f not in wanted}
@@ -34,10 +34,15 @@ def check_masks_in_graphs(graphs: Sequence[fx.Graph], sites: Sequence[Any]) -> N
 
 
 def _wanted(site: Any) -> tuple[Any, ...]:
-    return (str(site.role), str(site.pruned), site.format, site.method)
+    return _kind(str(site.role), str(site.pruned), site.format, site.method)
 
 
-def _marks(node: fx.Node) -> list[tuple[Any, ...]]:
+def _kind(role: str, operand: str, form: str, method: str) -> tuple[str, str, str, str]:
+    """One transposable mask serves both roles, and Inductor keeps one of two that are equal."""
+    return ("both" if method == "transposable" else role, operand, form, method)
+
+
+def _marks(node: fx.Node, exact: bool) -> list[tuple[Any, ...]]:
     """What the masks say that a product reads: (role, operand, format, method)."""
     if node.op != "call_function":
         return []
@@ -60,8 +65,11 @@ def _marks(node: fx.Node) -> list[tuple[Any, ...]]:
         if mask.target is nm.compress.default and mask.args[0].target is nm.prune.default:
             mask = mask.args[0]  # masked by a method that nm.compress does not have
         if mask.target in (nm.prune.default, nm.compress.default):
-            marks += [_parse(part) for part in str(mask.meta["nm"]).split(" + ")]
-            if mask.target is nm.prune.default:
+            parsed = [_parse(part) for part in str(mask.meta["nm"]).split(" + ")]
+            marks += parsed
+            # What fprop pruned may be read again by the backward.
+            again = exact and parsed[0][0] in ("fprop", "both")
+            if mask.target is nm.prune.default and not again:
                 _check_dims(node, position, mask)
     return marks
 
@@ -72,7 +80,7 @@ def _is_part(node: fx.Node) -> bool:
 
 def _parse(mark: str) -> tuple[Any, ...]:
     role, operand, form, method = mark.split(" @ ")[0].split(" ")
-    return role, operand, form, method
+    return _kind(role, operand, form, method)
 
 
 def _check_dims(product: fx.Node, position: int, mask: fx.Node) -> None:

@@ -73,7 +73,7 @@ def _rules(rules: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         before, after = rules[:i], rules[i + 1 :]
         yield before + after
         for key in rule:
-            if key not in ("prune", "format", "dense"):
+            if key not in ("prune", "format", "method", "dense"):
                 yield [*before, {k: v for k, v in rule.items() if k != key}, *after]
         if rule.get("format", "2:4") != "2:4":
             yield [*before, {**rule, "format": "2:4"}, *after]

@@ -83,8 +83,27 @@ class Product:
 
     def key(self) -> tuple[Any, ...]:
         """What a report's row must say of it."""
-        site = (self.path, self.module_class, self.op, self.role, self.sizes, self.dtype)
-        return (*site, self.kinds, self.rule, self.pruned, self.format, self.method, self.dims)
+        where = (self.path, self.module_class, self.op, self.role, self.dtype)
+        return (*where, *form(self.op, self.sizes, self.kinds, self.pruned, self.dims),
+                self.rule, self.pruned, self.format, self.method)  # fmt: skip
+
+
+def form(
+    op: str, sizes: tuple[int, ...], kinds: tuple[str, str], pruned: str | None, dims: Any
+) -> tuple[Any, ...]:
+    """Sizes, kinds and the pruned dimension of a product; the same for it and its transpose.
+
+    Autograd multiplies from the side that the strides of a tensor suggest, and eager PyTorch and
+    the compiler do not always give it the same strides.
+    """
+    if op == "conv":
+        return sizes, kinds, dims
+    batch, m, n, k = sizes
+    left = (kinds, (batch, m, n, k), dims and dims[-1])
+    if pruned and dims:
+        # The left operand is reduced over its last dimension, the right one over the one before.
+        left = (kinds, (batch, m, n, k), dims[-1] + kinds.index(pruned))
+    return min(left, (kinds[::-1], (batch, n, m, k), left[2]))
 
 
 class Simulation(TorchDispatchMode):
@@ -105,6 +124,7 @@ class Simulation(TorchDispatchMode):
         self.rules, self.expected = rules, expected
         self.products: list[Product] = []
         self.masks = Masks()
+        self.multiplied: set[tuple[Any, ...]] = set()  # operators and the shapes of their tensors
         self.decomposed = 0  # products so small that Inductor writes them without one
         self._names = {id(m): name for name, m in model.named_modules()}
         self._stack: list[nn.Module] = []
@@ -217,8 +237,7 @@ class Simulation(TorchDispatchMode):
             self._remember(product, args)
             self.decomposed += 1
             return func(*args, **kwargs)
-        self._decide(product)
-        self.products.append(product)
+        self._list(product, func, args)
         values = list(args)
         values[left : left + 2] = self._pruned(product, lhs), self._pruned(product, rhs)
         self._remember(product, args)
@@ -236,8 +255,7 @@ class Simulation(TorchDispatchMode):
         y = func(*args)
         lhs, rhs, sizes = self._sides(x, w, y, config, "fprop")
         product = self._product("conv", "fprop", lhs, rhs, sizes, None)
-        self._decide(product)
-        self.products.append(product)
+        self._list(product, func, args)
         self._remember(product, args)
         if product.pruned is None:
             return y
@@ -253,8 +271,7 @@ class Simulation(TorchDispatchMode):
             lhs, rhs, sizes = self._sides(x, w, dy, config, role)
             self._read_pruned(partner, lhs, rhs)
             product = self._product("conv", role, lhs, rhs, sizes, partner)
-            self._decide(product)
-            self.products.append(product)
+            self._list(product, func, args)
             g, other = self._pruned(product, lhs), self._pruned(product, rhs)
             only = [output == 0, output == 1, False]
             operands = (g, x, other) if role == "dgrad" else (g, other, w)
@@ -326,6 +343,12 @@ class Simulation(TorchDispatchMode):
         product = Product(path, cls, op, role, sizes, dtype, (lhs.kind, rhs.kind))
         product.sides = (lhs, rhs)
         return product
+
+    def _list(self, product: Product, func: Any, args: Any) -> None:
+        self._decide(product)
+        self.products.append(product)
+        shapes = {id(a): tuple(a.shape) for a in args if isinstance(a, Tensor)}
+        self.multiplied.add((str(func), *shapes.values()))
 
     def _decide(self, p: Product) -> None:
         assert p.sides is not None

@@ -14,7 +14,17 @@ import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
 nm = torch.ops.nm
 
 
-class DenseInterpreter(fx.Interpreter):
+class PlannedInterpreter(fx.Interpreter):
+    """Interprets a graph that Inductor would generate code for."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is torch.ops.aten.view.default:
+            # As Inductor: a fused attention has other strides than the products it stands for.
+            target = torch.ops.aten.reshape.default
+        return super().call_function(target, args, kwargs)
+
+
+class DenseInterpreter(PlannedInterpreter):
     """Interprets a graph as if its policy were dense; what is packed there is dense here."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
