@@ -1,0 +1,210 @@
+"""What is checked of an entry: equality with eager mode, training, and a complete report.
+
+The tolerance of ``dense``: float32 has an epsilon of 1.2e-7, and a compiled graph adds up the same
+terms in another order. Sums of a few hundred terms then differ by about 10 epsilons of their
+largest term, and a value passes through some ten of them from the input to a gradient: 1e-4 of the
+largest element of its tensor leaves room for that and is far below any change of the mathematics.
+A gradient that is zero in exact arithmetic (of a bias before a normalisation) is nothing but
+rounding of the other gradients, hence the share of the largest gradient of all.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+import nmcompile
+from benchmarks.zoo.entry import Entry
+from benchmarks.zoo.executed import Executed, Layer, Product, executed
+from nmcompile import Report
+
+RTOL, NOISE = 1e-4, 1e-6
+STEPS = 10
+
+
+@dataclass
+class Outcome:
+    """The figures of one entry, and what was wrong (nothing, if all is well)."""
+
+    entry: Entry
+    report: Report
+    parameters: int
+    deviation: float
+    losses: list[float]
+    graphs: int
+    seconds: dict[str, float]
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def unpathed(self) -> int:
+        """Products of the model itself, outside of any of its modules."""
+        return sum(not site.module for site in self.report.sites)
+
+    @property
+    def guessed(self) -> int:
+        """Products whose role could not be derived."""
+        return sum(site.guess is not None for site in self.report.sites)
+
+
+def check(entry: Entry) -> Outcome:
+    """Run every check of an entry: eager, then ``dense`` once, then ``full`` for some steps."""
+    model, batch = entry.build()
+    losses: list[float] = []
+
+    def step() -> Tensor:
+        loss = entry.loss(model, batch)
+        losses.append(loss.item())
+        return loss
+
+    ran = executed(model, step)
+    eager = _gradients(model)
+    parameters = sum(p.numel() for p in model.parameters())
+    seconds: dict[str, float] = {}
+
+    dense = _compiled(entry, "dense")
+    dense_loss = _timed(lambda: dense.step(0), seconds, "dense")
+    deviation, failures = compare(losses[0], eager, dense_loss, _gradients(dense.model))
+
+    full = _compiled(entry, "full")
+    optimizer = torch.optim.AdamW(full.model.parameters(), 1e-2)
+    trained = [_timed(lambda: full.step(0), seconds, "full")]
+    graphs = len(nmcompile.last_report().graphs)
+    for number in range(1, STEPS):
+        optimizer.step()
+        optimizer.zero_grad()
+        trained.append(full.step(number))
+    report = nmcompile.last_report()
+    if len(report.graphs) != graphs:
+        failures.append(f"{len(report.graphs) - graphs} graphs were compiled after the first step")
+    failures += falls(trained)
+    failures += unlisted(ran, report, entry.eager_only) + unlisted_layers(ran.layers, report)
+    outcome = Outcome(entry, report, parameters, deviation, trained, graphs, seconds, failures)
+    if (outcome.unpathed or outcome.guessed) and not entry.note:
+        failures.append(f"{outcome.unpathed} without a path, {outcome.guessed} guessed, no note")
+    return outcome
+
+
+@dataclass
+class _Compiled:
+    entry: Entry
+    model: nn.Module
+    batch: dict[str, Tensor]
+    run: nn.Module
+
+    def step(self, number: int) -> float:
+        """Forward and backward; the masks of a step are drawn from its number."""
+        torch.manual_seed(number)
+        loss = self.entry.loss(self.run, self.batch)
+        loss.backward()
+        return loss.item()
+
+
+def _compiled(entry: Entry, policy: str) -> _Compiled:
+    torch._dynamo.reset()
+    model, batch = entry.build()
+    run = torch.compile(model, backend="nm_sparse", options={"policy": policy})
+    return _Compiled(entry, model, batch, run)  # type: ignore[arg-type]
+
+
+def _timed(run: Callable[[], float], seconds: dict[str, float], name: str) -> float:
+    """CPU time of this process alone: tracing, passes, code generation, not the C++ compiler's."""
+    start = time.process_time()
+    result = run()
+    seconds[name] = time.process_time() - start
+    return result
+
+
+def _gradients(model: nn.Module) -> dict[str, Tensor | None]:
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def compare(
+    loss: float,
+    gradients: dict[str, Tensor | None],
+    other_loss: float,
+    others: dict[str, Tensor | None],
+) -> tuple[float, list[str]]:
+    """The largest deviation (of the largest element of a tensor), and what is out of tolerance."""
+    failures = []
+    if not math.isclose(loss, other_loss, rel_tol=RTOL / 10):
+        failures.append(f"dense: the loss is {other_loss}, in eager mode {loss}")
+    largest = max(float(g.abs().max()) for g in gradients.values() if g is not None)
+    worst = 0.0
+    for name, expected in gradients.items():
+        got = others[name]
+        if expected is None or got is None:
+            if expected is not got:
+                failures.append(f"dense: {name} has a gradient in one of both modes only")
+            continue
+        scale = float(expected.abs().max()) + NOISE / RTOL * largest
+        deviation = float((got - expected).abs().max()) / scale
+        worst = max(worst, deviation)
+        if not deviation <= RTOL:
+            failures.append(f"dense: the gradient of {name} deviates by {deviation:.1e}")
+    return worst, failures
+
+
+def falls(losses: list[float]) -> list[str]:
+    """Training works when every loss is finite and the last is at most 0.9 of the first."""
+    if not all(map(math.isfinite, losses)):
+        return [f"full: a loss is not finite: {losses}"]
+    if losses[-1] > 0.9 * losses[0]:
+        return [f"full: the loss does not fall: {losses[0]:.4g} to {losses[-1]:.4g}"]
+    return []
+
+
+def unlisted(ran: Executed, report: Report, eager_only: Sequence[str] = ()) -> list[str]:
+    """Where the report and the eager step disagree about FLOPs of a module in one direction.
+
+    Nothing may be listed of the modules ``eager_only``.
+
+    FLOPs are compared in sum, since a model may write the same product as one or as several; what
+    is one operator in eager mode must be listed as skipped, or as products, under the same module.
+    """
+    expected, outer = _flops(ran.products), _flops(ran.outer)
+    listed: Counter[tuple[str, bool]] = Counter()
+    for site in report.sites:
+        listed[site.module, site.role != "fprop"] += site.flops
+    skipped = {(s.path, s.backward) for s in report.skipped}
+    failures = []
+    for key in sorted(expected.keys() | listed.keys()):
+        opaque = any((path, backward) == key for _, path, backward in ran.opaque)
+        if key[0] in eager_only:
+            expected[key] = outer[key] = 0
+        agree = expected[key] - outer[key] <= listed[key] <= expected[key]
+        if not agree and not (opaque and not expected[key]):
+            failures.append(_disagree(key, expected[key], listed[key]))
+    for name, *key in ran.opaque:
+        if tuple(key) not in skipped and not listed[tuple(key)]:
+            failures.append(f"{name} runs in {key[0]!r} and is not listed")
+    return failures
+
+
+def _flops(products: Counter[Product]) -> Counter[tuple[str, bool]]:
+    total: Counter[tuple[str, bool]] = Counter()
+    for product, count in products.items():
+        total[product.path, product.backward] += count * product.flops
+    return total
+
+
+def _disagree(key: tuple[str, bool], expected: float, listed: float) -> str:
+    direction = "backward" if key[1] else "forward"
+    return f"{key[0]!r} {direction}: {expected:g} FLOPs run, {listed:g} are listed"
+
+
+def unlisted_layers(layers: dict[str, Layer], report: Report) -> list[str]:
+    """Layers that lack a product in one of the roles, or have one too many."""
+    listed = Counter((site.module, str(site.role)) for site in report.sites)
+    failures = []
+    for path, layer in layers.items():
+        wanted = {"fprop": layer.calls, "dgrad": layer.needs_dgrad, "wgrad": layer.needs_wgrad}
+        for role, count in wanted.items():
+            if listed[path, role] != count:
+                failures.append(f"{path}: {count} {role} run, {listed[path, role]} are listed")
+    return failures

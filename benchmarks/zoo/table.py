@@ -1,0 +1,143 @@
+"""The results of the zoo: one row of a CSV for each entry, and the page made of it."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.table import ROOT, commit, machine
+from benchmarks.zoo.check import Outcome
+
+RESULTS = ROOT / "benchmarks" / "results" / "zoo.csv"
+PAGE = ROOT / "docs" / "zoo.md"
+Row = dict[str, str]
+
+#: Columns of the page and their headings; the CSV has those of the machine and versions as well.
+SHOWN = {
+    "name": "model",
+    "parameters": "parameters",
+    "graphs": "graphs",
+    "fprop": "fprop",
+    "dgrad": "dgrad",
+    "wgrad": "wgrad",
+    "skipped": "skipped",
+    "unpathed": "unpathed",
+    "guessed": "guessed",
+    "pruned_share": "pruned",
+    "deviation": "deviation",
+    "loss_first": "first loss",
+    "loss_last": "last loss",
+    "compile_dense_s": "compile (s)",
+    "compile_ratio": "full / dense",
+}
+_HIDDEN = ("family", "unlisted", "note", "machine", "torch", "transformers", "diffusers", "commit")
+COLUMNS = (*SHOWN, *_HIDDEN)
+
+
+def row(outcome: Outcome) -> Row:
+    """The cells of one entry."""
+    report, sites = outcome.report, outcome.report.sites
+    roles = Counter(str(site.role) for site in sites)
+    skipped = Counter(s.reason.partition(":")[0] for s in report.skipped)
+    return {
+        "name": outcome.entry.name,
+        "family": outcome.entry.family,
+        "parameters": str(outcome.parameters),
+        "graphs": str(outcome.graphs),
+        **{role: str(roles[role]) for role in ("fprop", "dgrad", "wgrad")},
+        "skipped": ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())),
+        "unlisted": ", ".join(outcome.entry.eager_only),
+        "unpathed": str(outcome.unpathed),
+        "guessed": str(outcome.guessed),
+        "pruned_share": f"{report.totals.pruned_share:.3f}",
+        "deviation": f"{outcome.deviation:.1e}",
+        "loss_first": f"{outcome.losses[0]:.3f}",
+        "loss_last": f"{outcome.losses[-1]:.3f}",
+        "compile_dense_s": f"{outcome.seconds['dense']:.2f}",
+        "compile_ratio": f"{outcome.seconds['full'] / outcome.seconds['dense']:.2f}",
+        "note": outcome.entry.note,
+        "machine": machine(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "diffusers": version("diffusers"),
+        "commit": commit(),
+    }
+
+
+def read(path: Path = RESULTS) -> list[Row]:
+    """The rows of a CSV; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, rows: Iterable[Row], order: Sequence[str]) -> list[Row]:
+    """Write ``rows`` beside those of other entries that the file has; those not in ``order`` go."""
+    by_name = {r["name"]: r for r in (*read(path), *rows)}
+    kept = [by_name[name] for name in order if name in by_name]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+    return kept
+
+
+_HEAD = """\
+# Model zoo
+
+What `backend="nm_sparse"` does to {count} architectures, each tiny, with random weights from its
+configuration and without dropout. `python -m benchmarks.zoo` writes this page and
+[`zoo.csv`](../benchmarks/results/zoo.csv), which has the notes, versions and machine of each row;
+`python -m benchmarks.zoo llama` runs one model, `--list` names all.
+
+Each row was checked, and is checked again by `tests/zoo`:
+
+- Policy `dense` equals eager mode in float32: the loss, and every element of every parameter's
+  gradient within {rtol:g} of its tensor's largest (plus {noise:g} of the largest gradient).
+- Policy `full` trains: {steps} steps of AdamW on one batch, every loss finite, the last at most 0.9
+  of the first. Everything is compiled in the first step.
+- The report is complete. A dispatch mode counts every product of an eager step without looking at
+  any graph: the FLOPs of each module, forward and backward, are those of the report, and each
+  linear layer and convolution that ran is there under its own path, in each role, as often as it
+  was called. Fused operators are listed as skipped under the module that they ran in.
+"""
+_FOOT = """\
+`fprop`, `dgrad` and `wgrad` are numbers of products in that role. `skipped` are operators whose
+products no policy reaches. `unpathed` are products that belong to no module but the model itself;
+`guessed` are those whose role could not be derived. `pruned` is the share of the listed FLOPs
+whose product is pruned. `deviation` is the largest one of `dense` from eager mode, relative as in
+the tolerance. `compile` is the process's own CPU time of the first step, which traces, rewrites and
+generates code, without the C++ compiler; `full / dense` is its ratio to that of the same step with
+policy `dense` in the same run, and varies by some tenths from run to run.
+"""
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The page ``docs/zoo.md``, of the rows of the CSV alone and the criteria of the checks."""
+    from benchmarks.zoo.check import NOISE, RTOL, STEPS
+
+    head = _HEAD.format(count=len(rows), rtol=RTOL, noise=NOISE, steps=STEPS)
+    lines = [head]
+    for family in dict.fromkeys(r["family"] for r in rows):
+        members = [r for r in rows if r["family"] == family]
+        lines += [f"## {family.capitalize()}", "", *_table(members), ""]
+        lines += [f"- {r['name']}: {r['note']}." for r in members if r["note"]]
+        lines += [""] if any(r["note"] for r in members) else []
+    versions = {f"torch {r['torch']}, transformers {r['transformers']}" for r in rows}
+    machines = {r["machine"] for r in rows}
+    commits = sorted({r["commit"] for r in rows})
+    lines += ["## Columns", "", _FOOT]
+    lines += [f"Run with {'; '.join(sorted(versions))}, at {', '.join(commits)}, on:"]
+    lines += ["; ".join(sorted(machines)) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    cells = [list(SHOWN.values()), ["---"] * len(SHOWN)]
+    cells += [[r[column] or "-" for column in SHOWN] for r in rows]
+    return ["| " + " | ".join(line) + " |" for line in cells]

@@ -1,0 +1,107 @@
+"""The checks of the zoo fail where something is wrong: a lost product, path, gradient or step."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("typer", reason="the benchmarks need nmcompile[examples]")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import nmcompile
+from benchmarks.zoo.check import RTOL, compare, falls, unlisted, unlisted_layers
+from benchmarks.zoo.executed import Product, executed
+from nmcompile import Report
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(4, 8, 3, groups=2), nn.BatchNorm1d(8)
+        self.twice, self.frozen = nn.Linear(8, 8), nn.Linear(8, 6)
+        self.frozen.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.conv(x)).transpose(1, 2)
+        h = self.twice(self.twice(h)).unsqueeze(1)
+        h = nn.functional.scaled_dot_product_attention(h, h, h)
+        return self.frozen(h) @ torch.ones(6, 5)
+
+
+X = torch.randn(2, 4, 10)
+CONV, TWICE = 2 * 2 * 8 * 8 * 2 * 3, 2 * 16 * 8 * 8
+
+
+def report_without(report: Report, **what: object) -> Report:
+    """The report without the sites whose fields are all as in ``what``."""
+    graph = report.graphs[0]
+    fields = dict.fromkeys(what, getattr)
+    keep = tuple(s for s in graph.sites if any(f(s, n) != what[n] for n, f in fields.items()))
+    assert len(keep) < len(graph.sites)
+    return report.model_copy(update={"graphs": (graph.model_copy(update={"sites": keep}),)})
+
+
+def test_products_of_an_eager_step() -> None:
+    model = Net()
+    ran = executed(model, lambda: model(X).sum())
+    forward = {p: n for p, n in ran.products.items() if not p.backward}
+    assert forward == {
+        Product("conv", False, CONV): 1,
+        Product("twice", False, TWICE): 2,
+        Product("frozen", False, 2 * 16 * 8 * 6): 1,
+        Product("", False, 2 * 16 * 6 * 5): 1,
+    }
+    backward = {p.path: n for p, n in ran.products.items() if p.backward}
+    assert backward == {"conv": 1, "twice": 4, "frozen": 1, "": 1}
+    names = {(path, backward) for _, path, backward in ran.opaque}
+    assert names == {("", False), ("", True)}
+    assert {path: layer.calls for path, layer in ran.layers.items()} == {
+        "conv": 1, "twice": 2, "frozen": 1,
+    }  # fmt: skip
+    assert (ran.layers["conv"].needs_dgrad, ran.layers["frozen"].needs_wgrad) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [{"module": "conv", "role": "wgrad"}, {"module": "twice", "role": "dgrad"}, {"module": ""}],
+)
+def test_a_product_that_is_not_listed_is_found(lost: dict[str, str]) -> None:
+    model = Net()
+    ran = executed(model, lambda: model(X).sum())
+    report = nmcompile.explain(Net(), X)
+    assert unlisted(ran, report) + unlisted_layers(ran.layers, report) == []
+    found = unlisted(ran, report_without(report, **lost))
+    assert found
+    assert all(line.startswith(repr(lost["module"])) for line in found)
+    if lost["module"]:
+        assert unlisted_layers(ran.layers, report_without(report, **lost))
+
+
+def test_a_fused_operator_that_is_not_listed_is_found() -> None:
+    model = Net()
+    ran = executed(model, lambda: model(X).sum())
+    report = nmcompile.explain(Net(), X)
+    graph = report.graphs[0].model_copy(update={"skipped": ()})
+    report = report_without(report.model_copy(update={"graphs": (graph,)}), module="")
+    assert any("attention" in line for line in unlisted(ran, report))
+
+
+def test_gradients_are_compared_with_the_largest_of_their_tensor() -> None:
+    expected = {"w": torch.tensor([1.0, 1e-3]), "unused": None, "zero": torch.tensor([1e-9])}
+    worst, failures = compare(2.0, expected, 2.0, {**expected, "zero": torch.tensor([-1e-9])})
+    assert (worst < RTOL, failures) == (True, [])
+    off = {**expected, "w": torch.tensor([1.0, 1.3e-3])}
+    assert compare(2.0, expected, 2.0, off)[1] == ["dense: the gradient of w deviates by 3.0e-04"]
+    assert compare(2.0, expected, 2.0, {**expected, "w": None})[1]
+    assert compare(2.0, expected, 2.0, {**expected, "w": torch.full((2,), torch.nan)})[1]
+    assert compare(2.0, expected, 2.0001, expected)[1]
+
+
+def test_a_loss_must_fall_and_be_finite() -> None:
+    assert falls([1.0, 2.0, 0.8]) == []
+    assert falls([1.0, 0.95]) == ["full: the loss does not fall: 1 to 0.95"]
+    assert falls([1.0, float("nan"), 0.1])
