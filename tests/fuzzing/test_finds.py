@@ -1,0 +1,99 @@
+"""What fuzzing found in the package: one small test for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import nmcompile
+from fuzzing.execute import PlannedNetwork, run
+from fuzzing.network import Program
+from nmcompile import Policy, Rule
+
+GRADIENTS = Policy(rules=[Rule(prune="gradient", format="2:4", method="mse")])
+
+
+def rows(function: Callable[..., Any], *args: Tensor) -> list[tuple[str, str, str]]:
+    """(op, role, pruned) of every product, in graph order."""
+    report = nmcompile.explain(function, *args, policy=GRADIENTS)
+    return [(str(s.op), str(s.role), str(s.pruned)) for s in report.sites]
+
+
+class Constant(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ torch.tensor([[0.5, -1.0]] * 8)
+
+
+def test_a_constant_in_the_code_is_no_weight() -> None:
+    x = torch.randn(8, 8, requires_grad=True)
+    assert rows(Constant(), x) == [("matmul", "fprop", "None"), ("matmul", "dgrad", "None")]
+
+
+class FrozenProduct(nn.Module):
+    """A product that no gradient flows through, right after one that has a weight gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 16, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        with torch.no_grad():
+            similarity = x @ x.mT
+        return y.sum() + similarity.sum()
+
+
+def test_a_frozen_product_does_not_hide_the_forward_of_a_gradient() -> None:
+    fprop = ("linear", "fprop", "None")
+    wgrad = ("linear", "wgrad", "gradient")
+    assert rows(FrozenProduct(), torch.randn(32, 8)) == [
+        fprop,
+        ("matmul", "fprop", "None"),
+        wgrad,
+    ]
+
+
+def test_exact_backward_reaches_the_gradient_behind_a_frozen_product() -> None:
+    rule = Rule(prune="activation", format="2:4", role="fprop", backward="exact")
+    sites = nmcompile.explain(
+        FrozenProduct(), torch.randn(32, 8), policy=Policy(rules=[rule])
+    ).sites
+    assert "reads the pruned activation" in sites[-1].reason
+
+
+class OuterProduct(nn.Module):
+    """Inductor multiplies element by element in the forward; the backward has two products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x[:, :, :1], x[:, :1]).tanh()
+
+
+def test_the_gradients_of_an_outer_product_are_no_weight_gradients() -> None:
+    x = torch.randn(6, 4, 8, requires_grad=True)
+    assert {op for op, _, _ in rows(OuterProduct(), x)} == {"matmul"}
+
+
+class FusedAttention(nn.Module):
+    """Inductor fuses the attention; what it returns in the backward has other strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 16), nn.Linear(16, 4)
+
+    def attend(self, x: Tensor) -> Tensor:
+        return self.last((torch.softmax(x @ x.mT * 0.3, -1) @ x).relu())
+
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(self.attend, self.first(x), use_reentrant=False)
+
+
+def test_explain_runs_what_reads_a_fused_attention() -> None:
+    model = FusedAttention()
+    x = torch.randn(3, 4, 3, 5).to(memory_format=torch.channels_last)
+    planned = PlannedNetwork(Program(model, [x]), Policy.recipe("dense"))
+    for found, expected in zip(planned.run(), run(Program(model, [x])), strict=True):
+        torch.testing.assert_close(found, expected)

@@ -1,0 +1,194 @@
+"""The generator, the simulation and the shrinker, and that a bug which is put in is found."""
+
+from __future__ import annotations
+
+import random
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import nmcompile.passes.prune_products
+from fuzzing.builder import Scope
+from fuzzing.campaign import Summary, run_seed, seeds
+from fuzzing.case import Case, Find
+from fuzzing.checks import check
+from fuzzing.execute import run
+from fuzzing.generate import generate
+from fuzzing.masks import Masks, is_pruned
+from fuzzing.network import Network, load
+from fuzzing.policies import policy_of
+from fuzzing.rounding import tolerances
+from fuzzing.script import write_script
+from fuzzing.shrink import shrink
+from fuzzing.simulation import Simulation
+from nmcompile import reference
+
+SEEDS = range(40)
+
+
+def test_a_seed_is_always_the_same_network_and_policy() -> None:
+    a, b = Case.of(7), Case.of(7)
+    assert a == b
+    assert a.network.render() == b.network.render()
+    assert Case.of(8) != a
+
+
+def test_networks_are_varied_and_run_in_eager() -> None:
+    networks = [generate(seed) for seed in SEEDS]
+    ops = {op.split("_")[0] for network in networks for op in network.ops}
+    assert {"linear", "weight product", "attention", "in place", "block", "cast"} <= ops
+    assert any(op.lower().startswith("conv") for op in ops)
+    for network in networks:
+        assert all(r is None or bool(r.isfinite().all()) for r in run(load(network)))
+
+
+def test_the_wide_form_has_the_same_numbers_in_float64() -> None:
+    network = next(n for n in map(generate, SEEDS) if "BF16" in n.render().split("class Net")[1])
+    native, wide = load(network), load(network, wide=True)
+    for a, b in zip(native.model.parameters(), wide.model.parameters(), strict=True):
+        assert b.dtype == torch.float64
+        assert torch.equal(a.double(), b)
+
+
+def test_policies_are_accepted_by_the_package() -> None:
+    for seed in SEEDS:
+        policy_of(Case.of(seed).rules)
+
+
+def test_a_statement_that_fails_leaves_nothing_behind() -> None:
+    scope = Scope(random.Random(0), "v")
+    scope.input("x", torch.randn(2, 3))
+    held = (("fc", "nn.Linear(5, 4)"),)
+    assert scope.add("linear", "{out} = self.fc({0})", "x", held=held) is None
+    assert not hasattr(scope.module, "fc")
+    assert scope.statements == []
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (2, 6), (4, 8)])
+@pytest.mark.parametrize("dims", [(1,), (0,), (0, 2, 3)])
+def test_masks_are_those_of_the_reference(n: int, m: int, dims: tuple[int, ...]) -> None:
+    x = torch.randn(5, 8, 3, 2, dtype=torch.float64)
+    keep = Masks().keep(x, n, m, dims)
+    expected = reference.prune_and_mask(x, None, 0, n, m, dims, "mse")[1]
+    assert torch.equal(keep, expected)
+    assert is_pruned(x * keep, n, m, dims)
+    assert not is_pruned(x, n, m, dims)
+
+
+@pytest.mark.parametrize("dims", [(0, 1), (1, 0)])
+def test_transposable_masks_are_those_of_the_reference(dims: tuple[int, int]) -> None:
+    x = torch.randn(6, 10, dtype=torch.float64)
+    expected = reference.prune_and_mask(x, None, 0, 2, 4, (0, 1), "transposable")[1]
+    assert torch.equal(Masks().tiles(x, 2, 4, dims, 1), expected)
+
+
+def test_margin_tells_a_tie() -> None:
+    masks = Masks()
+    masks.keep(torch.tensor([4.0, 3.0, 2.0, 1.0]), 2, 4, (0,))
+    assert masks.margin == pytest.approx(1 / 3)
+    masks.keep(torch.tensor([4.0, 3.0, 3.0, 0.0]), 2, 4, (0,))
+    assert masks.margin == 0
+
+
+def test_simulation_names_every_product() -> None:
+    model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Tanh(), nn.Linear(4, 8))
+    x = torch.randn(16, 8)
+    simulation = Simulation(model, [x], [{"prune": "gradient", "format": "2:4", "method": "mse"}])
+    program = type("P", (), {"model": model, "inputs": [x]})()
+    with simulation.paths(), simulation:
+        from fuzzing.execute import gradients
+
+        simulation.backward(program, [model(x)], gradients)
+    found = sorted((p.path, p.role, p.pruned, p.rule) for p in simulation.products)
+    assert found == [
+        ("0", "fprop", None, None),
+        ("0", "wgrad", "gradient", 1),
+        ("2", "dgrad", "gradient", 1),
+        ("2", "fprop", None, None),
+        ("2", "wgrad", "gradient", 1),
+    ]
+
+
+def test_tolerances_hold_eager_and_no_more() -> None:
+    network = next(n for n in map(generate, SEEDS) if "BF16" in n.render().split("class Net")[1])
+    expected = run(load(network, wide=True))
+    allowed = tolerances(network, expected)
+    for found, e, limit in zip(run(load(network)), expected, allowed, strict=True):
+        if found is not None and e is not None and limit is not None:
+            assert bool(((found.double() - e).abs() <= limit).all())
+            assert bool((limit <= 0.5 * e.abs().max() + 0.5).all()), "it would allow anything"
+
+
+# -- bugs that are put in ------------------------------------------------------------------------
+
+
+def mask_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nmcompile.passes.prune_products, "simulated_product", lambda plan, d: None)
+
+
+def mask_keeps_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = torch.ops.nm.prune.default
+    from fuzzing.execute import Interpreter
+
+    call = Interpreter.call_function
+
+    def wrong(self: Any, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is original and args[-1] == "mse" and not type(self).dense:
+            _, _, _, n, m, dims, method = args
+            keep = reference.prune_and_mask(1 / args[0], None, 0, n, m, dims, method)[1]
+            return torch.where(keep, args[0], 0)
+        return call(self, target, args, kwargs)
+
+    monkeypatch.setattr(Interpreter, "call_function", wrong)
+
+
+def pass_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(plan: Any, d: Any) -> None:
+        raise IndexError("put in")
+
+    monkeypatch.setattr(nmcompile.passes.prune_products, "simulated_product", wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bug", "name"),
+    [(mask_left_out, "graph"), (mask_keeps_the_smallest, "masks"), (pass_raises, "crash")],
+)
+def test_a_bug_is_found_made_small_and_written_as_a_script(
+    bug: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    case = CASE
+    check(case)
+    bug(monkeypatch)
+    with pytest.raises(Find, match=name):
+        check(case)
+    small = shrink(case, seconds=40)
+    assert isinstance(small.network, Network)
+    assert len(small.network.ops) <= 2
+    assert len(small.rules) == 1
+    script = write_script(small, "put in", tmp_path)
+    with pytest.raises(Find, match=name):
+        runpy.run_path(str(script), run_name="__main__")
+    monkeypatch.undo()
+    runpy.run_path(str(script), run_name="__main__")  # without the bug it passes
+
+
+CASE = Case.of(5)
+
+
+@pytest.mark.slow
+def test_forty_networks(tmp_path: Path) -> None:
+    summary = Summary.at(tmp_path, SEEDS.start, 0.0)
+    for seed in seeds(summary, len(SEEDS), None):
+        line = run_seed(summary, seed, tmp_path, shrink_seconds=0)
+        assert line is None or line.startswith("upstream"), line
+    assert summary.networks == len(SEEDS)
+    assert summary.pruned_products > 50
+    assert summary.checks["masks"] > 10
+    again = Summary.at(tmp_path, SEEDS.start, 0.0)
+    assert again == summary, "a run goes on where it stopped"
+    assert list(seeds(again, len(SEEDS), None)) == []
