@@ -86,6 +86,8 @@ def _with_role(
     unseen = partner is None and gemm.seq_nr is not None and is_twin
     if unseen or (partner is not None and partner.op is Op.MATMUL):
         return replace(gemm, op=Op.MATMUL, role=Role.DGRAD)
+    if partner is not None and (read := _with_activation_of(partner, gemm)):
+        return replace(read, op=Op.LINEAR, role=Role.WGRAD)
     if _has_weight(gemm):
         return replace(gemm, op=Op.LINEAR, role=Role.DGRAD)
     if kinds == {OperandKind.GRADIENT}:
@@ -93,6 +95,18 @@ def _with_role(
         return replace(gemm, op=Op.MATMUL, role=Role.DGRAD, guess=guess)
     guessed = None if partner else "no forward product found; taken for a weight gradient"
     return replace(gemm, op=Op.LINEAR, role=Role.WGRAD, guess=guessed)
+
+
+def _with_activation_of(forward: Gemm, gemm: Gemm) -> Gemm | None:
+    """``gemm``, where what it reads as a weight is the forward product's activation."""
+    data = {_base(forward, o.arg) for o in forward.operands if o.kind is OperandKind.ACTIVATION}
+    lhs, rhs = (
+        replace(o, kind=OperandKind.ACTIVATION)
+        if o.kind is OperandKind.WEIGHT and _base(gemm, o.arg) in data
+        else o
+        for o in gemm.operands
+    )
+    return replace(gemm, lhs=lhs, rhs=rhs) if (lhs, rhs) != gemm.operands else None
 
 
 def _by_shared_operand(gemm: Gemm, forward: list[Gemm]) -> Gemm | None:

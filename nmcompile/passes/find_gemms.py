@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from nmcompile.gemm import Gemm, Op, Operand, OperandKind, Role
-from nmcompile.passes.backward_roles import assign_roles
+from nmcompile.passes.backward_roles import assign_roles, is_view
 from nmcompile.passes.find_skipped import find_skipped
 from nmcompile.passes.module_path import module_path
 from nmcompile.passes.operand_kinds import Kinds
@@ -35,6 +35,9 @@ LEFT_OPERAND: dict[Any, int] = {
     aten.bmm.default: 0,
     aten.baddbmm.default: 1,
 }
+
+_TRANSPOSE = (aten.t.default, aten.transpose.int, aten.permute.default)
+_CASTS = (aten._to_copy.default, torch.ops.prims.convert_element_type.default)
 
 
 def find(plan: Plan) -> None:
@@ -79,9 +82,25 @@ def _matmul(node: fx.Node, kinds: Kinds) -> list[Gemm]:
     rhs = Operand(
         _kind(kinds, b), left + 1, (rank - 2,), _static(k), tile_dims=(rank - 2, rank - 1)
     )
+    if lhs.kind is rhs.kind is WEIGHT and _is_linear_layer(a, b):
+        lhs = replace(lhs, kind=ACTIVATION)  # embedded positions or learned queries, in a layer
     has_one_weight = (lhs.kind is WEIGHT) != (rhs.kind is WEIGHT)
     op = Op.LINEAR if has_one_weight else Op.MATMUL
     return [_gemm(node, op, Role.FPROP, lhs, rhs, (batch, m, b_shape[-1], k))]
+
+
+def _is_linear_layer(x: fx.Node, w_t: fx.Node) -> bool:
+    """Is this a value computed from parameters, times a parameter's transpose, as F.linear has it?
+
+    Not so a product of two parameters, such as a low-rank update: its result is a weight.
+    """
+    transposed = False
+    while w_t.op == "call_function" and (is_view(w_t) or w_t.target in _CASTS):
+        transposed ^= w_t.target in _TRANSPOSE
+        w_t = w_t.all_input_nodes[0]
+    while x.op == "call_function" and (is_view(x) or x.target in _CASTS):
+        x = x.all_input_nodes[0]
+    return transposed and w_t.op != "call_function" and x.op == "call_function"
 
 
 def _convolution(node: fx.Node, kinds: Kinds) -> list[Gemm]:

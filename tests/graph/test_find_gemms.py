@@ -147,3 +147,32 @@ def test_buffers_are_weights() -> None:
     (fprop, dgrad) = sites(Fixed(), torch.randn(4, 16, requires_grad=True))
     assert [str(k) for k in fprop.operands] == ["activation", "weight"]
     assert str(dgrad.role) == "dgrad"
+
+
+class Positions(nn.Module):
+    """A layer reads a table of embeddings; a low-rank update is a product of two parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Parameter(torch.randn(12, 16)), nn.LayerNorm(16)
+        self.layer, self.key = nn.Linear(16, 8, bias=False), nn.Linear(16, 8)
+        self.up, self.down = (nn.Parameter(torch.randn(*s)) for s in ((8, 4), (4, 16)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.layer.weight + self.up @ self.down
+        return nn.functional.linear(x, weight) * self.key(self.norm(self.table))
+
+
+def test_what_a_layer_computes_from_parameters_is_its_activation() -> None:
+    found = sites(Positions(), torch.randn(12, 16), policy="full")
+    key = [s for s in found if s.module == "key"]
+    assert [(str(s.op), str(s.role), str(s.pruned)) for s in key] == [
+        ("linear", "fprop", "activation"),
+        ("linear", "dgrad", "gradient"),
+        ("linear", "wgrad", "gradient"),
+    ]
+    assert [tuple(map(str, s.operands)) for s in key][2] == ("gradient", "activation")
+    update = [s for s in found if (s.op, s.role) == ("matmul", "fprop")]
+    assert [tuple(map(str, s.operands)) for s in update] == [("weight", "weight")]
+    assert update[0].pruned is None
+    assert sum(str(s.op) == "linear" for s in found) == 5
