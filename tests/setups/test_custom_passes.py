@@ -47,7 +47,6 @@ class Model(nn.Module):
 def count_from_zero(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     counters.clear()
-    return
 
 
 def passes() -> dict[str, Replace]:
