@@ -111,9 +111,19 @@ def _harmless(value: Tensor) -> bool:
     return largest <= MAX_MAGNITUDE
 
 
+def _overlaps(x: Tensor) -> bool:
+    """Whether two elements are one place of memory."""
+    places = torch.arange(x.untyped_storage().nbytes() // x.element_size())
+    return places.as_strided(x.shape, x.stride()).unique().numel() < x.numel()
+
+
 def finish(scope: Scope, inputs: list[Input], blocks: list[Block], seed: int) -> Network:
     """Every unused value becomes an output, so that nothing is dead code."""
     taken = {i.name for i in inputs}
+    for name in scope.unused():
+        if name not in taken and _overlaps(scope.values[name]):
+            # AOTAutograd copies a tangent into strides like these, which overwrites some of it.
+            scope.add("contiguous", "{out} = {0}.contiguous()", name)
     ends = [n for n in scope.unused() if n not in taken] or [list(scope.values)[-1]]
     return Network(
         inputs=tuple(inputs),

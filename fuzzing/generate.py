@@ -12,7 +12,7 @@ from fuzzing.builder import NAMESPACE, Scope, finish
 from fuzzing.execute import run
 from fuzzing.network import DTYPES, Block, Input, Network, live_statements, load, module_lines
 from fuzzing.plumbing import PLUMBING, cast
-from fuzzing.statements import PRODUCTS, Writer
+from fuzzing.statements import PRODUCTS, Writer, autocast
 
 #: Chance that a network mixes dtypes; the others are in float64 throughout.
 MIXED = 0.4
@@ -33,7 +33,11 @@ def _attempt(chance: random.Random, seed: int) -> Network | None:
     scope = Scope(chance, "v")
     mixed = chance.random() < MIXED
     inputs = _inputs(scope, mixed)
-    writers: dict[Writer, float] = {**PRODUCTS, **PLUMBING, **({cast: 2} if mixed else {})}
+    writers: dict[Writer, float] = {
+        **PRODUCTS,
+        **PLUMBING,
+        **({cast: 2, autocast: 1} if mixed else {}),
+    }
     blocks: list[Block] = []
     wanted = chance.randint(3, 12)
     for _ in range(4 * wanted):

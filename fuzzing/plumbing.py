@@ -105,7 +105,7 @@ def combine(s: Scope) -> str | None:
 
 
 def in_place(s: Scope) -> str | None:
-    x = s.pick(lambda v: v.dim() >= 1 and not v.is_leaf)
+    x = s.pick(lambda v: v.dim() >= 1 and not (v.is_leaf and v.requires_grad))
     if x is None:
         return None
     v = s.values[x]

@@ -107,8 +107,7 @@ def _without(network: Network, gone: Statement, values: dict[str, Tensor]) -> It
     if value is None:
         return
     if not any(gone.out in s.inputs for s in rest):
-        if outputs:
-            yield replace(network, statements=rest, outputs=outputs)
+        yield replace(network, statements=rest, outputs=outputs or gone.inputs[:1])
         return
     for earlier in gone.inputs:
         old = values[earlier]

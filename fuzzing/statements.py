@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from fuzzing.builder import NAMES, Scope
@@ -47,6 +48,19 @@ def linear(s: Scope) -> str | None:
         again = s.choose(f"{fc}({{0}}) + {fc}({{0}}.tanh())", f"F.linear({{0}}, {fc}.weight)")
         return s.add("linear twice", f"{{out}} = {again}", x, held=(held,))
     return s.add("linear", f"{{out}} = {fc}({{0}})", x, held=(held,))
+
+
+def autocast(s: Scope) -> str | None:
+    """A layer in 16 bits whose input and parameters are in float32."""
+    x = s.pick(lambda v: v.dim() >= 1 and v.shape[-1] > 0 and v.dtype == torch.float32)
+    if x is None:
+        return None
+    fc, held = layer(s, "fc", f"nn.Linear({s.values[x].shape[-1]}, {s.size()})")
+    dtype = s.choose("BF16", "BF16", "F16")
+    code = f"with torch.autocast('cpu', {dtype}): {{out}} = {fc}({{0}})"
+    if s.chance(0.4):
+        code = f"with torch.autocast('cpu', {dtype}): {{out}} = F.gelu({fc}({{0}})) @ {fc}.weight"
+    return s.add("autocast", code, x, held=(held,))
 
 
 def shared(s: Scope) -> str | None:

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 import nmcompile.passes.prune_products
-from fuzzing.builder import Scope
+from fuzzing.builder import Scope, finish
 from fuzzing.campaign import Summary, run_seed, seeds
 from fuzzing.case import Case, Find
 from fuzzing.checks import check
-from fuzzing.execute import run
+from fuzzing.execute import Interpreter, gradients, run
 from fuzzing.generate import generate
 from fuzzing.masks import Masks, is_pruned
-from fuzzing.network import Network, load
+from fuzzing.network import Input, Network, load
 from fuzzing.policies import policy_of
 from fuzzing.rounding import tolerances
 from fuzzing.script import write_script
@@ -100,8 +100,6 @@ def test_simulation_names_every_product() -> None:
     simulation = Simulation(model, [x], [{"prune": "gradient", "format": "2:4", "method": "mse"}])
     program = type("P", (), {"model": model, "inputs": [x]})()
     with simulation.paths(), simulation:
-        from fuzzing.execute import gradients
-
         simulation.backward(program, [model(x)], gradients)
     found = sorted((p.path, p.role, p.pruned, p.rule) for p in simulation.products)
     assert found == [
@@ -132,8 +130,6 @@ def mask_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def mask_keeps_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
     original = torch.ops.nm.prune.default
-    from fuzzing.execute import Interpreter
-
     call = Interpreter.call_function
 
     def wrong(self: Any, target: Any, args: Any, kwargs: Any) -> Any:
@@ -161,14 +157,14 @@ def pass_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bug_is_found_made_small_and_written_as_a_script(
     bug: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    case = CASE
+    case = four_layers()
     check(case)
     bug(monkeypatch)
     with pytest.raises(Find, match=name):
         check(case)
-    small = shrink(case, seconds=40)
+    small = shrink(case, seconds=300)
     assert isinstance(small.network, Network)
-    assert len(small.network.ops) <= 2
+    assert len(small.network.ops) == 1
     assert len(small.rules) == 1
     script = write_script(small, "put in", tmp_path)
     with pytest.raises(Find, match=name):
@@ -177,7 +173,19 @@ def test_a_bug_is_found_made_small_and_written_as_a_script(
     runpy.run_path(str(script), run_name="__main__")  # without the bug it passes
 
 
-CASE = Case.of(5)
+def four_layers() -> Case:
+    scope = Scope(random.Random(0), "v")
+    scope.input("x0", torch.randn(8, 8, dtype=torch.float64, requires_grad=True))
+    for name, op in ("fc1", "{out} = self.fc1({0}).tanh()"), ("fc2", "{out} = self.fc2({0}) + {0}"):
+        held = ((name, "nn.Linear(8, 8, dtype=F64)"),)
+        assert scope.add("linear", op, list(scope.values)[-1], held=held)
+    assert scope.add("view", "{out} = {0}.t()", "v2")
+    inputs = [Input("x0", "torch.randn(8, 8, generator=g).to(F64)", requires_grad=True)]
+    rules = [
+        {"class": "Conv2d", "dense": True},
+        {"prune": "activation", "role": "fprop", "format": "2:4", "method": "mse"},
+    ]
+    return Case(0, finish(scope, inputs, [], 0), rules)
 
 
 @pytest.mark.slow
