@@ -51,6 +51,11 @@ def without_dropout(config: Any) -> Any:
     return config
 
 
+#: Of classifiers. Where it is missing, transformers writes it into the configuration in the first
+#: step, and the second one is compiled again.
+PROBLEM = {"problem_type": "single_label_classification"}
+
+
 def tokens(vocabulary: int = 48, length: int = 16, batch: int = 2) -> Tensor:
     """Random token ids, above the small ids that configurations reserve."""
     return torch.randint(8, vocabulary, (batch, length))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.zoo.entry import Batch, Entry, tokens, transformer
+from benchmarks.zoo.entry import PROBLEM, Batch, Entry, tokens, transformer
 
 _VIT = {
     "image_size": 16,
@@ -27,7 +27,7 @@ def _images(size: int, batch: int = 4) -> Batch:
 
 
 def _classifier(name: str, family: str, kind: str, size: int, **config: Any) -> Entry:
-    return transformer(name, family, kind, config, lambda: _images(size))
+    return transformer(name, family, kind, {**config, **PROBLEM}, lambda: _images(size))
 
 
 def _captioned() -> Batch:
