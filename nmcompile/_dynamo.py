@@ -16,6 +16,9 @@ from torch import fx, nn
 
 from nmcompile._torch import private
 
+#: Policies are written for the model inside of these.
+_COPIES = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -25,11 +28,13 @@ class Caller:
     code may be reused. ``whole`` is the module that the user compiled. ``roots`` are the modules
     among the arguments of the function in hand: ``whole`` itself, or a part of it where a graph
     break (or a hook) made Dynamo compile that part on its own. Nothing and empty where unknown.
+    ``prefix`` is what a data-parallel wrapper around ``whole`` adds to the paths inside of it.
     """
 
     wrapper: Any = None
     whole: nn.Module | None = None
     roots: tuple[nn.Module, ...] = ()
+    prefix: str = ""
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Caller:
@@ -42,7 +47,9 @@ class Caller:
         graph = next((o for o in owners if isinstance(o, output_graph)), None)
         scope = graph.local_scope.values() if graph is not None else ()
         roots = tuple(v for v in scope if isinstance(v, nn.Module))
-        return cls(wrapper, _whole(frames), roots)
+        prefix = "module" if any(isinstance(r, _COPIES) for r in roots) else ""
+        unwrapped = tuple(r.module if isinstance(r, _COPIES) else r for r in roots)
+        return cls(wrapper, _whole(frames), unwrapped, prefix)
 
     @property
     def in_whole(self) -> bool:
@@ -88,6 +95,7 @@ def _whole(frames: list[Any]) -> nn.Module | None:
 
 
 def _module(value: Any) -> nn.Module | None:
+    value = value.module if isinstance(value, _COPIES) else value
     return value if isinstance(value, nn.Module) else None
 
 

@@ -35,7 +35,7 @@ from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy
-from nmcompile.ranks import check_plans
+from nmcompile.ranks import check_plans, check_seeds
 from nmcompile.regions import check_indices, region_of
 from nmcompile.report import GraphReport, Report
 
@@ -79,10 +79,12 @@ def nm_sparse(
     owner = settings.policy if settings.region.paths else caller.wrapper  # one of many regions
     if not settings.region.paths:
         check_indices(settings.policy, caller.whole)
-        settings = replace(settings, region=region_of(caller.whole, caller.roots))
+        region = region_of(caller.whole, caller.roots)
+        settings = replace(settings, region=replace(region, prefix=caller.prefix))
     complete = owner is caller.wrapper and caller.in_whole and not ends_in_graph_break(gm)
     graph, graph_report = compile_graph(gm, example_inputs, settings)
-    _history.add(owner, settings.policy, graph_report, complete)
+    whole = caller.whole if owner is caller.wrapper else None
+    _history.add(owner, settings.policy, graph_report, complete, whole)
     return graph
 
 
@@ -178,11 +180,11 @@ def compile_graph(
     stored = StoredReports(joint.digest)
     known = stored.load()
     spare = None if known else fx.GraphModule(gm, copy.deepcopy(gm.graph))
-    ours = {
+    hooks = {
         "joint_custom_pre_pass": joint,
         "post_grad_custom_pre_pass": PostPass(settings, joint.digest),
     }
-    compiled = _torch.compile_fx(gm, inputs, {**settings.inductor, **ours})
+    compiled = _torch.compile_fx(gm, inputs, {**settings.inductor, **hooks})
     reports = joint.reports or known
     if reports is None:
         assert spare is not None
@@ -191,8 +193,11 @@ def compile_graph(
     if reports is not known:
         stored.save(reports)
     if capture.ranks is not None:
-        decided = "".join(report.decisions_digest for report in reports)
-        check_plans(capture.fingerprint, settings.policy.to_toml(), decided)
+        ours = (settings.policy.to_toml(), settings.autotune, settings.kernels, settings.region)
+        decided = [report.decisions_digest for report in reports]
+        check_plans(capture.fingerprint, repr(ours), repr(decided))
+        for sharing in {report.sharing for report in reports if report.sharing}:
+            check_seeds(sharing)
     return compiled, reports
 
 

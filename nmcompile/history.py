@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from nmcompile import _torch
 from nmcompile.errors import NMError
 from nmcompile.nothing_pruned import warn_if_nothing_pruned
 from nmcompile.policy import Policy
+from nmcompile.regions import Region
 from nmcompile.report import GraphReport, Report
 
 log = logging.getLogger(__name__)
@@ -27,9 +32,11 @@ class _Compilation:
     policy: Policy
     graphs: list[GraphReport] = field(default_factory=list)
     judged: bool = False
+    whole: Callable[[], nn.Module | None] = lambda: None  # a weak reference
 
     def report(self) -> Report:
-        return Report.of(self.policy, tuple(self.graphs))
+        left_out = uncompiled(whole, self.graphs) if (whole := self.whole()) is not None else ()
+        return Report.of(self.policy, tuple(self.graphs), left_out)
 
 
 class History:
@@ -40,12 +47,17 @@ class History:
         self._newest: _Compilation | None = None
 
     def add(
-        self, owner: Any, policy: Policy, graphs: list[GraphReport], complete: bool = False
+        self,
+        owner: Any,
+        policy: Policy,
+        graphs: list[GraphReport],
+        complete: bool = False,
+        whole: nn.Module | None = None,
     ) -> None:
         """Record the graphs that were just compiled for ``owner`` (None: a call of its own).
 
         ``complete``: nothing more follows of what the user compiled, so that a policy which pruned
-        nothing by now is worth a warning, once.
+        nothing by now is worth a warning, once. ``whole``: the module that the user compiled.
         """
         entry = self._compilations.get(id(owner)) if owner is not None else None
         if entry is None or entry.policy != policy:
@@ -53,6 +65,8 @@ class History:
             if owner is not None:
                 self._compilations[id(owner)] = entry
         entry.graphs.extend(graphs)
+        if whole is not None:
+            entry.whole = weakref.ref(whole)
         self._newest = entry
         if complete and not entry.judged:
             entry.judged = True
@@ -71,6 +85,22 @@ class History:
         """Forget everything."""
         self._compilations.clear()
         self._newest = None
+
+
+def uncompiled(whole: nn.Module, graphs: Iterable[GraphReport]) -> list[str]:
+    """Paths of linear and convolution modules of ``whole`` of which no graph holds a product.
+
+    A graph break inside of a loop or a hook can leave parts of a model to run eagerly. A module
+    whose parent multiplies by its weight (attention's output projection) counts as held.
+    """
+    held = {
+        path
+        for graph in graphs
+        for shown in (*(s.module for s in graph.sites), *(s.path for s in graph.skipped))
+        for path in Region(graph.region).each(shown)
+    }
+    layers = [p for p, m in whole.named_modules() if isinstance(m, (nn.Linear, _ConvNd))]
+    return [p for p in layers if not {p, p.rpartition(".")[0]} & held]
 
 
 class StoredReports:

@@ -99,23 +99,39 @@ def check_agreement(what: str, key: str, mine: str, ranks: Iterable[int] | None 
     return ""
 
 
-def check_plans(fingerprint: str, policy: str, decisions: str) -> None:
-    """Every rank that captured this graph must have decided the same for it.
+#: For each captured graph, the settings that it was compiled with here, in order.
+_settings: dict[str, list[str]] = {}
+
+
+def check_plans(fingerprint: str, settings: str, decisions: str) -> None:
+    """Every rank that captured this graph must have compiled it alike.
+
+    A graph may be compiled with several policies, one after the other; the order is the same on
+    all ranks.
 
     Args:
         fingerprint: of the captured graph.
-        policy, decisions: as text; their digests are compared.
+        settings: the policy and our options.
+        decisions: what was decided for each product.
 
     Raises:
-        NMError: another rank read another policy, or decided differently.
+        NMError: another rank has another policy or other options, or decided differently.
     """
-    for what, text in (("policies", policy), ("plans", decisions)):
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        if difference := check_agreement(what, f"{what}/{fingerprint[:16]}", digest):
+    known = _settings.setdefault(fingerprint, [])
+    mine = _digest(settings)
+    if mine not in known:
+        known.append(mine)
+    graph = f"{fingerprint[:16]}/{known.index(mine)}"
+    for what, digest in (("policies or options", mine), ("plans", _digest(decisions))):
+        if difference := check_agreement(what, f"{what}/{graph}", digest):
             raise NMError(
                 f"{difference} (digests) for the same graph: every rank must read the same policy "
                 "file and run the same version of the package on the same kind of device"
             )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def check_seeds(ranks: Sequence[int]) -> None:

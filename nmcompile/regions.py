@@ -23,9 +23,13 @@ _INDEX = re.compile(r"(?:^|re:|\.)\(?(?:\d+|\[[\d-]+\])\)?(?=\\?\.|\||\*|$)")
 
 @dataclass(frozen=True)
 class Region:
-    """The modules that share one compiled graph; without paths, the compiled module is the root."""
+    """The modules that share one compiled graph; without paths, the compiled module is the root.
+
+    ``prefix`` is what a wrapper adds to the paths inside of it, and what is not shown.
+    """
 
     paths: tuple[str, ...] = ()
+    prefix: str = ""
 
     @property
     def name(self) -> str:
@@ -34,6 +38,8 @@ class Region:
 
     def shown(self, inside: str) -> str:
         """The path of a module inside of the region, for all of its modules at once."""
+        if self.prefix and f"{inside}.".startswith(f"{self.prefix}."):
+            inside = inside[len(self.prefix) + 1 :]
         return ".".join(filter(None, (self.name, inside)))
 
     def each(self, shown: str) -> tuple[str, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from nmcompile.codegen.loader import recorded_kernels
 from nmcompile.gemm import Op, OperandKind, Role
@@ -87,6 +89,12 @@ class GraphReport(_Frozen):
     """One compiled graph. ``before`` and ``after`` are its joint graph as readable code."""
 
     digest: str
+    region: tuple[str, ...] = Field(
+        default=(), description="modules that share this graph; sites name all of them at once"
+    )
+    sharing: tuple[int, ...] = Field(
+        default=(), description="ranks that share the computation, and draw the same masks"
+    )
     training: bool
     sites: tuple[Site, ...]
     skipped: tuple[Skipped, ...]
@@ -106,6 +114,8 @@ class GraphReport(_Frozen):
     def of(cls, plan: Plan, digest: str, before: str, after: str) -> GraphReport:
         return cls(
             digest=digest,
+            region=plan.region.paths,
+            sharing=tuple(plan.sharing),
             training=any(k is OperandKind.GRADIENT for k in plan.kinds.values()),
             sites=tuple(map(Site.of, plan.decisions)),
             skipped=tuple(plan.skipped),
@@ -132,13 +142,23 @@ class Report(_Frozen):
     policy: str
     graphs: tuple[GraphReport, ...]
     unused_rules: tuple[str, ...]
+    uncompiled: tuple[str, ...] = Field(
+        default=(), description="linear and convolution modules that no compiled graph holds"
+    )
 
     @classmethod
-    def of(cls, policy: Policy, graphs: tuple[GraphReport, ...]) -> Report:
+    def of(
+        cls, policy: Policy, graphs: tuple[GraphReport, ...], uncompiled: Iterable[str] = ()
+    ) -> Report:
         used = {s.rule for g in graphs for s in g.sites}
         own = [r.label for r in policy.all_rules if not r.label.startswith("recipe ")]
         unused = tuple(label for label in own if label not in used)
-        return cls(policy=policy.to_toml(), graphs=graphs, unused_rules=unused)
+        return cls(
+            policy=policy.to_toml(),
+            graphs=graphs,
+            unused_rules=unused,
+            uncompiled=tuple(uncompiled),
+        )
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -194,37 +214,44 @@ class Report(_Frozen):
     def __str__(self) -> str:
         out = io.StringIO()
         console = Console(file=out, width=_WIDTH, highlight=False)
-        for number, graph in enumerate(self.graphs):
-            kind = "training" if graph.training else "inference"
-            console.print(_table(graph, f"graph {number} ({kind})"))
-        self._print_rest(console)
+        for part in self._parts():
+            console.print(part)
         return out.getvalue()
 
     __repr__ = __str__
 
-    def _print_rest(self, console: Console) -> None:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self._parts()
+
+    def _parts(self) -> Iterator[Table | Text]:
+        for number, graph in enumerate(self.graphs):
+            kind = "training" if graph.training else "inference"
+            yield _table(graph, f"graph {number} ({kind})")
+        yield from map(Text, self._lines())
+        for kernel in self.kernels:
+            yield Text(f"kernel {kernel}", no_wrap=True, overflow="ignore")
+
+    def _lines(self) -> Iterator[str]:
         t = self.totals
-        console.print(
+        yield (
             f"{t.pruned_sites} of {t.sites} products pruned: {t.pruned_share:.1%} of "
             f"{t.flops:.3g} FLOPs, of which sparse products leave out {t.skipped_share:.1%} of all."
         )
         if self.saved:
             packed = sum(s.bytes for s in self.saved if s.compressed)
-            console.print(
+            yield (
                 f"saved for the backward: {sum(s.bytes for s in self.saved):,} bytes in "
                 f"{len(self.saved)} tensors, of them compressed {packed:,}"
             )
-        for kernel in self.kernels:
-            console.print(f"kernel {kernel}", markup=False, soft_wrap=True)
         for (target, reason), count in Counter((s.target, s.reason) for s in self.skipped).items():
-            console.print(f"skipped {count} x {target}: {reason}", markup=False)
-        for note in sorted({note for s in self.sites for note in _notes(s, general=True)}):
-            console.print(note, markup=False)
-        for rule in self.unused_rules:
-            console.print(f"rule {rule} decided nothing", markup=False)
+            yield f"skipped {count} x {target}: {reason}"
+        yield from sorted({note for s in self.sites for note in _notes(s, general=True)})
+        yield from (f"rule {rule} decided nothing" for rule in self.unused_rules)
+        if self.uncompiled:
+            yield f"in no compiled graph (not called, or run eagerly): {', '.join(self.uncompiled)}"
         guesses = sum(s.guess is not None for s in self.sites)
         if guesses:
-            console.print(f"{guesses} products were classified by a guess; see their reason.")
+            yield f"{guesses} products were classified by a guess; see their reason."
 
 
 _WIDTH = 150

@@ -41,9 +41,11 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
     data = json.loads(report.to_json(tmp_path / "report.json"))
     assert json.loads((tmp_path / "report.json").read_text()) == data
     assert data["schema_version"] == 1
-    assert sorted(data) == ["graphs", "policy", "schema_version", "totals", "unused_rules"]
+    assert sorted(data) == [
+        *("graphs", "policy", "schema_version", "totals", "uncompiled", "unused_rules")
+    ]
     assert sorted(data["graphs"][0]) == [
-        "after", "before", "digest", "saved", "sites", "skipped", "training",
+        "after", "before", "digest", "region", "saved", "sharing", "sites", "skipped", "training",
     ]  # fmt: skip
     assert data["graphs"][0]["sites"][0] == {
         "site": 0,

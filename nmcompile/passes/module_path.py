@@ -11,6 +11,10 @@ from torch import fx
 _ROOT = re.compile(r"^(?:[LG]\[[^\]]*\])+(?:\.__closure__\[\d+\]\.cell_contents)*")
 # A module that defines __getattr__ is written "L['self'].__dict__['_modules']['fc']".
 _TABLE = "_(?:modules|parameters|buffers)"
+#: What PyTorch's own wrappers put into a path; policies are written for the model inside.
+_WRAPPED = re.compile(
+    r"(?:^|\.)(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.|$)"
+)
 _ITEM = re.compile(rf"(?:\.{_TABLE}|\.__dict__\[['\"]{_TABLE}['\"]\])?\[['\"]?([^\]'\"]*)['\"]?\]")
 
 
@@ -26,6 +30,7 @@ def module_path(node: fx.Node) -> tuple[str, str]:
 
 def normalise(path: str) -> str:
     """Turn Dynamo's source expression into a dotted module path."""
-    path = _ROOT.sub("", path)
+    path = _ROOT.sub("", path).replace(".__dict__", "").replace("['_modules']", "._modules")
     path = _ITEM.sub(r".\1", path)
-    return path.strip(".").replace("..", ".")
+    path = _WRAPPED.sub("", path.strip(".").replace("..", "."))
+    return path.strip(".")

@@ -89,6 +89,7 @@ class Plan:
     autotune: bool = False
     region: Region = field(default_factory=Region)
     ranks: Ranks | None = None
+    sharing: list[int] = field(default_factory=list)  # ranks that draw the masks of this one
     gemms: list[Gemm] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)

@@ -26,7 +26,6 @@ from nmcompile.gemm import Method, Operand, size_hint
 from nmcompile.ops_seed import rank_seed
 from nmcompile.passes.insert import Inserter, in_backward
 from nmcompile.passes.plan import Decision, Plan
-from nmcompile.ranks import check_seeds
 
 aten = torch.ops.aten
 
@@ -96,9 +95,8 @@ def seed_of(plan: Plan, node: fx.Node, device: str) -> fx.Node:
             bounds = (-(2**63), 2**63 - 1, [1])
             seed = insert.call(node, aten.randint.low, *bounds, name="seed", **options)
             if plan.ranks is not None:
-                sharing = plan.ranks.that_share(plan.graph, plan.kinds)
-                check_seeds(sharing)
-                lowest = min(sharing, default=None)  # None: each rank its own
+                plan.sharing = plan.ranks.that_share(plan.graph, plan.kinds)
+                lowest = min(plan.sharing, default=None)  # None: each rank its own
                 seed = insert.call(node, rank_seed, seed, lowest, name="seed_of_rank")
         # A recomputed seed would be another seed: keep its eight bytes instead.
         for drawn in (seed, *seed.all_input_nodes):

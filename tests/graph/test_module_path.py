@@ -20,6 +20,8 @@ from nmcompile.passes.module_path import normalise
         ("L['self']._modules['layers']._modules['0'].fc", "layers.0.fc"),
         ("L['self'].__dict__['_modules']['a'].__dict__['_modules']['b'].0.fc", "a.b.0.fc"),
         ("L['fn'].__closure__[0].cell_contents.fc", "fc"),
+        ("L['fn'].0.__dict__['_modules']['_checkpoint_wrapped_module'].fc", "0.fc"),
+        ("L['self']._orig_mod.layers.0._fsdp_wrapped_module", "layers.0"),
         ("", ""),
     ],
 )

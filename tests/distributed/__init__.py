@@ -1,0 +1,1 @@
+"""Several processes: gloo on the CPU, started as users start them."""
