@@ -20,11 +20,11 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fuzzing.campaign import Summary, append_row, run_seed, seeds
+from fuzzing.campaign import Summary, append_row
 from fuzzing.case import Case
 from fuzzing.checks import check
+from fuzzing.supervisor import Run, supervise
 
 app = typer.Typer(add_completion=False)
 
@@ -51,23 +51,14 @@ def main(
         console.print(check(case))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    summary = Summary.at(finds, seed, compiled_share)
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=console,
-    )  # fmt: skip
+    run = Run(count or None, minutes or None, compiled_share, seed, finds, shrink_seconds)
     try:
-        with bar:
-            task = bar.add_task("networks", total=count or None, completed=summary.networks)
-            for number in seeds(summary, count or None, minutes or None):
-                if line := run_seed(summary, number, finds, shrink_seconds):
-                    console.print(line, markup=False, highlight=False)
-                bar.update(task, completed=summary.networks)
+        supervise(run, console)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on here")
     finally:
+        summary = Summary.at(finds, seed, compiled_share)
         row = summary.row()
-        summary.save(finds)
         if csv is not None:
             append_row(csv, row)
         for name, value in row.items():

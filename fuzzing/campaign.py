@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from benchmarks.table import commit, machine
 from fuzzing.case import Case, Find, Tally
 from fuzzing.checks import check
+from fuzzing.generate import generate
 from fuzzing.script import write_script
 from fuzzing.shrink import shrink
 
@@ -117,6 +119,20 @@ def _record(
     path = write_script(shrink(case, seconds), message, folder / ("upstream" if upstream else ""))
     (summary.upstream if upstream else summary.finds)[str(case.seed)] = message[:2000]
     return f"{'upstream' if upstream else 'FIND'} {path}: {message[:400]}"
+
+
+def record_dead(summary: Summary, folder: Path, exitcode: int) -> str:
+    """Note the seed at which a process died without an exception, and step over it."""
+    seed = summary.next_seed
+    eager = get_context("spawn").Process(target=generate, args=(seed,))
+    eager.start()
+    eager.join()
+    upstream = eager.exitcode != 0  # PyTorch dies while the network is made, in eager mode
+    (summary.upstream if upstream else summary.finds)[str(seed)] = f"died: exit code {exitcode}"
+    summary.networks += 1
+    summary.next_seed = seed + 1
+    summary.save(folder)
+    return f"{'upstream' if upstream else 'FIND'}: the process died at seed {seed} ({exitcode})"
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

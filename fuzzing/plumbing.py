@@ -35,7 +35,9 @@ def norm(s: Scope) -> str | None:
             kind = {2: 1, 3: 1, 4: 2, 5: 3}[v.dim()]
             forms.append(f"nn.BatchNorm{kind}d({c}, dtype={cast})")
     made, held = layer(s, "norm", s.random.choice(forms))
-    return s.add("norm", f"{{out}} = {made}({{0}})", x, held=(held,))
+    # Without a gradient for a channels-last input, eager GroupNorm's backward crashes the process.
+    read = "{0}" if v.requires_grad else "{0}.contiguous()"
+    return s.add("norm", f"{{out}} = {made}({read})", x, held=(held,))
 
 
 def view(s: Scope) -> str | None:

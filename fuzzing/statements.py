@@ -55,7 +55,7 @@ def autocast(s: Scope) -> str | None:
     x = s.pick(lambda v: v.dim() >= 1 and v.shape[-1] > 0 and v.dtype == torch.float32)
     if x is None:
         return None
-    fc, held = layer(s, "fc", f"nn.Linear({s.values[x].shape[-1]}, {s.size()})")
+    fc, held = layer(s, "fc", f"nn.Linear({s.values[x].shape[-1]}, {s.size()}, dtype=F32)")
     dtype = s.choose("BF16", "BF16", "F16")
     code = f"with torch.autocast('cpu', {dtype}): {{out}} = {fc}({{0}})"
     if s.chance(0.4):

@@ -13,7 +13,7 @@ from torch import nn
 
 import nmcompile.passes.prune_products
 from fuzzing.builder import Scope, finish
-from fuzzing.campaign import Summary, run_seed, seeds
+from fuzzing.campaign import Summary, record_dead, run_seed, seeds
 from fuzzing.case import Case, Find
 from fuzzing.checks import check
 from fuzzing.execute import Interpreter, gradients, run
@@ -186,6 +186,14 @@ def four_layers() -> Case:
         {"prune": "activation", "role": "fprop", "format": "2:4", "method": "mse"},
     ]
     return Case(0, finish(scope, inputs, [], 0), rules)
+
+
+def test_a_seed_that_kills_the_process_is_recorded_and_left(tmp_path: Path) -> None:
+    summary = Summary.at(tmp_path, 0, 0.0)
+    assert record_dead(summary, tmp_path, -11).startswith("FIND")
+    again = Summary.at(tmp_path, 0, 0.0)
+    assert again.next_seed == 1
+    assert list(again.finds) == ["0"]
 
 
 @pytest.mark.slow
