@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+import torch._functorch.config
+import torch._inductor.config
 import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -54,6 +56,9 @@ def main(
         _list(console)
         return
     torch.set_num_threads(1)
+    # A second run would find its graphs and measure no compilation.
+    torch._inductor.config.fx_graph_cache = False
+    torch._functorch.config.enable_autograd_cache = False
     columns = [SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn()]
     failed = []
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:

@@ -82,6 +82,8 @@ def check(entry: Entry) -> Outcome:
     report = nmcompile.last_report()
     if len(report.graphs) != graphs:
         failures.append(f"{len(report.graphs) - graphs} graphs were compiled after the first step")
+    if not report.totals.pruned_sites:
+        failures.append("full: nothing is pruned")
     failures += falls(trained)
     failures += unlisted(ran, report, entry.eager_only) + unlisted_layers(ran.layers, report)
     outcome = Outcome(entry, report, parameters, deviation, trained, graphs, seconds, failures)
@@ -162,10 +164,9 @@ def falls(losses: list[float]) -> list[str]:
 def unlisted(ran: Executed, report: Report, eager_only: Sequence[str] = ()) -> list[str]:
     """Where the report and the eager step disagree about FLOPs of a module in one direction.
 
-    Nothing may be listed of the modules ``eager_only``.
-
     FLOPs are compared in sum, since a model may write the same product as one or as several; what
     is one operator in eager mode must be listed as skipped, or as products, under the same module.
+    Nothing may be listed of the modules ``eager_only``.
     """
     expected, outer = _flops(ran.products), _flops(ran.outer)
     listed: Counter[tuple[str, bool]] = Counter()
