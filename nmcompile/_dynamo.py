@@ -16,6 +16,8 @@ from torch import fx, nn
 
 from nmcompile._torch import private
 
+BackendCompilerFailed: Any = private("torch._dynamo.exc", "BackendCompilerFailed")
+
 #: Policies are written for the model inside of these.
 _COPIES = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
@@ -61,6 +63,14 @@ def ends_in_graph_break(gm: fx.GraphModule) -> bool:
     """Whether more of the same function follows in another graph."""
     reason = getattr(gm, "compile_subgraph_reason", None)
     return bool(getattr(reason, "graph_break", False))
+
+
+def differentiates(gm: fx.GraphModule) -> bool:
+    """Whether the function itself takes derivatives: ``torch.func.grad``, ``torch.func.jvp``."""
+    graphs = [m.graph for m in gm.modules() if isinstance(m, fx.GraphModule)]
+    targets = {n.target for g in graphs for n in g.nodes if n.op == "call_function"}
+    names = {getattr(target, "__name__", "") for target in targets}
+    return torch.autograd.grad in targets or not names.isdisjoint(("_autograd_grad", "_make_dual"))
 
 
 def in_compiled_autograd() -> bool:

@@ -22,13 +22,14 @@ import torch
 from torch import fx
 
 from nmcompile import _torch, ops, passes
-from nmcompile._dynamo import Caller, ends_in_graph_break, in_compiled_autograd
+from nmcompile._dynamo import Caller, differentiates, ends_in_graph_break, in_compiled_autograd
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture import Capture
 from nmcompile.codegen.loader import record_kernels
 from nmcompile.dense_interpreter import DenseInterpreter
 from nmcompile.hardware import fingerprint
 from nmcompile.history import History, StoredReports
+from nmcompile.nothing_pruned import warn_of_derivatives
 from nmcompile.options import KERNELS, Settings, read_options
 from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
@@ -76,6 +77,9 @@ def nm_sparse(
         # ran eagerly, in which nothing tells a gradient from an activation.
         dense = replace(settings, policy=Policy.recipe("dense"))
         return compile_graph(gm, example_inputs, dense)[0]
+    if differentiates(gm):
+        warn_of_derivatives(settings.policy)
+        settings = replace(settings, policy=Policy.recipe("dense"))
     owner = settings.policy if settings.region.paths else caller.wrapper  # one of many regions
     if not settings.region.paths:
         check_indices(settings.policy, caller.whole)

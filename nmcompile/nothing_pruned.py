@@ -38,6 +38,16 @@ def warn_if_nothing_pruned(report: Report, policy: Policy) -> None:
     _warn(f"nothing is pruned of {len(sites)} products: {most}")
 
 
+def warn_of_derivatives(policy: Policy) -> None:
+    """One warning for a graph that takes derivatives itself; silent for a policy that is dense."""
+    if any(not rule.dense for rule in policy.all_rules):
+        _warn(
+            "nothing is pruned in a graph that takes derivatives itself (torch.func.grad, or "
+            "torch.autograd.grad inside of it): nothing tells its gradients from activations. "
+            "Compile the forward alone, or trace the step with make_fx for nmcompile.rewrite"
+        )
+
+
 def _miss(rule: Rule, report: Report) -> str | None:
     """What the rule looks for and does not find."""
     paths = {site.module for site in report.sites}

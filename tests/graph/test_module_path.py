@@ -22,6 +22,7 @@ from nmcompile.passes.module_path import normalise
         ("L['fn'].__closure__[0].cell_contents.fc", "fc"),
         ("L['fn'].0.__dict__['_modules']['_checkpoint_wrapped_module'].fc", "0.fc"),
         ("L['self']._orig_mod.layers.0._fsdp_wrapped_module", "layers.0"),
+        ("getattr(getattr(G['model'].a, '0').b, '1')", "a.0.b.1"),
         ("", ""),
     ],
 )
