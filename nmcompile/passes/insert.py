@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
+
+import nmcompile.ops_compressed  # noqa: F401  (registers torch.ops.nm)
 
 aten = torch.ops.aten
 
@@ -25,6 +28,10 @@ _INHERITED = (
     "stack_trace",
     "custom",
 )
+
+_SAVE = (CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE)
+#: What stands for a site's product after it has been rewritten.
+_PRODUCTS = (aten.mm.default, torch.ops.nm.mm.default)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,9 @@ class Inserter:
         """Append ``target(*args)`` at the insertion point, on behalf of ``site``."""
         new = self.graph.create_node("call_function", target, args, kwargs, name)
         new.meta = {k: site.meta[k] for k in _INHERITED if k in site.meta}
+        if target not in (site.target, *_PRODUCTS) and new.meta.get("recompute") in _SAVE:
+            # Selective checkpointing saves the product's result, not its masked operand.
+            new.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
         if in_backward(site):
             # Otherwise what depends on no tangent (a seed, a pruned weight) is computed in the
             # forward and kept for the backward.

@@ -105,6 +105,19 @@ def test_checkpoints_save_memory_under_pruning() -> None:
     assert saved["reentrant", "full"] < saved["selective", "full"]
 
 
+@pytest.mark.parametrize("execution", ["simulate", "sparse"])
+@pytest.mark.parametrize("operand", ["activation", "weight"])
+def test_an_exact_backward_recomputes_its_masks(operand: str, execution: str) -> None:
+    """Saving a product's result says nothing of its masked operand, which wgrad reads here."""
+    rule = Rule(role="fprop", prune=operand, format="2:4", backward="exact")
+    policy = Policy(rules=[rule], execution=execution, fallback="simulate")
+    for kind in KINDS:
+        model, x = model_and_input(kind)
+        reports = (nmcompile.explain(model, x, policy=p) for p in (policy, "dense"))
+        pruned, dense = (sum(s.bytes for s in report.saved) for report in reports)
+        assert pruned <= dense
+
+
 @pytest.mark.slow
 @each_kind
 def test_the_recomputation_draws_the_same_random_mask(kind: str) -> None:
