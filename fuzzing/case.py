@@ -10,16 +10,23 @@ from fuzzing.generate import generate
 from fuzzing.network import Network, Written
 from fuzzing.policies import ANY, DETERMINISTIC, UNBIASED, Rules, random_rules
 
+#: Share of the cases without code generation that are traced with symbolic sizes.
+DYNAMIC = 0.12
+
 
 @dataclass(frozen=True)
 class Case:
-    """``kind`` is that of the policy's masks; ``compiled``: with code generation."""
+    """``kind`` is that of the policy's masks; ``compiled``: with code generation.
+
+    ``dynamic``: sizes are symbolic wherever Dynamo can make them so.
+    """
 
     seed: int
     network: Network | Written
     rules: Rules
     kind: str = DETERMINISTIC
     compiled: bool = False
+    dynamic: bool = False
 
     @classmethod
     def of(cls, seed: int, compiled_share: float = 0.0) -> Case:
@@ -27,8 +34,12 @@ class Case:
         chance = random.Random(f"case {seed}")
         kind = chance.choices((DETERMINISTIC, UNBIASED, ANY), (8, 1, 1))[0]
         compiled = chance.random() < compiled_share
+        dynamic = not compiled and chance.random() < DYNAMIC
         network = generate(seed)
-        return cls(seed, network, random_rules(network, seed, kind), kind, compiled)
+        rules = random_rules(network, seed, kind)
+        if dynamic:  # the FLOPs of symbolic sizes are unknown, and count as many
+            rules = [{k: v for k, v in rule.items() if k != "min_flops"} for rule in rules]
+        return cls(seed, network, rules, kind, compiled, dynamic)
 
 
 class Find(AssertionError):

@@ -77,7 +77,7 @@ class Interpreter(DenseInterpreter):
 class PlannedNetwork:
     """A network traced, rewritten and partitioned for a policy, to be interpreted many times."""
 
-    def __init__(self, program: Program, policy: nmcompile.Policy) -> None:
+    def __init__(self, program: Program, policy: nmcompile.Policy, dynamic: bool = False) -> None:
         self.program = program
         self.planned: list[Planned] = []
         self._state = {k: v.clone() for k, v in program.model.state_dict().items()}
@@ -93,7 +93,7 @@ class PlannedNetwork:
             return self.planned[-1].run
 
         torch._dynamo.reset()
-        options: Any = {"fullgraph": True, "dynamic": False}
+        options: Any = {"fullgraph": True, "dynamic": dynamic}
         self._compiled = torch.compile(program.model, backend=backend, **options)
 
     def run(self, dense: bool = False) -> Results:
@@ -128,7 +128,7 @@ def run_compiled(program: Program, backend: str, policy: nmcompile.Policy | None
     return run(program, compiled)
 
 
-def multiplies(program: Program) -> set[tuple[Any, ...]]:
+def multiplies(program: Program, dynamic: bool) -> set[tuple[Any, ...]]:
     """The products that AOTAutograd with Inductor's decompositions makes, nothing of ours in it.
 
     (operator, shapes of its tensors) of each; twins and recomputed ones count once.
@@ -142,10 +142,10 @@ def multiplies(program: Program) -> set[tuple[Any, ...]]:
         for node in gm.graph.nodes:
             if node.op == "call_function" and node.target in PRODUCTS:
                 values = [a.meta["val"] for a in node.all_input_nodes]
-                found.add((str(node.target), *(tuple(v.shape) for v in values)))
+                found.add((str(node.target), *(tuple(map(int, v.shape)) for v in values)))
         return gm.forward
 
     torch._dynamo.reset()
     backend = aot_autograd(fw_compiler=note, bw_compiler=note, decompositions=select_decomp_table())
-    run(program, torch.compile(program.model, backend=backend, fullgraph=True, dynamic=False))
+    run(program, torch.compile(program.model, backend=backend, fullgraph=True, dynamic=dynamic))
     return found

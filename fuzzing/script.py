@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
     print(f"{{Net()}}\\n{{RULES}}")
     network = Written(Path(__file__).read_text(), training={training}, seed={network_seed})
-    check(Case({seed}, network, RULES, {kind!r}, {compiled}))  # raises fuzzing.case.Find
+    check(Case({seed}, network, RULES, {kind!r}, {compiled}, {dynamic}))  # raises fuzzing.case.Find
 '''
 
 
@@ -44,6 +44,7 @@ def write_script(case: Case, message: str, folder: Path) -> Path:
         network_seed=case.network.seed,
         kind=case.kind,
         compiled=case.compiled,
+        dynamic=case.dynamic,
     )
     path.write_text(text)
     return path

@@ -81,10 +81,11 @@ class Product:
     sides: tuple[Side, Side] | None = field(default=None, repr=False, compare=False)
     keep: Tensor | None = field(default=None, repr=False, compare=False)
 
-    def key(self) -> tuple[Any, ...]:
+    def key(self, sizes: bool = True) -> tuple[Any, ...]:
         """What a report's row must say of it."""
         where = (self.path, self.module_class, self.op, self.role, self.dtype)
-        return (*where, *form(self.op, self.sizes, self.kinds, self.pruned, self.dims),
+        numbers = self.sizes if sizes else (0, 0, 0, 0)
+        return (*where, *form(self.op, numbers, self.kinds, self.pruned, self.dims),
                 self.rule, self.pruned, self.format, self.method)  # fmt: skip
 
 
@@ -125,6 +126,7 @@ class Simulation(TorchDispatchMode):
         self.products: list[Product] = []
         self.masks = Masks()
         self.multiplied: set[tuple[Any, ...]] = set()  # operators and the shapes of their tensors
+        self.has_short = False  # an operand stays dense for being shorter than a block
         self.decomposed = 0  # products so small that Inductor writes them without one
         self._names = {id(m): name for name, m in model.named_modules()}
         self._stack: list[nn.Module] = []
@@ -360,9 +362,12 @@ class Simulation(TorchDispatchMode):
         side = next((s for s in p.sides if s.kind == rule["prune"]), None)
         method = rule.get("method") or ("mvue" if rule["prune"] == "gradient" else "mse")
         exact = rule.get("backward") == "exact"
-        if side is None or n == m or side.extent < m or (exact and p.op == "matmul"):
+        if side is None or n == m or (exact and p.op == "matmul"):
             return
         if not side.in_place and method != "transposable":
+            return
+        if side.extent < m:
+            self.has_short = True
             return
         p.pruned, p.format, p.method, p.dims = side.kind, f"{n}:{m}", method, side.dims
         p.exact = exact

@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
-from nmcompile.gemm import Op, OperandKind, Role
+from nmcompile.gemm import Method, Op, OperandKind, Role
 from nmcompile.passes.backward_roles import is_view
 from nmcompile.passes.insert import Inserter
 from nmcompile.passes.plan import Compressed, Decision, Plan
@@ -50,10 +50,12 @@ def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> str:
     assert pruning is not None
     assert forward.original is not None
     result, insert = backward.node, Inserter(plan.graph)
-    if forward.compressed is not None:
+    if forward.compressed is not None and pruning.method is Method.MSE:
         with insert.before(result):
             mask = _unpacked(insert, result, torch.ops.nm.unpack_mask.default, forward.compressed)
     else:
+        # A compressed block names n elements, also where another mask keeps fewer (at the ragged
+        # edge of a transposable one): its places are then no mask of the gradient.
         mask = mask_operand(plan, torch.ops.nm.keep_mask.default, forward, forward.original)
     if backward.gemm.op is Op.CONV:
         output = 0 if backward.gemm.role is Role.DGRAD else 1

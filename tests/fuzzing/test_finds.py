@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import nmcompile
 from fuzzing.execute import PlannedNetwork, run
 from fuzzing.network import Program
-from nmcompile import Policy, Rule
+from nmcompile import Policy, Rule, reference
 
 GRADIENTS = Policy(rules=[Rule(prune="gradient", format="2:4", method="mse")])
 
@@ -97,3 +98,14 @@ def test_explain_runs_what_reads_a_fused_attention() -> None:
     planned = PlannedNetwork(Program(model, [x]), Policy.recipe("dense"))
     for found, expected in zip(planned.run(), run(Program(model, [x])), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("execution", ["simulate", "sparse"])
+def test_a_transposable_mask_of_ragged_tiles_masks_the_exact_gradient(execution: str) -> None:
+    model, x = nn.Linear(5, 3, bias=False, dtype=torch.float64), torch.randn(6, 5).double()
+    exact = {"role": "fprop", "backward": "exact", "execution": execution}
+    rule = Rule(prune="weight", format="2:4", method="transposable", **exact)
+    _, dw = PlannedNetwork(Program(model, [x]), Policy(rules=[rule])).run()
+    keep = reference.prune_and_mask(model.weight, None, 0, 2, 4, (0, 1), "transposable")[1]
+    assert dw is not None
+    assert torch.equal(dw != 0, keep)
