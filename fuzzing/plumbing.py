@@ -147,7 +147,9 @@ def cast(s: Scope) -> str | None:
     x = s.pick()
     if x is None:
         return None
-    return s.add("cast", f"{{out}} = {{0}}.to({s.choose('F64', 'F32', 'F32', 'BF16', 'F16')})", x)
+    dtype = s.choose("F64", "F32", "F32", "BF16", "F16")
+    # A copy where nothing is cast, too: in the form that is float64 throughout, nothing is.
+    return s.add("cast", f"{{out}} = {{0}}.to({dtype}, copy=True)", x)
 
 
 def constant(s: Scope) -> str | None:
