@@ -1,4 +1,4 @@
-"""Every private PyTorch API that the backend uses, in one place, each guarded by name.
+"""Every private PyTorch API that the package uses (those of Dynamo: ``_dynamo``), guarded by name.
 
 A missing one raises an error with the torch version instead of an ImportError somewhere inside.
 """
@@ -25,13 +25,19 @@ def private(module: str, name: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise NMError(
             f"torch {torch.__version__} has no {module}.{name}, which nmcompile needs; "
-            "supported are torch 2.11 to 2.13"
+            "supported are torch 2.11 to 2.15"
         ) from error
 
 
 CustomGraphPass: Any = private("torch._inductor.custom_graph_pass", "CustomGraphPass")
 inductor_config: Any = private("torch._inductor", "config")
 functorch_config: Any = private("torch._functorch", "config")
+FakeTensor: Any = private("torch._subclasses.fake_tensor", "FakeTensor")
+FakeTensorMode: Any = private("torch._subclasses.fake_tensor", "FakeTensorMode")
+OpOverload: Any = private("torch._ops", "OpOverload")
+ConvNd: Any = private("torch.nn.modules.conv", "_ConvNd")
+tree_map: Any = private("torch.utils._pytree", "tree_map")
+tree_map_only: Any = private("torch.utils._pytree", "tree_map_only")
 
 
 def compile_fx(
@@ -105,10 +111,21 @@ def process_group_store() -> Any:
 
 def is_composite(op: Any) -> bool:
     """Whether autograd sees through this operator to the ones that it is made of (``linear``)."""
-    if not isinstance(op, torch._ops.OpOverload):
+    if not isinstance(op, OpOverload):
         return False
     has_kernel = private("torch._C", "_dispatch_has_kernel_for_dispatch_key")
     return bool(has_kernel(op.name(), "CompositeImplicitAutograd"))
+
+
+def load_cpp(source: str) -> Any:
+    """A compiled C++ library, from Inductor's cache of them; its compiler's errors are raised."""
+    # Slow to import, so not before it is used.
+    return private("torch._inductor.codecache", "CppCodeCache").load(source)
+
+
+def ask_vector_instructions() -> None:
+    """Let Inductor find out what the processor can do; later calls know it."""
+    private("torch._inductor.cpu_vec_isa", "pick_vec_isa")()
 
 
 def cache_dir() -> Path:

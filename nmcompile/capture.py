@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile._torch import input_origin
+from nmcompile._torch import OpOverload, input_origin, tree_map
 from nmcompile.gemm import OperandKind
 from nmcompile.passes.module_path import normalise
 from nmcompile.ranks import Ranks
@@ -91,7 +91,7 @@ def _qualified(target: Any) -> str:
     """A name without addresses."""
     if isinstance(target, str):
         return target
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return str(target)
     name = getattr(target, "__qualname__", None) or getattr(target, "_name", None)
     return f"{getattr(target, '__module__', '')}.{name or type(target).__qualname__}"
@@ -101,4 +101,4 @@ def _stable(node: fx.Node) -> str:
     """The arguments of a node as text, without objects whose repr holds an address."""
     plain = (bool, int, float, complex, str, torch.dtype, torch.device, fx.Node, type(None))
     keep: Callable[[Any], Any] = lambda v: v if isinstance(v, plain) else type(v).__qualname__  # noqa: E731
-    return str(torch.utils._pytree.tree_map(keep, (list(node.args), dict(node.kwargs))))
+    return str(tree_map(keep, (list(node.args), dict(node.kwargs))))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile import packing, reference
+from nmcompile import _torch, packing, reference
 from nmcompile.errors import NMWarning
 from nmcompile.formats import NMFormat
 from nmcompile.gemm import Method
@@ -48,7 +48,7 @@ def check_readable(packed: Tensor, layout: Layout) -> None:
 
 @functools.cache
 def _reads(layout: Layout, dtype: torch.dtype, device: torch.device, version: int | None) -> bool:
-    same = writes_layout(torch._cslt_compress, layout, dtype, device)
+    same = writes_layout(_torch.private("torch", "_cslt_compress"), layout, dtype, device)
     if not same:
         warnings.warn(
             f"cuSPARSELt {version} on {device} does not write layout {layout} for {dtype}: it "
@@ -85,6 +85,6 @@ def repack(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
         return packed
     dense = packing.unpack(packed, rows, columns, layout)
     dense = F.pad(dense, (0, c_pad - columns, 0, r_pad - rows))
-    repacked = torch._cslt_compress(dense)
+    repacked: Tensor = _torch.private("torch", "_cslt_compress")(dense)
     packing.check_packed(repacked, rows, columns, layout)
     return repacked

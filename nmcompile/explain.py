@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from nmcompile._dynamo import BackendCompilerFailed
 from nmcompile.backend import plan_only
 from nmcompile.errors import NMError
 from nmcompile.options import Settings
@@ -54,7 +55,7 @@ def explain(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.compile(_fresh(target), backend=capture, dynamic=False)(*args, **kwargs)
-    except torch._dynamo.exc.BackendCompilerFailed as error:
+    except BackendCompilerFailed as error:
         if isinstance(error.inner_exception, NMError):
             raise error.inner_exception from None
         raise

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,9 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
-from nmcompile import _torch
+from nmcompile import _torch, storage
 from nmcompile.errors import NMError
 from nmcompile.nothing_pruned import warn_if_nothing_pruned
 from nmcompile.policy import Policy
@@ -99,7 +96,7 @@ def uncompiled(whole: nn.Module, graphs: Iterable[GraphReport]) -> list[str]:
         for shown in (*(s.module for s in graph.sites), *(s.path for s in graph.skipped))
         for path in Region(graph.region).each(shown)
     }
-    layers = [p for p, m in whole.named_modules() if isinstance(m, (nn.Linear, _ConvNd))]
+    layers = [p for p, m in whole.named_modules() if isinstance(m, (nn.Linear, _torch.ConvNd))]
     return [p for p in layers if not {p, p.rpartition(".")[0]} & held]
 
 
@@ -122,12 +119,8 @@ class StoredReports:
             return None
 
     def save(self, reports: list[GraphReport]) -> None:
-        """Write in one step (two processes may race); a folder that cannot be written is logged."""
+        """Keep them; a folder that cannot be written is logged."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
-                file.write(self._adapter.dump_json(reports))
-            os.replace(name, self._path)
+            storage.write(self._path, self._adapter.dump_json(reports))
         except OSError as error:
             log.warning("no report is kept beside the cache: %s", error)

@@ -65,7 +65,7 @@ def _median(run: Callable[[], Any], repeats: int = 15) -> float:
     times: list[float] = []
     for _ in range(repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(2_000_000)  # clock cycles, about a millisecond
+        _torch.private("torch.cuda", "_sleep")(2_000_000)  # clock cycles, about a millisecond
         start.record()
         run()
         end.record()

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile import cusparselt, ops, packing, reference
+from nmcompile import _torch, cusparselt, ops, packing, reference
 from nmcompile.formats import NMFormat
 from nmcompile.layouts import Layout
 
@@ -156,17 +156,22 @@ def _library_mm(
     dense = _readable(_pad(dense, (0, -columns % 8, 0, k_pad - k)), transposable=True)
     if bias is not None:
         bias = _readable(_pad(bias, (0, r_pad - rows)))
+    result: Tensor
     if order is Layout.CUTLASS_SM80:
         values, metadata = packing.split(packed, rows, k, order)
         metadata = metadata.view(torch.int16).view(r_pad, k_pad // 16)
         if bias is None:
-            result = torch._sparse_semi_structured_mm(values, metadata, dense)
+            result = _torch.private("torch", "_sparse_semi_structured_mm")(values, metadata, dense)
         else:
-            result = torch._sparse_semi_structured_addmm(bias, values, metadata, dense)
+            result = _torch.private("torch", "_sparse_semi_structured_addmm")(
+                bias, values, metadata, dense
+            )
         result = result.t() if transpose_result else result
     else:
         # No alpha (it would wait for the device) and algorithm 0, the only one that was checked.
-        result = torch._cslt_sparse_mm(packed, dense, bias, transpose_result=transpose_result)
+        result = _torch.private("torch", "_cslt_sparse_mm")(
+            packed, dense, bias, transpose_result=transpose_result
+        )
     size = (columns, rows) if transpose_result else (rows, columns)
     return result[: size[0], : size[1]].contiguous()
 

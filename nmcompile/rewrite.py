@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from nmcompile import passes
-from nmcompile._torch import is_composite
+from nmcompile._torch import FakeTensor, FakeTensorMode, is_composite, tree_map_only
 from nmcompile.backend import readable
 from nmcompile.errors import NMError, nearest
 from nmcompile.gemm import OperandKind
@@ -119,7 +118,7 @@ class _Recorded(FakeTensorProp):
     def run_node(self, n: fx.Node) -> Any:
         if "val" not in n.meta:
             return super().run_node(n)
-        n.meta["val"] = torch.utils._pytree.tree_map_only(torch.Tensor, self._renew, n.meta["val"])
+        n.meta["val"] = tree_map_only(torch.Tensor, self._renew, n.meta["val"])
         return n.meta["val"]
 
     def _renew(self, value: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nmcompile import _torch
 from nmcompile.blocks import BlockLayout
 from nmcompile.errors import NMWarning
 from nmcompile.formats import NMFormat
@@ -110,9 +111,7 @@ def _patterns(form: NMFormat) -> list[str]:
 
 
 def _load(kind: KernelKind) -> Kernel:
-    from torch._inductor.codecache import CppCodeCache  # slow to import, so not before it is used
-
-    return Kernel(CppCodeCache.load(source(kind)))
+    return Kernel(_torch.load_cpp(source(kind)))
 
 
 def _compile(kind: KernelKind) -> Kernel | None:
@@ -172,9 +171,7 @@ def kernel(kind: KernelKind) -> Kernel | None:
 
 def warm_up(kind: KernelKind) -> None:
     """Compile the kernel in the background; a later ``kernel(kind)`` waits for it."""
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
     # Inductor asks the compiler what the processor can do, once, but without a lock: were it asked
     # by two threads, the compiler would run twice.
-    pick_vec_isa()
+    _torch.ask_vector_instructions()
     _future(kind, _builder.submit)

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import importlib.util
-import os
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nmcompile import _torch
+from nmcompile import _torch, storage
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.printer import print_kernel
+
+log = logging.getLogger(__name__)
 
 
 def kernel_path(spec: KernelSpec) -> Path:
     """The kernel's file, beside Inductor's cache; written if it is not there."""
     source = print_kernel(spec)
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = _torch.cache_dir() / "nmcompile" / "kernels" / f"{spec.name}_{digest}.py"
-    if not path.exists() or path.read_text() != source:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Another process may write the same file at this moment.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
-            file.write(source)
-        os.replace(temporary, path)
+    name = f"{spec.name}_{digest}.py"
+    path = _torch.cache_dir() / "nmcompile" / "kernels" / name
+    if _holds(path, source):
+        return path
+    try:
+        storage.write(path, source.encode())
+    except OSError as error:
+        log.warning("kernel %s is kept for this process alone: %s", spec.name, error)
+        path = _own_folder() / name
+        storage.write(path, source.encode())
     return path
+
+
+def _holds(path: Path, source: str) -> bool:
+    try:
+        return path.read_text() == source
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+@functools.cache
+def _own_folder() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="nmcompile-kernels-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 @functools.cache
@@ -61,9 +80,12 @@ def record_kernels(digest: str, specs: Sequence[KernelSpec]) -> None:
     if not specs:
         return
     path = _record(digest)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(f"{kernel_path(spec)}\n" for spec in specs)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.writelines(f"{kernel_path(spec)}\n" for spec in specs)
+    except OSError as error:
+        log.warning("a report will not list its kernels: %s", error)
 
 
 def recorded_kernels(digest: str) -> tuple[Path, ...]:
