@@ -95,7 +95,8 @@ configuration and without dropout. `python -m benchmarks.zoo` writes this page a
 [`zoo.csv`](../benchmarks/results/zoo.csv), which has the notes, versions and machine of each row;
 `python -m benchmarks.zoo llama` runs one model, `--list` names all.
 
-Each row was checked, and is checked again by `tests/zoo`:
+Each row is of compiled code and was checked so. `tests/zoo` checks all of it again: one model of
+each family compiled, the others interpreted after all passes.
 
 - Policy `dense` equals eager mode in float32: the loss, and every element of every parameter's
   gradient within {rtol:g} of its tensor's largest (plus {noise:g} of the largest gradient).

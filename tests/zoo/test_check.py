@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import nmcompile
 from benchmarks.zoo.check import RTOL, compare, falls, unlisted, unlisted_layers
 from benchmarks.zoo.executed import Product, executed
+from benchmarks.zoo.interpreted import interpreted
 from nmcompile import Report
 
 
@@ -105,3 +106,13 @@ def test_a_loss_must_fall_and_be_finite() -> None:
     assert falls([1.0, 2.0, 0.8]) == []
     assert falls([1.0, 0.95]) == ["full: the loss does not fall: 1 to 0.95"]
     assert falls([1.0, float("nan"), 0.1])
+
+
+def test_interpreted_graphs_have_their_masks() -> None:
+    layer, x = nn.Linear(8, 6), torch.randn(4, 8)
+    with interpreted():
+        run = torch.compile(layer, backend="nm_sparse", options={"policy": "activations"})
+        y = run(x)
+    expected = nn.functional.linear(nmcompile.functional.prune(x), layer.weight, layer.bias)
+    torch.testing.assert_close(y, expected)
+    assert nmcompile.last_report().totals.pruned_sites == 1

@@ -1,0 +1,66 @@
+"""Every model of the zoo equals eager mode, trains and has a complete report; the page agrees.
+
+One model of each family is compiled. The others, which would only keep the C++ compiler busy, are
+interpreted after all passes; ``python -m benchmarks.zoo`` compiles every one.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+for package in ("typer", "transformers", "diffusers"):
+    pytest.importorskip(package, reason="the model zoo needs nmcompile[integrations,examples]")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.zoo import ENTRIES, table  # noqa: E402
+from benchmarks.zoo.__main__ import app  # noqa: E402
+from benchmarks.zoo.check import check  # noqa: E402
+from benchmarks.zoo.interpreted import interpreted  # noqa: E402
+
+COMPILED = {"bert", "llama", "qwen3-moe", "mamba", "bart", "vit", "resnet", "unet", "wav2vec2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENTRIES)
+def test_model(name: str) -> None:
+    with nullcontext() if name in COMPILED else interpreted():
+        assert check(ENTRIES[name]).failures == []
+
+
+def test_one_model_of_each_family_is_compiled() -> None:
+    families = [ENTRIES[name].family for name in COMPILED]
+    assert sorted(families) == sorted({entry.family for entry in ENTRIES.values()})
+
+
+def test_the_published_rows_are_those_of_the_zoo() -> None:
+    rows = table.read()
+    assert [row["name"] for row in rows] == list(ENTRIES)
+    for row in rows:
+        entry = ENTRIES[row["name"]]
+        assert (row["family"], row["note"]) == (entry.family, entry.note)
+
+
+def test_the_page_is_made_of_the_published_rows() -> None:
+    assert table.PAGE.read_text() == table.page(table.read())
+
+
+def test_an_unknown_model_is_an_error_with_the_nearest_name() -> None:
+    from typer.testing import CliRunner
+
+    result = CliRunner().invoke(app, ["lama"])
+    assert result.exit_code == 2
+    assert "did you mean 'llama'?" in result.output
+
+
+def test_a_run_replaces_the_rows_of_its_own_models(tmp_path: Path) -> None:
+    def rows(*names: str, loss: str) -> list[table.Row]:
+        return [dict.fromkeys(table.COLUMNS, loss) | {"name": name} for name in names]
+
+    path = tmp_path / "zoo.csv"
+    table.write(path, rows("gpt2", "bert", "gone", loss="1"), ["bert", "gpt2", "gone"])
+    table.write(path, rows("gpt2", loss="2"), ["bert", "gpt2"])
+    assert [(r["name"], r["loss_last"]) for r in table.read(path)] == [("bert", "1"), ("gpt2", "2")]
