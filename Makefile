@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: digits study text test quick check static benchmark
+.PHONY: digits study text test quick check static benchmark zoo fuzz versions
 
 digits: $(READY)      ## train a ResNet and a ViT dense and N:M sparse (3 minutes on 2 cores)
 	$(BIN)/python -m examples.accuracy digits
@@ -30,6 +30,15 @@ static: $(READY)      ## cross-compile every kernel for GPUs and read the machin
 
 benchmark: $(READY)   ## step time, compile time and memory against Inductor
 	$(BIN)/python -m benchmarks.training_step
+
+zoo: $(READY)         ## every architecture of the model zoo, checked and trained (10 minutes)
+	$(BIN)/python -m benchmarks.zoo
+
+fuzz: $(READY)        ## random networks under random policies, for ten minutes
+	$(BIN)/python -m fuzzing --minutes 10
+
+versions: $(READY)    ## the core of the test suite under several versions of PyTorch
+	$(BIN)/python -m benchmarks.versions
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
