@@ -117,14 +117,17 @@ def _overlaps(x: Tensor) -> bool:
     return places.as_strided(x.shape, x.stride()).unique().numel() < x.numel()
 
 
-def finish(scope: Scope, inputs: list[Input], blocks: list[Block], seed: int) -> Network:
-    """Every unused value becomes an output, so that nothing is dead code."""
+def finish(scope: Scope, inputs: list[Input], blocks: list[Block], seed: int) -> Network | None:
+    """Every unused value becomes an output, so that nothing is dead code; None without any."""
     taken = {i.name for i in inputs}
     for name in scope.unused():
         if name not in taken and _overlaps(scope.values[name]):
             # AOTAutograd copies a tangent into strides like these, which overwrites some of it.
             scope.add("contiguous", "{out} = {0}.contiguous()", name)
-    ends = [n for n in scope.unused() if n not in taken] or [list(scope.values)[-1]]
+    # Autograd does not begin at an output without elements, a compiler does.
+    ends = [n for n in scope.unused() if n not in taken and scope.values[n].numel()]
+    if not ends:
+        return None
     return Network(
         inputs=tuple(inputs),
         statements=tuple(scope.statements),

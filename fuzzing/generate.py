@@ -50,7 +50,7 @@ def _attempt(chance: random.Random, seed: int) -> Network | None:
     if not scope.statements:
         return None
     network = finish(scope, inputs, blocks, seed)
-    return network if _trains(network) else None
+    return network if network is not None and _trains(network) else None
 
 
 def _trains(network: Network) -> bool:

@@ -185,7 +185,9 @@ def four_layers() -> Case:
         {"class": "Conv2d", "dense": True},
         {"prune": "activation", "role": "fprop", "format": "2:4", "method": "mse"},
     ]
-    return Case(0, finish(scope, inputs, [], 0), rules)
+    network = finish(scope, inputs, [], 0)
+    assert network is not None
+    return Case(0, network, rules)
 
 
 def test_a_seed_that_kills_the_process_is_recorded_and_left(tmp_path: Path) -> None:
