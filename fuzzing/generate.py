@@ -54,11 +54,12 @@ def _attempt(chance: random.Random, seed: int) -> Network | None:
 
 
 def _trains(network: Network) -> bool:
-    """Whether eager PyTorch runs it forward and backward, to finite numbers."""
+    """Whether eager PyTorch runs it forward and backward, to finite numbers; in float64, too."""
     try:
-        return all(bool(r.isfinite().all()) for r in run(load(network)) if r is not None)
+        results = [*run(load(network)), *run(load(network, wide=True, checkpoints=False))]
     except RuntimeError:
         return False
+    return all(bool(r.isfinite().all()) for r in results if r is not None)
 
 
 def _write(scope: Scope, writers: dict[Writer, float]) -> str | None:
