@@ -27,6 +27,7 @@ from nmcompile._torch import CustomGraphPass
 from nmcompile.capture import Capture
 from nmcompile.codegen.loader import record_kernels
 from nmcompile.dense_interpreter import DenseInterpreter
+from nmcompile.errors import owned
 from nmcompile.hardware import fingerprint
 from nmcompile.history import History, StoredReports
 from nmcompile.nothing_pruned import warn_of_derivatives
@@ -121,7 +122,8 @@ class _AfterTheUsers(CustomGraphPass):  # type: ignore[misc]
     def __call__(self, graph: fx.Graph) -> None:
         for user_pass in self.before_ours:
             user_pass(graph)
-        self.run(graph)
+        with owned(type(self).__name__):
+            self.run(graph)
 
     def run(self, graph: fx.Graph) -> None:
         """Our part."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class NMError(Exception):
@@ -24,6 +25,23 @@ class PolicyError(NMError, ValueError):
 
 class OptionError(NMError, ValueError):
     """An option of the backend that does not exist or has the wrong type."""
+
+
+@contextmanager
+def owned(part: str) -> Iterator[None]:
+    """Turn any other error of a part of the package into one that names it.
+
+    Dynamo would take some of PyTorch's errors for its own and run the model eagerly, in silence.
+    """
+    try:
+        yield
+    except (NMError, NMWarning):
+        raise
+    except Exception as error:
+        raise NMError(
+            f"{part} failed on this graph: {type(error).__name__}: {error}. "
+            "This is a mistake of nmcompile: please report it with the model and the policy"
+        ) from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from nmcompile.errors import NMError, NMWarning
+from nmcompile.errors import owned
 from nmcompile.passes.assign import assign
 from nmcompile.passes.exact_backward import exact_backward
 from nmcompile.passes.find_gemms import find
@@ -38,16 +38,8 @@ def run(plan: Plan) -> Plan:
     """
     for step in PASSES:
         start = time.perf_counter()
-        try:
+        with owned(f"pass {step.__name__}"):
             step(plan)
-        except (NMError, NMWarning):
-            raise
-        except Exception as error:
-            # Dynamo would take some of PyTorch's errors for its own and run the model eagerly.
-            raise NMError(
-                f"pass {step.__name__} failed on this graph: {type(error).__name__}: {error}. "
-                "This is a mistake of nmcompile: please report it with the model and the policy"
-            ) from error
         log.debug(
             "%s: %d products, %d pruned, %.1f ms",
             step.__name__,

@@ -229,3 +229,18 @@ def test_no_warning_where_there_is_nothing_to_say() -> None:
     for policy in ("gradients", "dense"):
         with torch.no_grad():  # no gradient to prune, and none asked for
             whole(Broken(), policy)(torch.randn(4, 16))
+
+
+@pytest.mark.parametrize("where", ["nmcompile.passes.PASSES", "nmcompile.backend.fuse_compress"])
+def test_a_failing_pass_is_named_instead_of_running_eagerly(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def broken(*_: Any) -> None:
+        # Dynamo takes this one for something that it cannot trace.
+        raise torch._subclasses.fake_tensor.DataDependentOutputException("aten.item")
+
+    monkeypatch.setattr(where, (broken,) if where.endswith("PASSES") else broken)
+    compiled = torch.compile(nn.Linear(16, 16), backend="nm_sparse")
+    with torch.no_grad(), pytest.raises(Exception, match="failed on this graph: DataDep") as caught:
+        compiled(torch.randn(4, 16))
+    assert "pass broken" in str(caught.value) or "PostPass" in str(caught.value)
