@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import random
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import nmcompile.dense_interpreter
+import nmcompile.passes.find_gemms
 import nmcompile.passes.prune_products
 from fuzzing.builder import Scope, finish
 from fuzzing.campaign import Summary, record_dead, run_seed, seeds
 from fuzzing.case import Case, Find
 from fuzzing.checks import check
-from fuzzing.execute import Interpreter, gradients, run
+from fuzzing.execute import gradients, run
 from fuzzing.generate import generate
 from fuzzing.masks import Masks, is_pruned
-from fuzzing.network import Input, Network, load
-from fuzzing.policies import policy_of
+from fuzzing.network import Input, Network, Program, load
+from fuzzing.policies import DETERMINISTIC, UNBIASED, policy_of
 from fuzzing.rounding import tolerances
 from fuzzing.script import write_script
 from fuzzing.shrink import shrink
 from fuzzing.simulation import Simulation
 from nmcompile import reference
+from nmcompile.dense_interpreter import PlannedInterpreter
 
 SEEDS = range(40)
 
@@ -98,7 +102,7 @@ def test_simulation_names_every_product() -> None:
     model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Tanh(), nn.Linear(4, 8))
     x = torch.randn(16, 8)
     simulation = Simulation(model, [x], [{"prune": "gradient", "format": "2:4", "method": "mse"}])
-    program = type("P", (), {"model": model, "inputs": [x]})()
+    program = Program(model, [x])
     with simulation.paths(), simulation:
         simulation.backward(program, [model(x)], gradients)
     found = sorted((p.path, p.role, p.pruned, p.rule) for p in simulation.products)
@@ -128,20 +132,6 @@ def mask_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nmcompile.passes.prune_products, "simulated_product", lambda plan, d: None)
 
 
-def mask_keeps_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = torch.ops.nm.prune.default
-    call = Interpreter.call_function
-
-    def wrong(self: Any, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is original and args[-1] == "mse" and not type(self).dense:
-            _, _, _, n, m, dims, method = args
-            keep = reference.prune_and_mask(1 / args[0], None, 0, n, m, dims, method)[1]
-            return torch.where(keep, args[0], 0)
-        return call(self, target, args, kwargs)
-
-    monkeypatch.setattr(Interpreter, "call_function", wrong)
-
-
 def pass_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(plan: Any, d: Any) -> None:
         raise IndexError("put in")
@@ -149,20 +139,73 @@ def pass_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nmcompile.passes.prune_products, "simulated_product", wrong)
 
 
+def masked_by(wrong: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch], None]:
+    """``nm.prune`` replaced by ``wrong``, with its arguments."""
+    call = PlannedInterpreter.call_function
+
+    def replaced(self: Any, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is torch.ops.nm.prune.default:
+            return wrong(*args)
+        return call(self, target, args, kwargs)
+
+    return lambda patch: patch.setattr(PlannedInterpreter, "call_function", replaced)
+
+
+def the_smallest(x: Tensor, seed: Any, stream: int, n: int, m: int, dims: Any, how: str) -> Tensor:
+    keep = reference.prune_and_mask(1 / x, None, 0, n, m, dims, how)[1]
+    return torch.where(keep, x, 0)
+
+
+def too_large(x: Tensor, *args: Any) -> Tensor:
+    return 1.1 * torch.ops.nm.prune(x, *args)
+
+
+def no_roles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nmcompile.passes.find_gemms, "assign_roles", lambda found: found)
+
+
+def nothing_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nmcompile.passes.find_gemms, "find_skipped", lambda graph: [])
+
+
+def dense_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {torch.ops.nm.prune.default: lambda x, *_: x * (1 + 1e-12)}
+    monkeypatch.setattr(nmcompile.dense_interpreter, "_DENSE", wrong)
+
+
+BUGS = [
+    (mask_left_out, "graph", "mse"),
+    (pass_raises, "crash", "mse"),
+    (masked_by(the_smallest), "masks", "mse"),
+    (masked_by(lambda x, *_: x), "N:M", "mse"),
+    (masked_by(too_large), "expectation", "mvue"),
+    (no_roles, "products", "mse"),
+    (nothing_skipped, "skipped", "mse"),
+    (dense_is_not, "dense", "mse"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("bug", "name"),
-    [(mask_left_out, "graph"), (mask_keeps_the_smallest, "masks"), (pass_raises, "crash")],
-)
-def test_a_bug_is_found_made_small_and_written_as_a_script(
-    bug: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("bug", "name", "method"), BUGS, ids=[name for _, name, _ in BUGS])
+def test_each_check_fails_where_it_should(
+    bug: Any, name: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = four_layers()
+    case = four_layers(method)
     check(case)
     bug(monkeypatch)
-    with pytest.raises(Find, match=name):
+    with pytest.raises(Find) as found:
         check(case)
-    small = shrink(case, seconds=300)
+    assert found.value.check == name
+    assert not found.value.upstream
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bug", "name", "method"), BUGS[:3], ids=[name for _, name, _ in BUGS[:3]])
+def test_a_bug_is_made_small_and_written_as_a_script(
+    bug: Any, name: str, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bug(monkeypatch)
+    small = shrink(four_layers(method), seconds=300)
     assert isinstance(small.network, Network)
     assert len(small.network.ops) == 1
     assert len(small.rules) == 1
@@ -173,21 +216,25 @@ def test_a_bug_is_found_made_small_and_written_as_a_script(
     runpy.run_path(str(script), run_name="__main__")  # without the bug it passes
 
 
-def four_layers() -> Case:
+def four_layers(method: str) -> Case:
+    """Two linear layers, an attention and a view."""
     scope = Scope(random.Random(0), "v")
-    scope.input("x0", torch.randn(8, 8, dtype=torch.float64, requires_grad=True))
+    scope.input("x0", torch.randn(2, 4, 8, dtype=torch.float64, requires_grad=True))
     for name, op in ("fc1", "{out} = self.fc1({0}).tanh()"), ("fc2", "{out} = self.fc2({0}) + {0}"):
         held = ((name, "nn.Linear(8, 8, dtype=F64)"),)
         assert scope.add("linear", op, list(scope.values)[-1], held=held)
-    assert scope.add("view", "{out} = {0}.t()", "v2")
-    inputs = [Input("x0", "torch.randn(8, 8, generator=g).to(F64)", requires_grad=True)]
-    rules = [
-        {"class": "Conv2d", "dense": True},
-        {"prune": "activation", "role": "fprop", "format": "2:4", "method": "mse"},
-    ]
+    attention = "{out} = F.scaled_dot_product_attention({0}[None], {0}[None], {0}[None])"
+    assert scope.add("attention", attention, "v2")
+    assert scope.add("view", "{out} = {0}.mT", "v3")
+    inputs = [Input("x0", "torch.randn(2, 4, 8, generator=g).to(F64)", requires_grad=True)]
     network = finish(scope, inputs, [], 0)
     assert network is not None
-    return Case(0, network, rules)
+    prune = {"mse": "activation", "mvue": "gradient"}[method]
+    rules = [
+        {"class": "Conv2d", "dense": True},
+        {"prune": prune, "format": "2:4", "method": method},
+    ]
+    return Case(0, network, rules, {"mse": DETERMINISTIC, "mvue": UNBIASED}[method])
 
 
 def test_a_seed_that_kills_the_process_is_recorded_and_left(tmp_path: Path) -> None:
