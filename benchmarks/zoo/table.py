@@ -96,7 +96,7 @@ configuration and without dropout. `python -m benchmarks.zoo` writes this page a
 `python -m benchmarks.zoo llama` runs one model, `--list` names all.
 
 Each row is of compiled code and was checked so. `tests/zoo` checks all of it again: one model of
-each family compiled, the others interpreted after all passes.
+each family compiled (but the U-Net), the others interpreted after all passes.
 
 - Policy `dense` equals eager mode in float32: the loss, and every element of every parameter's
   gradient within {rtol:g} of its tensor's largest (plus {noise:g} of the largest gradient).
