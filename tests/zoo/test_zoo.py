@@ -1,7 +1,8 @@
 """Every model of the zoo equals eager mode, trains and has a complete report; the page agrees.
 
 One model of each family is compiled, but for the U-Net, whose kernels take minutes. The others,
-which would only keep the C++ compiler busy, are interpreted after all passes; ``python -m benchmarks.zoo`` compiles every one.
+which would only keep the C++ compiler busy, are interpreted after all passes;
+``python -m benchmarks.zoo`` compiles every one.
 """
 
 from __future__ import annotations
