@@ -35,11 +35,11 @@ def marked(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     return x
 
 
-def graphs_made(policy: Any, batches: list[Tensor], **keys: Any) -> list[int]:
+def graphs_made(make: Any, policy: Any, batches: list[Tensor], **keys: Any) -> list[int]:
     """The number of graphs compiled so far after each batch; the results are checked on the way."""
     torch._dynamo.reset()
     torch.manual_seed(2)
-    model = Tokens()
+    model = make()
     run, made = compiled(model, policy, **keys), []
     counters.clear()
     for x in batches:
@@ -61,9 +61,24 @@ HOW: dict[str, tuple[dict[str, Any], tuple[int, ...], list[tuple[int, int]]]] = 
 def test_as_many_compilations_as_inductor(how: str) -> None:
     keys, dims, shapes = HOW[how]
     batches = [marked(torch.randn(*s, 16, dtype=torch.float64), dims) for s in shapes]
-    pruned, inductor = (graphs_made(policy, batches, **keys) for policy in (MSE, None))
+    pruned, inductor = (graphs_made(Tokens, p, batches, **keys) for p in (MSE, None))
     assert pruned == inductor
     assert pruned[-1] < len(shapes), "the sizes were not dynamic"
+
+
+def grouped() -> nn.Module:
+    """Six channels a group: blocks of four end inside, so that operands are split by groups."""
+    layers = nn.Conv2d(12, 12, 3, groups=2), nn.Tanh(), nn.Conv2d(12, 8, 1)
+    return nn.Sequential(*layers).double()
+
+
+@pytest.mark.slow
+def test_images_in_batches_of_every_size() -> None:
+    # Their height and width are compiled as they are, by Inductor as well.
+    images = [torch.randn(n, 12, 5, 4, dtype=torch.float64) for n in (2, 3)]
+    pruned, inductor = (graphs_made(grouped, p, images, dynamic=True) for p in (MSE, None))
+    assert pruned == inductor
+    assert pruned == [1, 1]
 
 
 def test_mvue_at_every_length() -> None:
