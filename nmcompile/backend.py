@@ -84,8 +84,7 @@ def nm_sparse(
     owner = settings.policy if settings.region.paths else caller.wrapper  # one of many regions
     if not settings.region.paths:
         check_indices(settings.policy, caller.whole)
-        region = region_of(caller.whole, caller.roots)
-        settings = replace(settings, region=replace(region, prefix=caller.prefix))
+        settings = replace(settings, region=region_of(caller))
     complete = owner is caller.wrapper and caller.in_whole and not ends_in_graph_break(gm)
     graph, graph_report = compile_graph(gm, example_inputs, settings)
     whole = caller.whole if owner is caller.wrapper else None

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile._dynamo import BackendCompilerFailed
+from nmcompile._dynamo import BackendCompilerFailed, Caller
 from nmcompile.backend import plan_only
 from nmcompile.errors import NMError
 from nmcompile.options import Settings
 from nmcompile.policy import Policy
+from nmcompile.regions import region_of
 from nmcompile.report import GraphReport, Report
 from nmcompile.saved import saved_for_backward
 
@@ -44,7 +45,8 @@ def explain(
     graphs: list[GraphReport] = []
 
     def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:
-        planned = plan_only(gm, inputs, Settings(chosen))
+        settings = Settings(chosen, region=region_of(Caller.of(capture)))
+        planned = plan_only(gm, inputs, settings)
         saved = saved_for_backward(planned.graphs)
         graphs.extend(r.model_copy(update={"saved": saved}) for r in planned.reports)
         return planned.run

@@ -8,12 +8,13 @@ full paths; a rule that would treat them differently is refused, never applied a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
 from torch import nn
 
+from nmcompile._dynamo import Caller
 from nmcompile.errors import PolicyError, nearest
 from nmcompile.policy import Policy
 
@@ -49,18 +50,19 @@ class Region:
         return tuple(path + shown.removeprefix(self.name) for path in self.paths)
 
 
-def region_of(whole: nn.Module | None, roots: Sequence[nn.Module]) -> Region:
-    """The modules that may share the code of ``roots``, a part of ``whole`` compiled on its own.
+def region_of(caller: Caller) -> Region:
+    """The modules that may share the graph in hand, where it is of a part of the whole model.
 
     That is what a graph break inside of a loop, or a hook that cannot be traced (FSDP2), leads to.
     Modules of one class with equal parameters reuse each other's code.
     """
+    whole, roots = caller.whole, caller.roots
     if whole is None or len(roots) != 1 or roots[0] is whole:
-        return Region()
+        return Region(prefix=caller.prefix)
     like = _kind(roots[0])
     alike = [p for p, m in whole.named_modules() if m is roots[0] or _kind(m) == like]
     known = any(m is roots[0] for m in whole.modules())
-    return Region(tuple(alike)) if known else Region()
+    return Region(tuple(alike) if known else (), caller.prefix)
 
 
 def _kind(module: nn.Module) -> object:

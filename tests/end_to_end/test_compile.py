@@ -143,6 +143,11 @@ def test_blocks_that_a_graph_break_separates_see_full_paths(in_place: bool) -> N
     assert {s.module for s in nmcompile.last_report().sites} == {"layers.{0..3}.fc"}
 
 
+def test_explain_sees_full_paths_of_separated_blocks_too() -> None:
+    report = nmcompile.explain(Net(), torch.randn(8, 16))
+    assert {s.module for s in report.sites} == {"layers.{0..3}.fc"}
+
+
 def test_a_rule_that_separated_blocks_cannot_honour_is_refused() -> None:
     rules = [forward("layers.3.fc", "1:4"), forward("layers.0.fc", "2:4")]
     message = error_of(lambda: densities(whole(Net(), Policy(rules=rules))))
