@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from nmcompile.gemm import Gemm, Op, OperandKind, Role
+from nmcompile.gemm import Gemm, Op, OperandKind, Role, size_hint
 
 aten = torch.ops.aten
 
@@ -119,7 +119,8 @@ def _belong_together(backward: Gemm, forward: Gemm) -> bool:
     """The three GEMMs of a layer permute the same M, N, K (a convolution's only nearly)."""
     if Op.CONV in (backward.op, forward.op):
         return backward.op is forward.op
-    return sorted(map(str, backward.sizes)) == sorted(map(str, forward.sizes))
+    # By number: one symbolic size can be written in several ways.
+    return sorted(map(size_hint, backward.sizes)) == sorted(map(size_hint, forward.sizes))
 
 
 def _base(gemm: Gemm, arg: int) -> fx.Node:

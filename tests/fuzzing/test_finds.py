@@ -109,3 +109,25 @@ def test_a_transposable_mask_of_ragged_tiles_masks_the_exact_gradient(execution:
     keep = reference.prune_and_mask(model.weight, None, 0, 2, 4, (0, 1), "transposable")[1]
     assert dw is not None
     assert torch.equal(dw != 0, keep)
+
+
+class Tied(nn.Module):
+    """A layer and the product with its own weight, on folded images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(5, 16, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(x) @ self.fc.weight + self.fc(x.tanh()) @ self.fc.weight
+
+
+def test_symbolic_sizes_written_in_two_ways_are_one_size() -> None:
+    x = torch.randn(3, 4, 3, 5).to(memory_format=torch.channels_last).double().requires_grad_()
+    rule = Rule(prune="activation", format="2:4", role="fprop", backward="exact")
+    model, results = Tied(), []
+    for dynamic in (False, True):
+        program = Program(model, [x])
+        results.append(PlannedNetwork(program, Policy(rules=[rule]), dynamic).run())
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
