@@ -128,6 +128,10 @@ def test_plain_triton_compiles(method: str) -> None:
     assert not any(op.startswith(("HMNMX2", "IDP")) for op in opcodes)
 
 
+@pytest.mark.skipif(
+    not triton.__version__.startswith("3.6."),
+    reason="the published counts are Triton 3.6's; 3.9 adds barriers to the MVUE kernel",
+)
 def test_the_instructions_that_the_count_relies_on_are_there() -> None:
     opcodes = Counter[str]()
     for op, count in examine(MVUE).machine.opcodes.items():
