@@ -36,7 +36,7 @@ def norm(s: Scope) -> str | None:
             forms.append(f"nn.BatchNorm{kind}d({c}, dtype={cast})")
     made, held = layer(s, "norm", s.random.choice(forms))
     # Without a gradient for a channels-last input, eager GroupNorm's backward crashes the process.
-    read = "{0}" if v.requires_grad else "{0}.contiguous()"
+    read = "{0}.contiguous()" if "GroupNorm" in held[1] else "{0}"
     return s.add("norm", f"{{out}} = {made}({read})", x, held=(held,))
 
 
