@@ -115,7 +115,7 @@ def main(
     out: Annotated[Path, typer.Option(help="The table's file.")] = RESULTS,
 ) -> None:
     """Run the core of the test suite under several versions of PyTorch."""
-    console, rows = Console(), []
+    console, rows = Console(width=None if Console().is_terminal else 132), []
     for version in versions or DEFAULT:
         console.print(f"torch {version}: environment")
         python = environment(version, folder)
