@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,12 +97,18 @@ def _whole(frames: list[Any]) -> nn.Module | None:
         fn = frame.f_locals.get("fn")
         for outer in frames[i + 1 : i + 4]:  # OptimizedModule.__call__ stands right above
             owner = outer.f_locals.get("self")
-            if isinstance(owner, optimized_module) and owner.forward.__code__ is frame.f_code:
+            code = getattr(getattr(owner, "forward", None), "__code__", None)
+            if isinstance(owner, optimized_module) and code is frame.f_code:
                 return _module(owner._orig_mod)
-        cells = [cell.cell_contents for cell in getattr(fn, "__closure__", None) or ()]
-        modules = [c for c in cells if isinstance(c, nn.Module)]
+        modules = [v for v in _closed_over(fn) if isinstance(v, nn.Module)]
         return _module(getattr(fn, "__self__", modules[0] if len(modules) == 1 else None))
     return None
+
+
+def _closed_over(fn: Any) -> Iterator[Any]:
+    for cell in getattr(fn, "__closure__", None) or ():
+        with suppress(ValueError):  # a name that has no value yet
+            yield cell.cell_contents
 
 
 def _module(value: Any) -> nn.Module | None:

@@ -249,3 +249,15 @@ def test_a_failing_pass_is_named_instead_of_running_eagerly(
     with torch.no_grad(), pytest.raises(Exception, match="failed on this graph: DataDep") as caught:
         compiled(torch.randn(4, 16))
     assert "pass broken" in str(caught.value) or "PostPass" in str(caught.value)
+
+
+def test_a_function_that_closes_over_a_name_without_a_value() -> None:
+    model = Broken()
+
+    def step(x: Tensor) -> Tensor:
+        return model(x) if x.dim() == 2 else later(x)
+
+    with torch.no_grad():
+        torch.compile(step, backend="nm_sparse")(torch.randn(4, 16))
+    later = nn.Identity()
+    assert [s.module for s in nmcompile.last_report().sites] == ["fc"]
