@@ -110,11 +110,11 @@ def process_group_store() -> Any:
 
 
 def is_composite(op: Any) -> bool:
-    """Whether autograd sees through this operator to the ones that it is made of (``linear``)."""
+    """Whether an operator is always made of others, and has no kernel of its own."""
     if not isinstance(op, OpOverload):
         return False
     has_kernel = private("torch._C", "_dispatch_has_kernel_for_dispatch_key")
-    return bool(has_kernel(op.name(), "CompositeImplicitAutograd"))
+    return has_kernel(op.name(), "CompositeImplicitAutograd") and not has_kernel(op.name(), "CPU")
 
 
 def load_cpp(source: str) -> Any:

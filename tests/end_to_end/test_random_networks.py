@@ -65,7 +65,8 @@ def rewritten_gradients(model: nn.Module, x: Tensor, policy: Policy) -> list[Ten
         return loss, torch.autograd.grad(loss, [x, *params.values()], allow_unused=True)
 
     x = x.detach().requires_grad_()
-    gm = nmcompile.rewrite(make_fx(step)(params, x), policy, weights="params_*")
+    weights = "params_*" if params else []
+    gm = nmcompile.rewrite(make_fx(step)(params, x), policy, weights=weights)
     loss, grads = gm(params, x)
     return [loss, *(g for g in grads if g is not None)]
 
