@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,8 @@ class Scope:
     ) -> str | None:
         """Append a statement if it runs and its value is harmless; the name of its value."""
         out = f"{self.prefix}{len(self.statements) + 1}"
+        # What a statement does not read may be dead code, and must become an output.
+        inputs = inputs[: 1 + max((int(i) for i in re.findall(r"\{(\d+)\}", code)), default=-1)]
         statement = Statement(op, out, inputs, code, held)
         scope: dict[str, Any] = {**NAMESPACE, **DTYPES, **self.blocks, **self.values}
         scope["self"] = self.module
