@@ -58,6 +58,8 @@ class Site(_Frozen):
     @classmethod
     def of(cls, d: Decision) -> Site:
         g, p = d.gemm, d.pruning
+        # Of the product that was found: a sparse convolution has become a matrix product by now.
+        dims = next((o.dims for o in g.operands if p and o.kind is p.operand.kind), None)
         return cls(
             site=d.site,
             module=g.path,
@@ -70,7 +72,7 @@ class Site(_Frozen):
             dtype=g.dtype,
             device=g.device,
             operands=(g.lhs.kind, g.rhs.kind),
-            dims=p.operand.dims if p else None,
+            dims=dims,
             pruned=p.operand.kind if p else None,
             format=str(p.format) if p else None,
             method=str(p.method) if p else None,

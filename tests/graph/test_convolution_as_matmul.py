@@ -6,6 +6,7 @@ import expecttest
 import torch
 from torch import nn
 
+import nmcompile
 from nmcompile import Policy
 from tests.graph.rewritten import rewritten
 
@@ -30,3 +31,14 @@ sparse_product_2: "f32[16, 32]" = nm.mm(getitem_6, reshape_default_7, 16, 'cuspa
 sum_dim_int_list: "f32[16]" = aten.sum.dim_IntList(tangents_1, [0, 2, 3])
 """,
         )
+
+
+def test_a_report_is_of_the_convolution() -> None:
+    model = nn.Conv2d(32, 16, 1)
+    x = torch.randn(2, 32, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    for recipe in ("full", "weights"):
+        dims = [
+            [(s.role, s.target, s.dims) for s in nmcompile.explain(model, x, policy=policy).sites]
+            for policy in (Policy(extends=recipe, execution=e) for e in ("simulate", "sparse"))
+        ]
+        assert dims[0] == dims[1]
