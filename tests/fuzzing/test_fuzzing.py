@@ -31,7 +31,7 @@ from fuzzing.simulation import Simulation
 from nmcompile import reference
 from nmcompile.dense_interpreter import PlannedInterpreter
 
-SEEDS = range(40)
+SEEDS = range(24)
 
 
 def test_a_seed_is_always_the_same_network_and_policy() -> None:
@@ -246,14 +246,14 @@ def test_a_seed_that_kills_the_process_is_recorded_and_left(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_forty_networks(tmp_path: Path) -> None:
+def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     summary = Summary.at(tmp_path, SEEDS.start, 0.0)
     for seed in seeds(summary, len(SEEDS), None):
         line = run_seed(summary, seed, tmp_path, shrink_seconds=0)
         assert line is None or line.startswith("upstream"), line
     assert summary.networks == len(SEEDS)
     assert summary.pruned_products > 50
-    assert summary.checks["masks"] > 10
+    assert summary.checks["masks"] > 3
     again = Summary.at(tmp_path, SEEDS.start, 0.0)
     assert again == summary, "a run goes on where it stopped"
     assert list(seeds(again, len(SEEDS), None)) == []
