@@ -81,14 +81,15 @@ def nm_sparse(
     if differentiates(gm):
         warn_of_derivatives(settings.policy)
         settings = replace(settings, policy=Policy.recipe("dense"))
-    owner = settings.policy if settings.region.paths else caller.wrapper  # one of many regions
-    if not settings.region.paths:
-        check_indices(settings.policy, caller.whole)
-        settings = replace(settings, region=region_of(caller))
-    complete = owner is caller.wrapper and caller.in_whole and not ends_in_graph_break(gm)
-    graph, graph_report = compile_graph(gm, example_inputs, settings)
-    whole = caller.whole if owner is caller.wrapper else None
-    _history.add(owner, settings.policy, graph_report, complete, whole)
+    if settings.region.paths:  # one of many regions, which share their policy and its report
+        graph, reports = compile_graph(gm, example_inputs, settings)
+        _history.add(settings.policy, settings.policy, reports)
+        return graph
+    check_indices(settings.policy, caller.whole)
+    settings = replace(settings, region=region_of(caller))
+    graph, reports = compile_graph(gm, example_inputs, settings)
+    complete = caller.in_whole and not ends_in_graph_break(gm)
+    _history.add(caller.wrapper, settings.policy, reports, complete, caller.whole)
     return graph
 
 
