@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from nmcompile import ops, reference
+from nmcompile import ops
+from nmcompile.masks import reference
 
 CASES = [
     (fmt, method)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from nmcompile import functional
 from nmcompile.backend import last_report, nm_sparse
-from nmcompile.compile import compile
 from nmcompile.errors import FormatError, NMError, NMWarning, OptionError, PolicyError
 from nmcompile.explain import explain
-from nmcompile.formats import NMFormat
+from nmcompile.in_place import compile
+from nmcompile.masks.formats import NMFormat
 from nmcompile.policy import Policy, Rule, recipe_names
 from nmcompile.report import Report
 from nmcompile.rewrite import rewrite

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nmcompile.gemm import Method
 from nmcompile.hardware import Ceilings
 from nmcompile.layouts import Layout
+from nmcompile.masks.formats import Method
 
 #: Time of a compress kernel over its byte floor.
 _OVER_FLOOR = {Method.MSE: 1.25, Method.MVUE: 1.75}

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile import _torch, packing, reference
+from nmcompile import _torch, packing
 from nmcompile.errors import NMWarning
-from nmcompile.formats import NMFormat
-from nmcompile.gemm import Method
 from nmcompile.layouts import Layout
+from nmcompile.masks import reference
+from nmcompile.masks.formats import Method, NMFormat
 
 #: The dtypes whose 2:4 products the libraries compute from our packed operands.
 DTYPES = (torch.bfloat16, torch.float16)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from nmcompile import ops, ops_compressed, reference
-from nmcompile.blocks import dense_copy
+from nmcompile import ops, ops_compressed
 from nmcompile.errors import FormatError, nearest
-from nmcompile.formats import NMFormat
-from nmcompile.gemm import Method
 from nmcompile.layouts import Layout
+from nmcompile.masks import reference
+from nmcompile.masks.blocks import dense_copy
+from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.packing import Compressed, check_format
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -39,21 +39,6 @@ class Op(StrEnum):
     CONV = "conv"
 
 
-class Method(StrEnum):
-    """How the survivors of a block are chosen."""
-
-    MSE = "mse"
-    MVUE = "mvue"
-    APPROX_MVUE = "approx-mvue"
-    UNIFORM = "uniform"
-    TRANSPOSABLE = "transposable"
-
-    @property
-    def random(self) -> bool:
-        """Whether the method draws random numbers."""
-        return self in (Method.MVUE, Method.APPROX_MVUE, Method.UNIFORM)
-
-
 #: The operand kinds that a product of each role can have.
 KINDS_OF_ROLE: dict[Role, tuple[OperandKind, ...]] = {
     Role.FPROP: (OperandKind.ACTIVATION, OperandKind.WEIGHT),

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from nmcompile import _torch, storage
+from nmcompile import _torch, cache
 from nmcompile.errors import NMError
 from nmcompile.nothing_pruned import warn_if_nothing_pruned
 from nmcompile.policy import Policy
@@ -106,7 +106,7 @@ class StoredReports:
     _adapter = TypeAdapter(list[GraphReport])
 
     def __init__(self, digest: str) -> None:
-        self._path = _torch.cache_dir() / "nmcompile" / f"{digest}.json"
+        self._path = cache.folder() / f"{digest}.json"
 
     def load(self) -> list[GraphReport] | None:
         """None where there is none, or none that can be read."""
@@ -121,6 +121,6 @@ class StoredReports:
     def save(self, reports: list[GraphReport]) -> None:
         """Keep them; a folder that cannot be written is logged."""
         try:
-            storage.write(self._path, self._adapter.dump_json(reports))
+            cache.write(self._path, self._adapter.dump_json(reports))
         except OSError as error:
             log.warning("no report is kept beside the cache: %s", error)

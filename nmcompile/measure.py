@@ -10,8 +10,8 @@ import torch
 
 from nmcompile import _torch, ops_compressed
 from nmcompile.cost import Estimate
-from nmcompile.gemm import Method
 from nmcompile.layouts import Layout
+from nmcompile.masks.formats import Method
 
 
 @functools.cache

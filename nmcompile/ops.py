@@ -8,7 +8,7 @@
     stream  which random numbers of the seed: operators with different streams are independent
     dims    the reduction dimensions, flattened in this order; blocks of m run along them, the
             last one padded with zeros. For "transposable" the two dimensions of the m x m tiles.
-    method  a word of ``nmcompile.gemm.Method``
+    method  a word of ``nmcompile.masks.formats.Method``
 
 Both are pure functions of their arguments. The result has the strides of ``torch.empty_like(x)``
 and never aliases ``x``. The arguments are trusted: ``nmcompile.functional`` and the compiler's
@@ -23,11 +23,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nmcompile import reference
-from nmcompile.blocks import dense_copy, layout_of
 from nmcompile.codegen import cpu
-from nmcompile.formats import NMFormat
-from nmcompile.gemm import Method
+from nmcompile.masks import reference
+from nmcompile.masks.blocks import dense_copy, layout_of
+from nmcompile.masks.formats import Method, NMFormat
 
 LIBRARY = torch.library.Library("nm", "DEF")
 _ARGUMENTS = "(Tensor x, Tensor? seed, int stream, int n, int m, int[] dims, str method) -> Tensor"

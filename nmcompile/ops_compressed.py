@@ -30,9 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile import _torch, cusparselt, ops, packing, reference
-from nmcompile.formats import NMFormat
+from nmcompile import _torch, cusparselt, ops, packing
 from nmcompile.layouts import Layout
+from nmcompile.masks import reference
+from nmcompile.masks.formats import NMFormat
 
 _LIBRARY = torch.library.Library("nm", "FRAGMENT")
 

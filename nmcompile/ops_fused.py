@@ -22,8 +22,8 @@ from nmcompile import cusparselt, ops_compressed
 from nmcompile.codegen import launch
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec, identity
-from nmcompile.gemm import Method
 from nmcompile.hardware import has_triton
+from nmcompile.masks.formats import Method
 
 _LIBRARY = torch.library.Library("nm", "FRAGMENT")
 

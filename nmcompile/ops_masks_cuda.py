@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nmcompile import reference
 from nmcompile.codegen import expand, launch
 from nmcompile.codegen.kernel_spec import identity
-from nmcompile.gemm import Method
 from nmcompile.layouts import Layout
+from nmcompile.masks import reference
+from nmcompile.masks.formats import Method
 from nmcompile.ops_fused import is_generated
 
 _LIBRARY = torch.library.Library("nm", "IMPL")

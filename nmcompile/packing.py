@@ -20,12 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile import reference
-from nmcompile.blocks import dense_copy
 from nmcompile.errors import FormatError
-from nmcompile.formats import NMFormat
-from nmcompile.gemm import Method
 from nmcompile.layouts import Layout
+from nmcompile.masks import reference
+from nmcompile.masks.blocks import dense_copy
+from nmcompile.masks.formats import Method, NMFormat
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,7 +100,7 @@ def whole_blocks(x: Tensor, dim: int, m: int) -> Tensor:
     """``x``, 2-D, zero padded along ``dim`` to a multiple of m.
 
     The copy lies in memory in ``x``'s order, so that every block keeps its number, which selects
-    its random numbers (``nmcompile.blocks``).
+    its random numbers (``nmcompile.masks.blocks``).
     """
     extra = -x.shape[dim] % m
     if extra == 0:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nmcompile.errors import PolicyError, nearest
-from nmcompile.gemm import Method, Op, OperandKind, Role
+from nmcompile.gemm import Op, OperandKind, Role
+from nmcompile.masks.formats import Method
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

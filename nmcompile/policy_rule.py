@@ -21,8 +21,8 @@ from pydantic import (
 )
 
 from nmcompile.errors import PolicyError
-from nmcompile.formats import NMFormat
-from nmcompile.gemm import KINDS_OF_ROLE, Method, Op, OperandKind, Role
+from nmcompile.gemm import KINDS_OF_ROLE, Op, OperandKind, Role
+from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.policy_file import Backward, DType, Execution, Fallback, problems
 
 

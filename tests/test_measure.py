@@ -10,8 +10,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from nmcompile import measure
-from nmcompile.gemm import Method
 from nmcompile.layouts import Layout
+from nmcompile.masks.formats import Method
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from importlib import resources
 import pytest
 
 from nmcompile.errors import NMWarning
-from nmcompile.formats import NMFormat
 from nmcompile.gemm import KINDS_OF_ROLE, Op, OperandKind, Role
+from nmcompile.masks.formats import NMFormat
 from nmcompile.policy import Policy, Rule, recipe_names
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmcompile.formats import NMFormat
-from nmcompile.gemm import KINDS_OF_ROLE, Method, Op, OperandKind, Role
+from nmcompile.gemm import KINDS_OF_ROLE, Op, OperandKind, Role
+from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.policy import Policy, Rule, recipe_names
 
 PRUNE = {"prune": "gradient", "format": "2:4"}

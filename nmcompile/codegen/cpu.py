@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from nmcompile import _torch
-from nmcompile.blocks import BlockLayout
 from nmcompile.errors import NMWarning
-from nmcompile.formats import NMFormat
-from nmcompile.gemm import Method
+from nmcompile.masks.blocks import BlockLayout
+from nmcompile.masks.formats import Method, NMFormat
 
 _TEMPLATES = [Path(__file__).with_name(name) for name in ("cpu_vectors.h", "cpu_prune.cpp")]
 _STORAGE = {

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nmcompile import _torch, storage
+from nmcompile import cache
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.printer import print_kernel
 
@@ -24,15 +24,15 @@ def kernel_path(spec: KernelSpec) -> Path:
     source = print_kernel(spec)
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     name = f"{spec.name}_{digest}.py"
-    path = _torch.cache_dir() / "nmcompile" / "kernels" / name
+    path = cache.folder() / "kernels" / name
     if _holds(path, source):
         return path
     try:
-        storage.write(path, source.encode())
+        cache.write(path, source.encode())
     except OSError as error:
         log.warning("kernel %s is kept for this process alone: %s", spec.name, error)
         path = _own_folder() / name
-        storage.write(path, source.encode())
+        cache.write(path, source.encode())
     return path
 
 
@@ -98,4 +98,4 @@ def recorded_kernels(digest: str) -> tuple[Path, ...]:
 
 
 def _record(digest: str) -> Path:
-    return _torch.cache_dir() / "nmcompile" / f"{digest}.kernels"
+    return cache.folder() / f"{digest}.kernels"

@@ -6,7 +6,8 @@ import warnings
 from dataclasses import replace
 
 from nmcompile.errors import NMWarning, PolicyError
-from nmcompile.gemm import Gemm, Method, Op
+from nmcompile.gemm import Gemm, Op
+from nmcompile.masks.formats import Method
 from nmcompile.passes.execution import choose
 from nmcompile.passes.plan import Decision, Plan, Pruning
 from nmcompile.policy import Rule

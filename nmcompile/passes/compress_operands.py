@@ -26,7 +26,7 @@ from torch import fx
 
 import nmcompile.ops_compressed
 import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
-from nmcompile.gemm import Method
+from nmcompile.masks.formats import Method
 from nmcompile.passes.find_gemms import LEFT_OPERAND
 from nmcompile.passes.insert import Inserter
 from nmcompile.passes.plan import Compressed, Decision, Plan

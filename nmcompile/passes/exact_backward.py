@@ -22,7 +22,8 @@ import torch
 from torch import fx
 
 import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
-from nmcompile.gemm import Method, Op, OperandKind, Role
+from nmcompile.gemm import Op, OperandKind, Role
+from nmcompile.masks.formats import Method
 from nmcompile.passes.backward_roles import is_view
 from nmcompile.passes.insert import Inserter
 from nmcompile.passes.plan import Compressed, Decision, Plan

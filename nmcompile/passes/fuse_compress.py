@@ -21,7 +21,7 @@ from torch import fx
 import nmcompile.ops_fused  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec
 from nmcompile.codegen.pointwise import VIEWS
-from nmcompile.gemm import Method
+from nmcompile.masks.formats import Method
 from nmcompile.passes.insert import Inserter
 from nmcompile.passes.prologue import Prologue
 

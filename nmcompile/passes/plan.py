@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from nmcompile.cost import Estimate
-from nmcompile.formats import NMFormat
-from nmcompile.gemm import Gemm, Method, Operand
+from nmcompile.gemm import Gemm, Operand
 from nmcompile.layouts import Layout
+from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.passes.find_skipped import Skipped
 from nmcompile.passes.operand_kinds import Kinds
 from nmcompile.policy import Policy, Rule

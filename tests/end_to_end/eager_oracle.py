@@ -1,8 +1,8 @@
 """An independent simulation: the same masks by torch-function interception, in eager mode.
 
 It knows nothing of graphs, sites or passes; it replaces ``linear`` and ``conv*d`` calls by
-autograd functions that mask with the oracle of ``nmcompile.reference`` ("mse" only, so that it
-is deterministic).
+autograd functions that mask with the oracle of ``nmcompile.masks.reference`` ("mse" only, so
+that it is deterministic).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from nmcompile import reference
+from nmcompile.masks import reference
 
 #: (role, operand kind) -> (n, m)
 Masks = Mapping[tuple[str, str], tuple[int, int]]

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import nmcompile
-from nmcompile import Policy, Rule, reference
+from nmcompile import Policy, Rule
+from nmcompile.masks import reference
 
 
 def compiled(model: nn.Module, policy: Any) -> Any:

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 import nmcompile
 from fuzzing.execute import PlannedNetwork, run
 from fuzzing.network import Program
-from nmcompile import Policy, Rule, reference
+from nmcompile import Policy, Rule
+from nmcompile.masks import reference
 
 GRADIENTS = Policy(rules=[Rule(prune="gradient", format="2:4", method="mse")])
 

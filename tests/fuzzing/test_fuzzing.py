@@ -28,8 +28,8 @@ from fuzzing.rounding import tolerances
 from fuzzing.script import write_script
 from fuzzing.shrink import shrink
 from fuzzing.simulation import Simulation
-from nmcompile import reference
 from nmcompile.dense_interpreter import PlannedInterpreter
+from nmcompile.masks import reference
 
 SEEDS = range(24)
 

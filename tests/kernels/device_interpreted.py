@@ -22,8 +22,8 @@ from nmcompile import packing
 from nmcompile.codegen.device import exemplars, host, primitives
 from nmcompile.codegen.device.functions import gelu_tanh
 from nmcompile.codegen.device.philox import philox
-from nmcompile.formats import NMFormat
 from nmcompile.layouts import Layout
+from nmcompile.masks.formats import NMFormat
 
 SEED = -0x123456789ABCDEF
 ROWS, COLUMNS = 64, 64

@@ -32,14 +32,15 @@ from benchmarks.static_check.cases import Case, compile_case
 from benchmarks.static_check.model import examine, judge
 from benchmarks.static_check.sass import Machine, access_width, covering_width
 from benchmarks.static_check.throughput import busiest, weighted
-from nmcompile import packing, reference
+from nmcompile import packing
 from nmcompile.codegen.device.host import Tile, fit_of, launch_grid
 from nmcompile.codegen.device.layouts import quad_bytes, quad_word
 from nmcompile.codegen.device.philox import words_of_call
 from nmcompile.codegen.device.primitives import round_pair
 from nmcompile.codegen.device.rows import pack_block
-from nmcompile.formats import NMFormat
 from nmcompile.layouts import Layout
+from nmcompile.masks import reference
+from nmcompile.masks.formats import NMFormat
 from tests.kernels import ptx
 from tests.kernels.device_interpreted import hard_operand
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 
 from nmcompile import ops, ops_compressed, packing
 from nmcompile.errors import FormatError
-from nmcompile.formats import NMFormat
 from nmcompile.layouts import Layout
+from nmcompile.masks.formats import NMFormat
 
 LAYOUTS = [str(layout) for layout in Layout]
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -16,8 +16,8 @@ from torch.sparse import _semi_structured_conversions as torch_cutlass
 
 from nmcompile import cusparselt, ops, ops_compressed, packing
 from nmcompile.errors import NMWarning
-from nmcompile.formats import NMFormat
 from nmcompile.layouts import Layout
+from nmcompile.masks.formats import NMFormat
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nmcompile import Policy, Rule, reference
+from nmcompile import Policy, Rule
+from nmcompile.masks import reference
 from tests.setups.steps import MSE, compiled, density, identity, mlp
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])

@@ -12,8 +12,8 @@ from benchmarks.gpu_check.cases.inputs import DTYPES, difference, on, operand, w
 from benchmarks.gpu_check.device import poisoned
 from benchmarks.gpu_check.events import Case, Session
 from nmcompile import cusparselt, functional, ops, ops_compressed, ops_fused, packing
-from nmcompile.formats import NMFormat
 from nmcompile.layouts import Layout
+from nmcompile.masks.formats import NMFormat
 
 DIMS = ([1, 0], [0], [1])  # what compiles longest comes first
 FORMATS = ("2:4", "1:2")

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from benchmarks.gpu_check.cases.inputs import DTYPES, byte_difference, operand, word
 from benchmarks.gpu_check.events import Case, Session
-from nmcompile import cusparselt, packing, reference
-from nmcompile.formats import NMFormat
+from nmcompile import cusparselt, packing
 from nmcompile.layouts import Layout
+from nmcompile.masks import reference
+from nmcompile.masks.formats import NMFormat
 
 #: (rows, columns) in units of the layout's padding: one tile, odd multiples, tall, wide.
 UNITS = ((1, 1), (1, 2), (2, 1), (3, 5), (7, 3), (16, 33), (40, 1))

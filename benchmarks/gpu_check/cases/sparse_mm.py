@@ -12,8 +12,8 @@ from benchmarks.gpu_check.cases.kernels import SEED, STREAMS, compress
 from benchmarks.gpu_check.device import poisoned
 from benchmarks.gpu_check.events import Case, Session
 from nmcompile import cusparselt, ops_compressed, packing
-from nmcompile.formats import NMFormat
 from nmcompile.layouts import Layout
+from nmcompile.masks.formats import NMFormat
 
 #: Largest relative Frobenius error: the result is rounded to 16 bits, sums are in float32.
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}

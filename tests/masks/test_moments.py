@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from nmcompile import reference
-from tests.reference.sampling import draw_pair_moments, moments, optimal_variance
+from nmcompile.masks import reference
+from tests.masks.sampling import draw_pair_moments, moments, optimal_variance
 
 FORMATS = [(1, 2), (1, 4), (2, 4), (3, 4), (2, 6), (1, 8), (2, 8), (4, 8), (7, 8), (2, 5)]
 

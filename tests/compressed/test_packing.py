@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 
 from nmcompile import functional as nm
-from nmcompile import packing, reference
+from nmcompile import packing
 from nmcompile.errors import FormatError
-from nmcompile.formats import NMFormat
 from nmcompile.layouts import Layout
+from nmcompile.masks import reference
+from nmcompile.masks.formats import NMFormat
 
 LAYOUTS = tuple(Layout)
 METHODS = ("mse", "mvue", "uniform", "approx-mvue")

@@ -9,8 +9,8 @@ import torch
 from torch.sparse import _semi_structured_conversions as torch_cutlass
 
 from nmcompile import packing
-from nmcompile.formats import NMFormat
 from nmcompile.layouts import Layout
+from nmcompile.masks.formats import NMFormat
 
 LAYOUTS = tuple(Layout)
 TWO_FOUR = NMFormat(2, 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nmcompile import reference
+from nmcompile.masks import reference
 
 
 def moments(block: Tensor, n: int, method: str) -> tuple[Tensor, Tensor, Tensor]:

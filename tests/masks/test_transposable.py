@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from nmcompile import reference
+from nmcompile.masks import reference
 
 
 def legal_masks(n: int, m: int) -> torch.Tensor:

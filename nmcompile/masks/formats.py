@@ -1,9 +1,10 @@
-"""The N:M format: at most ``n`` non-zeros in every block of ``m`` consecutive elements."""
+"""The N:M format, at most ``n`` non-zeros in every block of ``m``, and how they are chosen."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 
 from nmcompile.errors import FormatError
 
@@ -45,3 +46,18 @@ class NMFormat:
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
+
+
+class Method(StrEnum):
+    """How the survivors of a block are chosen."""
+
+    MSE = "mse"
+    MVUE = "mvue"
+    APPROX_MVUE = "approx-mvue"
+    UNIFORM = "uniform"
+    TRANSPOSABLE = "transposable"
+
+    @property
+    def random(self) -> bool:
+        """Whether the method draws random numbers."""
+        return self in (Method.MVUE, Method.APPROX_MVUE, Method.UNIFORM)

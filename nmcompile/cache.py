@@ -1,10 +1,20 @@
-"""Files beside Inductor's cache: written in one step, since processes race and runs are cut off."""
+"""Our files beside Inductor's cache: where they lie, and how they are written.
+
+Each is written in one step, since processes race and runs are cut off.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+from nmcompile import _torch
+
+
+def folder() -> Path:
+    """Where our files lie: inside of Inductor's cache folder, so that both go together."""
+    return _torch.cache_dir() / "nmcompile"
 
 
 def write(path: Path, data: bytes) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile.blocks import dense_copy, layout_of
+from nmcompile.masks.blocks import dense_copy, layout_of
 
 _WORD = 0xFFFFFFFF
 
@@ -331,7 +331,7 @@ def to_blocks(x: Tensor, dims: Sequence[int], m: int) -> Tensor:
     """The blocks of ``x`` along ``dims``, zero-padded: ``[outer, blocks, inner, m]``.
 
     Flattened over all but the last dimension they are in the order of their numbers
-    (``nmcompile.blocks``).
+    (``nmcompile.masks.blocks``).
     """
     dense = dense_copy(x)
     view = layout_of(dense, dims, m).view(dense)

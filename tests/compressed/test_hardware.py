@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nmcompile.cost import Estimate, predict
-from nmcompile.gemm import Method
 from nmcompile.hardware import _CEILINGS, _cuda_target, target_of
 from nmcompile.layouts import Layout
+from nmcompile.masks.formats import Method
 
 H200 = _CEILINGS["H200"]
 
