@@ -26,9 +26,9 @@ from nmcompile._dynamo import Caller, differentiates, ends_in_graph_break, in_co
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture import Capture
 from nmcompile.codegen.loader import record_kernels
+from nmcompile.compressed.hardware import fingerprint
 from nmcompile.dense_interpreter import DenseInterpreter
 from nmcompile.errors import owned
-from nmcompile.hardware import fingerprint
 from nmcompile.history import History, StoredReports
 from nmcompile.nothing_pruned import warn_of_derivatives
 from nmcompile.options import KERNELS, Settings, read_options

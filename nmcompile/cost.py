@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nmcompile.hardware import Ceilings
-from nmcompile.layouts import Layout
+from nmcompile.compressed.hardware import Ceilings
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import Method
 
 #: Time of a compress kernel over its byte floor.

@@ -10,12 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from nmcompile import ops, ops_compressed
+from nmcompile.compressed.layouts import Layout
+from nmcompile.compressed.packing import Compressed, check_format
 from nmcompile.errors import FormatError, nearest
-from nmcompile.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.blocks import dense_copy
 from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.packing import Compressed, check_format
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -133,7 +133,7 @@ def compress(
             A size of zero gives a packed tensor without elements.
         dim: the dimension that the blocks run along. The compressed operand is ``x`` for -1 and
             its transpose for 0.
-        layout: the order of the metadata (``nmcompile.layouts.Layout``): ``"cusparselt_sm90"``,
+        layout: the order of the metadata (``compressed.layouts.Layout``): ``"cusparselt_sm90"``,
             ``"cusparselt_sm80"``, ``"cutlass_sm80"`` or ``"row_major"``. Sparse tensor cores take
             the 16-bit dtypes.
         method: of ``prune``, except ``"transposable"``.

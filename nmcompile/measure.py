@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from nmcompile import _torch, ops_compressed
+from nmcompile.compressed.layouts import Layout
 from nmcompile.cost import Estimate
-from nmcompile.layouts import Layout
 from nmcompile.masks.formats import Method
 
 

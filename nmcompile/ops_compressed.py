@@ -30,8 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile import _torch, cusparselt, ops, packing
-from nmcompile.layouts import Layout
+from nmcompile import _torch, ops
+from nmcompile.compressed import cusparselt, packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.formats import NMFormat
 

@@ -2,7 +2,7 @@
 
 unpack_mask(Tensor packed, SymInt rows, SymInt columns, str layout) -> Tensor
     The keep mask, bool [rows, columns]. Where a random method kept fewer than two elements of
-    a block, the free indices that fill it are True as well (``nmcompile.packing``).
+    a block, the free indices that fill it are True as well (``nmcompile.compressed.packing``).
 compress_like(Tensor x, Tensor packed, str layout) -> Tensor
     x [rows, columns] at the places that ``packed`` keeps, packed in the same layout: what a
     backward needs of a tensor whose gradient is masked so.
@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile import packing
 from nmcompile.codegen import expand
-from nmcompile.layouts import Layout
+from nmcompile.compressed import packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.ops_compressed import decompress_in_pytorch
 
 _LIBRARY = torch.library.Library("nm", "FRAGMENT")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nmcompile.codegen import expand, launch
 from nmcompile.codegen.kernel_spec import identity
-from nmcompile.layouts import Layout
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method
 from nmcompile.ops_fused import is_generated

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nmcompile.codegen.loader import recorded_kernels
+from nmcompile.compressed.layouts import Layout
 from nmcompile.gemm import Op, OperandKind, Role
-from nmcompile.layouts import Layout
 from nmcompile.passes.execution import ON_CPU
 from nmcompile.passes.find_skipped import Skipped
 from nmcompile.passes.plan import Decision, Plan

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from nmcompile import measure
-from nmcompile.layouts import Layout
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import Method
 
 

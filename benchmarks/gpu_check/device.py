@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from nmcompile.hardware import target_of
-from nmcompile.layouts import Layout
+from nmcompile.compressed.hardware import target_of
+from nmcompile.compressed.layouts import Layout
 
 Call = Callable[[int], Any]  # its argument selects one of several input sets
 #: Input sets of one measurement take more than this together, several times the L2 cache.

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmcompile import cusparselt, packing
 from nmcompile.codegen.kernel_spec import STORAGE
-from nmcompile.hardware import has_triton
-from nmcompile.layouts import Layout
+from nmcompile.compressed import cusparselt, packing
+from nmcompile.compressed.hardware import has_triton
+from nmcompile.compressed.layouts import Layout
 
 _BLOCK = 1024
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from nmcompile.codegen.pointwise import constant
-from nmcompile.layouts import Layout
+from nmcompile.compressed.layouts import Layout
 
 #: How an input ``[R, C]`` lies: all of it, one row ``[C]``, one column ``[R]``, one number.
 Shape = Literal["full", "per_column", "per_row", "scalar"]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from nmcompile.compressed.hardware import Target, target_of
+from nmcompile.compressed.layouts import Layout
 from nmcompile.cost import Estimate, predict
 from nmcompile.errors import PolicyError
 from nmcompile.gemm import Gemm, Op, Role, size_hint
-from nmcompile.hardware import Target, target_of
-from nmcompile.layouts import Layout
 from nmcompile.measure import measure
 from nmcompile.passes.find_gemms import is_pointwise
 from nmcompile.passes.plan import Pruning

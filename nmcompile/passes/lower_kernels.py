@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile import _torch, cusparselt
+from nmcompile import _torch
 from nmcompile.codegen import launch
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.loader import with_warps
+from nmcompile.compressed import cusparselt
 from nmcompile.passes.insert import Inserter
 
 aten = torch.ops.aten

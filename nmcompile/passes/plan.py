@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from nmcompile.compressed.layouts import Layout
 from nmcompile.cost import Estimate
 from nmcompile.gemm import Gemm, Operand
-from nmcompile.layouts import Layout
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.passes.find_skipped import Skipped
 from nmcompile.passes.operand_kinds import Kinds

@@ -27,10 +27,10 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nmcompile import cusparselt
 from nmcompile.codegen import launch, loader
 from nmcompile.codegen.device import expand, host
 from nmcompile.codegen.printer import parameters
+from nmcompile.compressed import cusparselt
 from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
 from tests.kernels.specs import PROLOGUES, spec

@@ -15,7 +15,7 @@ from tests.kernels.specs import all_specs, spec
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader._torch, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(loader.cache, "folder", lambda: tmp_path / "nmcompile")
 
 
 @pytest.mark.parametrize("number", range(len(list(all_specs()))))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from nmcompile.compressed.hardware import _CEILINGS, _cuda_target, target_of
+from nmcompile.compressed.layouts import Layout
 from nmcompile.cost import Estimate, predict
-from nmcompile.hardware import _CEILINGS, _cuda_target, target_of
-from nmcompile.layouts import Layout
 from nmcompile.masks.formats import Method
 
 H200 = _CEILINGS["H200"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.sparse import _semi_structured_conversions as torch_cutlass
 
-from nmcompile import packing
-from nmcompile.layouts import Layout
+from nmcompile.compressed import packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
 
 LAYOUTS = tuple(Layout)

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 
 from nmcompile import functional as nm
-from nmcompile import packing
+from nmcompile.compressed import packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import FormatError
-from nmcompile.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.formats import NMFormat
 

@@ -10,11 +10,11 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nmcompile.compressed.hardware import _CEILINGS, Target
+from nmcompile.compressed.layouts import Layout
 from nmcompile.cost import Estimate
 from nmcompile.errors import PolicyError
 from nmcompile.gemm import Gemm, OperandKind
-from nmcompile.hardware import _CEILINGS, Target
-from nmcompile.layouts import Layout
 from nmcompile.passes import execution
 from nmcompile.passes.assign import _pruning
 from nmcompile.passes.execution import Execution, choose

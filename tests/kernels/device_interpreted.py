@@ -18,11 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nmcompile import packing
 from nmcompile.codegen.device import exemplars, host, primitives
 from nmcompile.codegen.device.functions import gelu_tanh
 from nmcompile.codegen.device.philox import philox
-from nmcompile.layouts import Layout
+from nmcompile.compressed import packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
 
 SEED = -0x123456789ABCDEF

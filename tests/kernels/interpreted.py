@@ -15,7 +15,7 @@ from nmcompile import ops, ops_compressed, ops_masks_cuda
 from nmcompile.codegen import expand, launch
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import KernelSpec
-from nmcompile.layouts import Layout
+from nmcompile.compressed.layouts import Layout
 from tests.kernels.specs import SIZES, all_specs, inputs_of
 
 SEED = torch.tensor([0x123456789ABCDEF])

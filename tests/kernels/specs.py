@@ -10,7 +10,7 @@ import torch
 
 from nmcompile.codegen.kernel_spec import Input, KernelSpec, Statement
 from nmcompile.codegen.pointwise import EXPRESSIONS
-from nmcompile.layouts import Layout
+from nmcompile.compressed.layouts import Layout
 
 aten = torch.ops.aten
 

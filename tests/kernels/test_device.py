@@ -32,13 +32,13 @@ from benchmarks.static_check.cases import Case, compile_case
 from benchmarks.static_check.model import examine, judge
 from benchmarks.static_check.sass import Machine, access_width, covering_width
 from benchmarks.static_check.throughput import busiest, weighted
-from nmcompile import packing
 from nmcompile.codegen.device.host import Tile, fit_of, launch_grid
 from nmcompile.codegen.device.layouts import quad_bytes, quad_word
 from nmcompile.codegen.device.philox import words_of_call
 from nmcompile.codegen.device.primitives import round_pair
 from nmcompile.codegen.device.rows import pack_block
-from nmcompile.layouts import Layout
+from nmcompile.compressed import packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.formats import NMFormat
 from tests.kernels import ptx

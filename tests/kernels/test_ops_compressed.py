@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from nmcompile import ops, ops_compressed, packing
+from nmcompile import ops, ops_compressed
+from nmcompile.compressed import packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import FormatError
-from nmcompile.layouts import Layout
 from nmcompile.masks.formats import NMFormat
 
 LAYOUTS = [str(layout) for layout in Layout]

@@ -10,7 +10,7 @@ import torch
 
 from nmcompile import ops, ops_compressed
 from nmcompile.codegen.evaluate import evaluate
-from nmcompile.layouts import Layout
+from nmcompile.compressed.layouts import Layout
 from nmcompile.ops_fused import fused_compress
 from tests.kernels.specs import PROLOGUES, inputs_of, spec
 

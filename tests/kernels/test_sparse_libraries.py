@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch.sparse import _semi_structured_conversions as torch_cutlass
 
-from nmcompile import cusparselt, ops, ops_compressed, packing
+from nmcompile import ops, ops_compressed
+from nmcompile.compressed import cusparselt, packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import NMWarning
-from nmcompile.layouts import Layout
 from nmcompile.masks.formats import NMFormat
 
 CPU = torch.device("cpu")

@@ -11,8 +11,9 @@ from torch import Tensor
 from benchmarks.gpu_check.cases.inputs import DTYPES, difference, on, operand, word
 from benchmarks.gpu_check.device import poisoned
 from benchmarks.gpu_check.events import Case, Session
-from nmcompile import cusparselt, functional, ops, ops_compressed, ops_fused, packing
-from nmcompile.layouts import Layout
+from nmcompile import functional, ops, ops_compressed, ops_fused
+from nmcompile.compressed import cusparselt, packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
 
 DIMS = ([1, 0], [0], [1])  # what compiles longest comes first

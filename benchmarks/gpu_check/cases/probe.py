@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.gpu_check.cases.inputs import DTYPES, byte_difference, operand, word
 from benchmarks.gpu_check.events import Case, Session
-from nmcompile import cusparselt, packing
-from nmcompile.layouts import Layout
+from nmcompile.compressed import cusparselt, packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.formats import NMFormat
 

@@ -11,8 +11,9 @@ from benchmarks.gpu_check.cases.inputs import DTYPES, difference, on, operand, r
 from benchmarks.gpu_check.cases.kernels import SEED, STREAMS, compress
 from benchmarks.gpu_check.device import poisoned
 from benchmarks.gpu_check.events import Case, Session
-from nmcompile import cusparselt, ops_compressed, packing
-from nmcompile.layouts import Layout
+from nmcompile import ops_compressed
+from nmcompile.compressed import cusparselt, packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
 
 #: Largest relative Frobenius error: the result is rounded to 16 bits, sums are in float32.

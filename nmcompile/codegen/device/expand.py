@@ -1,7 +1,7 @@
 """From a blob back to the operand, its mask, or another tensor at the kept places (16-bit types).
 
 One lane handles one block of four: it reads the block's nibble where the layout put it
-(``nmcompile.layouts.Layout.nibbles``), and a word of two values.
+(``nmcompile.compressed.layouts.Layout.nibbles``), and a word of two values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where the metadata of a compressed operand lies, and the sizes of its blob.
 
 One blob of 16-bit elements: ``rows * columns / 2`` values row by row, then ``rows * columns / 8``
-bytes of metadata, with ``rows`` and ``columns`` rounded up as ``nmcompile.layouts`` says.
+bytes of metadata, with ``rows`` and ``columns`` rounded up as ``compressed.layouts`` says.
 Formulas and sources: the same. r is a row, c the first column of a *quad*, four blocks of four.
 """
 

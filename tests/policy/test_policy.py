@@ -153,7 +153,8 @@ def test_what_a_recipe_prunes(name, expected):
 
 
 def test_every_recipe_file_has_a_name_and_a_header():
-    files = [f for f in (resources.files("nmcompile") / "recipes").iterdir() if f.name[0] != "_"]
+    folder = resources.files("nmcompile.policy") / "recipes"
+    files = [f for f in folder.iterdir() if f.name[0] != "_"]
     assert {file.name for file in files} == {
         f"{name.replace(':', '-')}.toml" for name in recipe_names()
     }

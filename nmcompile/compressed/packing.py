@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import FormatError
-from nmcompile.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.blocks import dense_copy
 from nmcompile.masks.formats import Method, NMFormat
@@ -32,7 +32,7 @@ class Compressed:
     """A pruned matrix in the hardware's compressed format.
 
     Attributes:
-        packed: values and metadata in one tensor (``nmcompile.layouts``).
+        packed: values and metadata in one tensor (``nmcompile.compressed.layouts``).
         shape: of the matrix that was compressed.
         dim: the dimension that the blocks run along. The compressed operand ``[R, C]`` is the
             matrix for dim 1 and its transpose for dim 0.

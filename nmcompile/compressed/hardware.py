@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nmcompile.layouts import Layout
+from nmcompile.compressed.layouts import Layout
 
 
 @dataclass(frozen=True)

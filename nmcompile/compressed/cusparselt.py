@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile import _torch, packing
+from nmcompile import _torch
+from nmcompile.compressed import packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import NMWarning
-from nmcompile.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method, NMFormat
 

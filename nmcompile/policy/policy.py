@@ -19,7 +19,8 @@ import tomli_w
 from pydantic import Field, field_validator
 
 from nmcompile.errors import NMWarning, PolicyError, nearest
-from nmcompile.policy_file import (
+from nmcompile.policy.rule import PolicyModel, Rule, Site, Source
+from nmcompile.policy.toml import (
     FILE_KEYS,
     RECIPES,
     Execution,
@@ -32,7 +33,6 @@ from nmcompile.policy_file import (
     rule_lines,
     schema_problem,
 )
-from nmcompile.policy_rule import PolicyModel, Rule, Site, Source
 
 __all__ = ["Policy", "Rule", "Site", "recipe_names"]
 

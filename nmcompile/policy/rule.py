@@ -23,7 +23,7 @@ from pydantic import (
 from nmcompile.errors import PolicyError
 from nmcompile.gemm import KINDS_OF_ROLE, Op, OperandKind, Role
 from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.policy_file import Backward, DType, Execution, Fallback, problems
+from nmcompile.policy.toml import Backward, DType, Execution, Fallback, problems
 
 
 class Site(Protocol):

@@ -82,7 +82,7 @@ def recipe_text(name: str) -> str:
     if name not in RECIPES:
         raise PolicyError(f"recipe {name!r} does not exist: {nearest(name.lower(), RECIPES)}")
     # A colon is not legal in a file name everywhere.
-    file = resources.files("nmcompile") / "recipes" / f"{name.replace(':', '-')}.toml"
+    file = resources.files("nmcompile.policy") / "recipes" / f"{name.replace(':', '-')}.toml"
     return file.read_text(encoding="utf-8")
 
 
