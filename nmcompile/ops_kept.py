@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile.codegen import expand
+from nmcompile.codegen import unpack
 from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.ops_compressed import decompress_in_pytorch
@@ -58,7 +58,7 @@ def _on_cuda(kernel: Callable[..., Tensor], otherwise: Callable[..., Tensor]) ->
     def run(*args: Any) -> Tensor:
         *rest, layout = args
         packed = next(a for a in reversed(rest) if isinstance(a, Tensor))
-        if not expand.can_launch(packed):
+        if not unpack.can_launch(packed):
             return otherwise(*args)
         return kernel(*rest, Layout.parse(layout))
 
@@ -72,8 +72,8 @@ _LIBRARY.define(
 _LIBRARY.define("compress_like(Tensor x, Tensor packed, str layout) -> Tensor", tags=_TAGS)
 _LIBRARY.impl("unpack_mask", _unpack_mask, "CompositeExplicitAutograd")
 _LIBRARY.impl("compress_like", _compress_like, "CompositeExplicitAutograd")
-_LIBRARY.impl("unpack_mask", _on_cuda(expand.unpack_mask, _unpack_mask), "CUDA")
-_LIBRARY.impl("compress_like", _on_cuda(expand.compress_like, _compress_like), "CUDA")
-_LIBRARY.impl("decompress", _on_cuda(expand.decompress, decompress_in_pytorch), "CUDA")
+_LIBRARY.impl("unpack_mask", _on_cuda(unpack.unpack_mask, _unpack_mask), "CUDA")
+_LIBRARY.impl("compress_like", _on_cuda(unpack.compress_like, _compress_like), "CUDA")
+_LIBRARY.impl("decompress", _on_cuda(unpack.decompress, decompress_in_pytorch), "CUDA")
 torch.library.register_fake("nm::unpack_mask", _fake_unpack_mask, lib=_LIBRARY)
 torch.library.register_fake("nm::compress_like", _fake_compress_like, lib=_LIBRARY)

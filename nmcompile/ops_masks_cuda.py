@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nmcompile.codegen import expand, launch
+from nmcompile.codegen import launch, unpack
 from nmcompile.codegen.kernel_spec import identity
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
@@ -33,7 +33,7 @@ def prune(
     if matrix is None:
         return reference.prune_and_mask(x, seed, stream, n, m, dims, method)[0]
     packed, rows, columns = _packed(*matrix, seed, stream, n, m, method)
-    result = expand.decompress(packed, rows, columns, Layout.ROW_MAJOR)
+    result = unpack.decompress(packed, rows, columns, Layout.ROW_MAJOR)
     return _like(x, result, matrix[1])
 
 
@@ -47,7 +47,7 @@ def keep_mask(
     if matrix is None or method != Method.MSE:  # metadata does not tell a missing survivor
         return reference.prune_and_mask(x, seed, stream, n, m, dims, method)[1]
     packed, rows, columns = _packed(*matrix, seed, stream, n, m, method)
-    result = expand.unpack_mask(packed, rows, columns, Layout.ROW_MAJOR)
+    result = unpack.unpack_mask(packed, rows, columns, Layout.ROW_MAJOR)
     return _like(x, result, matrix[1])
 
 

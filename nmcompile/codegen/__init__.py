@@ -1,0 +1,3 @@
+"""Kernels: what one depends on, its text, its file, and how it is launched."""
+
+from __future__ import annotations

@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from nmcompile.codegen import launch, loader
-from nmcompile.codegen.device import expand, host
+from nmcompile.codegen.device import host, unpack
 from nmcompile.codegen.printer import parameters
 from nmcompile.compressed import cusparselt
 from nmcompile.passes.fuse_compress import fuse_compress
@@ -103,7 +103,7 @@ def test_every_prologue_compiles_for_a_gpu(prologue: str) -> None:
 @pytest.mark.parametrize("name", ["decompress", "unpack_mask", "compress_like"])
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_kernels_that_read_packed_operands_compile(name: str, capability: int) -> None:
-    kernel = getattr(expand, f"{name}_kernel")
+    kernel = getattr(unpack, f"{name}_kernel")
     constants = {"LAYOUT": "cusparselt_sm90", "BLOCK": 1024, "WHOLE": True}
     sizes = ("R", "C", "rows", "columns")
     names = kernel.arg_names

@@ -12,7 +12,7 @@ import torch
 
 import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
 from nmcompile import ops, ops_compressed, ops_masks_cuda
-from nmcompile.codegen import expand, launch
+from nmcompile.codegen import launch, unpack
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.compressed.layouts import Layout
@@ -56,11 +56,11 @@ def check_expanding(layout: Layout, rows: int, columns: int) -> None:
     """What reads a packed operand: the operand, its mask, another tensor at the kept places."""
     x, other = torch.randn(2, rows, columns).half()
     (packed,) = ops_compressed.compress(x, None, [0], [1], 2, 4, "mse", str(layout))
-    dense = expand.decompress(packed, rows, columns, layout)
+    dense = unpack.decompress(packed, rows, columns, layout)
     assert torch.equal(dense, ops_compressed.decompress(packed, rows, columns, str(layout)))
-    mask = expand.unpack_mask(packed, rows, columns, layout)
+    mask = unpack.unpack_mask(packed, rows, columns, layout)
     assert torch.equal(mask, torch.ops.nm.unpack_mask(packed, rows, columns, str(layout)))
-    like = expand.compress_like(other, packed, layout)
+    like = unpack.compress_like(other, packed, layout)
     assert torch.equal(like, torch.ops.nm.compress_like(other, packed, str(layout)))
 
 

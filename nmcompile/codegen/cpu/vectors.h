@@ -1,4 +1,4 @@
-// What cpu_prune.cpp is written in: vector types, storage formats, random numbers.
+// What prune.cpp is written in: vector types, storage formats, random numbers.
 //
 // Vectors are those of GCC and Clang: they do not depend on the compiler's loop vectoriser, which
 // Inductor's flags turn off. No arithmetic here may be contracted or reordered.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmcompile import ops
-from nmcompile.codegen import cpu
+from nmcompile.codegen.cpu import kernel as cpu
 from nmcompile.errors import NMWarning
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method, NMFormat

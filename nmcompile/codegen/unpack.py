@@ -53,14 +53,14 @@ def _launch(
     layout: Layout,
 ) -> None:
     """Run a kernel of ``device.expand`` on its pointers, in their order."""
-    from nmcompile.codegen.device import expand
+    from nmcompile.codegen.device import unpack
 
     cusparselt.check_readable(packed, layout)
     packing.check_packed(packed, rows, columns, layout)
     blocks = rows * ((columns + 3) // 4)
     if blocks == 0:
         return
-    kernel: Any = getattr(expand, name)
+    kernel: Any = getattr(unpack, name)
     sizes = (rows, columns, *layout.padded(rows, columns))
     whole = columns % 4 == 0 and all(p.data_ptr() % 16 == 0 for p in pointers)
     grid = (-(-blocks // _BLOCK),)

@@ -4,7 +4,7 @@
 // block b of row (o, i) has the number k = (o * blocks + b) * inner + i. The lanes of a vector are
 // blocks with consecutive numbers, so every step below works on whole blocks, one per lane.
 // METHOD_TRANSPOSABLE: tiles NM_M x NM_M over [size, inner], lanes along `inner`.
-// The types and helpers are those of cpu_vectors.h, which is printed above this text.
+// The types and helpers are those of vectors.h, which is printed above this text.
 
 namespace {
 

@@ -25,7 +25,7 @@ from nmcompile.errors import NMWarning
 from nmcompile.masks.blocks import BlockLayout
 from nmcompile.masks.formats import Method, NMFormat
 
-_TEMPLATES = [Path(__file__).with_name(name) for name in ("cpu_vectors.h", "cpu_prune.cpp")]
+_TEMPLATES = [Path(__file__).with_name(name) for name in ("vectors.h", "prune.cpp")]
 _STORAGE = {
     torch.float32: "F32",
     torch.float64: "F64",

@@ -1,0 +1,3 @@
+"""Mask kernels for the CPU: C++ that is specialised, compiled once and loaded."""
+
+from __future__ import annotations
