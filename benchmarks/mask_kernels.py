@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from nmcompile import ops
 from nmcompile.masks import reference
+from nmcompile.ops import masks as ops
 
 CASES = [
     (fmt, method)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from nmcompile import _torch, ops, passes
+from nmcompile import _torch, passes
 from nmcompile._dynamo import Caller, differentiates, ends_in_graph_break, in_compiled_autograd
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture import Capture
@@ -31,6 +31,7 @@ from nmcompile.dense_interpreter import DenseInterpreter
 from nmcompile.errors import owned
 from nmcompile.history import History, StoredReports
 from nmcompile.nothing_pruned import warn_of_derivatives
+from nmcompile.ops import masks as ops
 from nmcompile.options import KERNELS, Settings, read_options
 from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels

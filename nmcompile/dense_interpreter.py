@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-import nmcompile.ops
-import nmcompile.ops_compressed
-import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
+import nmcompile.ops.compress
+import nmcompile.ops.masks
+import nmcompile.ops.unpack  # noqa: F401  (registers torch.ops.nm)
 
 nm = torch.ops.nm
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from nmcompile import ops, ops_compressed
 from nmcompile.compressed.layouts import Layout
 from nmcompile.compressed.packing import Compressed, check_format
 from nmcompile.errors import FormatError, nearest
 from nmcompile.masks import reference
 from nmcompile.masks.blocks import dense_copy
 from nmcompile.masks.formats import Method, NMFormat
+from nmcompile.ops import compress as ops_compressed
+from nmcompile.ops import masks as ops
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

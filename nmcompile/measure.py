@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from nmcompile import _torch, ops_compressed
+from nmcompile import _torch
 from nmcompile.compressed.layouts import Layout
 from nmcompile.cost import Estimate
 from nmcompile.masks.formats import Method
+from nmcompile.ops import compress as ops_compressed
 
 
 @functools.cache

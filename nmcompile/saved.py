@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import fx
 
-import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
+import nmcompile.ops.unpack  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import size_hint
 
 

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import fx
 
-import nmcompile.ops_compressed
-import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
+import nmcompile.ops.compress
+import nmcompile.ops.unpack  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.masks.formats import Method
 from nmcompile.passes.find_gemms import LEFT_OPERAND
 from nmcompile.passes.insert import Inserter

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 
-import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
+import nmcompile.ops.masks  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import Op, OperandKind, Role
 from nmcompile.masks.formats import Method
 from nmcompile.passes.backward_roles import is_view

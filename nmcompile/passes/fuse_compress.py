@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-import nmcompile.ops_fused  # noqa: F401  (registers torch.ops.nm)
+import nmcompile.ops.fused  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec
 from nmcompile.codegen.pointwise import VIEWS
 from nmcompile.masks.formats import Method

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-import nmcompile.ops_compressed  # noqa: F401  (registers torch.ops.nm)
+import nmcompile.ops.compress  # noqa: F401  (registers torch.ops.nm)
 
 aten = torch.ops.aten
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import fx
 
-import nmcompile.ops
-import nmcompile.ops_masks_cuda  # noqa: F401  (registers torch.ops.nm)
+import nmcompile.ops.masks
+import nmcompile.ops.masks_cuda  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import Operand, size_hint
 from nmcompile.masks.formats import Method
-from nmcompile.ops_seed import rank_seed
+from nmcompile.ops.seed import rank_seed
 from nmcompile.passes.insert import Inserter, in_backward
 from nmcompile.passes.plan import Decision, Plan
 

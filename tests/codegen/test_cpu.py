@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmcompile import ops
 from nmcompile.codegen.cpu import kernel as cpu
 from nmcompile.errors import NMWarning
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method, NMFormat
+from nmcompile.ops import masks as ops
 
 SEED = torch.tensor([0x123456789ABCDEF])
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

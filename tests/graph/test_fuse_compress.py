@@ -12,7 +12,7 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
-import nmcompile.ops_fused  # noqa: F401  (registers torch.ops.nm)
+import nmcompile.ops.fused  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.launch import operand_shape

@@ -10,12 +10,14 @@ import sys
 
 import torch
 
-import nmcompile.ops_kept  # noqa: F401  (registers torch.ops.nm)
-from nmcompile import ops, ops_compressed, ops_masks_cuda
+import nmcompile.ops.unpack  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen import launch, unpack
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.compressed.layouts import Layout
+from nmcompile.ops import compress as ops_compressed
+from nmcompile.ops import masks as ops
+from nmcompile.ops import masks_cuda as ops_masks_cuda
 from tests.kernels.specs import SIZES, all_specs, inputs_of
 
 SEED = torch.tensor([0x123456789ABCDEF])

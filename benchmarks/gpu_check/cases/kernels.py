@@ -11,10 +11,13 @@ from torch import Tensor
 from benchmarks.gpu_check.cases.inputs import DTYPES, difference, on, operand, word
 from benchmarks.gpu_check.device import poisoned
 from benchmarks.gpu_check.events import Case, Session
-from nmcompile import functional, ops, ops_compressed, ops_fused
+from nmcompile import functional
 from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
+from nmcompile.ops import compress as ops_compressed
+from nmcompile.ops import fused as ops_fused
+from nmcompile.ops import masks as ops
 
 DIMS = ([1, 0], [0], [1])  # what compiles longest comes first
 FORMATS = ("2:4", "1:2")

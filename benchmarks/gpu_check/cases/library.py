@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.gpu_check.cases.inputs import relative_error
 from benchmarks.gpu_check.cases.products import Layer, Shape
 from benchmarks.gpu_check.events import Case, Session
-from nmcompile import ops_compressed
+from nmcompile.ops import compress as ops_compressed
 
 SMALL = Shape(1024, 1024, 1024)  # the device is done before the host is
 LARGE = (Shape(8192, 8192, 8192), Shape(16384, 4096, 14336))

@@ -22,7 +22,7 @@ from benchmarks.gpu_check.cases.kernels import STREAMS
 from benchmarks.gpu_check.device import Call, Device
 from benchmarks.gpu_check.events import Case, Session
 from benchmarks.gpu_check.targets import FLOOR, SPEEDUP
-from nmcompile import ops_compressed
+from nmcompile.ops import compress as ops_compressed
 
 DTYPE = torch.bfloat16
 #: Bytes of a 16-bit operand's element: read, and written for each orientation.

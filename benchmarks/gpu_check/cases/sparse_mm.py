@@ -11,10 +11,10 @@ from benchmarks.gpu_check.cases.inputs import DTYPES, difference, on, operand, r
 from benchmarks.gpu_check.cases.kernels import SEED, STREAMS, compress
 from benchmarks.gpu_check.device import poisoned
 from benchmarks.gpu_check.events import Case, Session
-from nmcompile import ops_compressed
 from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
+from nmcompile.ops import compress as ops_compressed
 
 #: Largest relative Frobenius error: the result is rounded to 16 bits, sums are in float32.
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}

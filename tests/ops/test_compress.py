@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from nmcompile import ops, ops_compressed
 from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import FormatError
 from nmcompile.masks.formats import NMFormat
+from nmcompile.ops import compress as ops_compressed
+from nmcompile.ops import masks as ops
 
 LAYOUTS = [str(layout) for layout in Layout]
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -18,7 +18,7 @@ from nmcompile.codegen.kernel_spec import identity
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method
-from nmcompile.ops_fused import is_generated
+from nmcompile.ops.fused import is_generated
 
 _LIBRARY = torch.library.Library("nm", "IMPL")
 

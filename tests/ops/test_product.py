@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch.sparse import _semi_structured_conversions as torch_cutlass
 
-from nmcompile import ops, ops_compressed
 from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import NMWarning
 from nmcompile.masks.formats import NMFormat
+from nmcompile.ops import compress as ops_compressed
+from nmcompile.ops import masks as ops
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from nmcompile import ops, ops_compressed
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.compressed.layouts import Layout
-from nmcompile.ops_fused import fused_compress
+from nmcompile.ops import compress as ops_compressed
+from nmcompile.ops import masks as ops
+from nmcompile.ops.fused import fused_compress
 from tests.kernels.specs import PROLOGUES, inputs_of, spec
 
 nm = torch.ops.nm

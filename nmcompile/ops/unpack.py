@@ -22,7 +22,7 @@ from torch import Tensor
 from nmcompile.codegen import unpack
 from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
-from nmcompile.ops_compressed import decompress_in_pytorch
+from nmcompile.ops.compress import decompress_in_pytorch
 
 _LIBRARY = torch.library.Library("nm", "FRAGMENT")
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nmcompile.ops import LIBRARY
+from nmcompile.ops.masks import LIBRARY
 
 
 def _rank_seed(seed: Tensor, rank: int | None) -> Tensor:

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nmcompile import ops_compressed
 from nmcompile.codegen import launch
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec, identity
 from nmcompile.compressed import cusparselt
 from nmcompile.compressed.hardware import has_triton
 from nmcompile.masks.formats import Method
+from nmcompile.ops import compress as ops_compressed
 
 _LIBRARY = torch.library.Library("nm", "FRAGMENT")
 

@@ -30,11 +30,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile import _torch, ops
+from nmcompile import _torch
 from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.formats import NMFormat
+from nmcompile.ops import masks as ops
 
 _LIBRARY = torch.library.Library("nm", "FRAGMENT")
 

@@ -1,0 +1,3 @@
+"""The operators ``torch.ops.nm``: their schemas, and every implementation of each."""
+
+from __future__ import annotations
