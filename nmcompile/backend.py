@@ -29,13 +29,13 @@ from nmcompile.codegen.loader import record_kernels
 from nmcompile.compressed.hardware import fingerprint
 from nmcompile.dense_interpreter import DenseInterpreter
 from nmcompile.errors import owned
+from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.history import History, StoredReports
 from nmcompile.nothing_pruned import warn_of_derivatives
 from nmcompile.ops import masks as ops
 from nmcompile.options import KERNELS, Settings, read_options
 from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
-from nmcompile.passes.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy
 from nmcompile.ranks import check_plans, check_seeds

@@ -17,7 +17,7 @@ from torch import fx
 
 from nmcompile._torch import OpOverload, input_origin, tree_map
 from nmcompile.gemm import OperandKind
-from nmcompile.passes.module_path import normalise
+from nmcompile.graph.module_path import normalise
 from nmcompile.ranks import Ranks
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import fx
 
+from nmcompile.masks.formats import Method, NMFormat
+
 
 class Role(StrEnum):
     """Which of the three GEMMs of training a product is."""
@@ -108,6 +110,16 @@ class Gemm:
     def operands(self) -> tuple[Operand, Operand]:
         """Left and right operand."""
         return self.lhs, self.rhs
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Prune this operand so; ``exact``: give the true gradient of the pruned product."""
+
+    operand: Operand
+    format: NMFormat
+    method: Method
+    exact: bool = False
 
 
 def size_hint(size: Any) -> int:

@@ -21,7 +21,7 @@ from torch import fx
 from nmcompile import _torch
 from nmcompile.errors import NMError, NMWarning
 from nmcompile.gemm import OperandKind
-from nmcompile.passes.operand_kinds import Kinds
+from nmcompile.graph.operand_kinds import Kinds
 
 
 @dataclass(frozen=True)

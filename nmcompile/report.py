@@ -16,9 +16,9 @@ from rich.text import Text
 
 from nmcompile.codegen.loader import recorded_kernels
 from nmcompile.compressed.layouts import Layout
+from nmcompile.execution.choose import ON_CPU
 from nmcompile.gemm import Op, OperandKind, Role
-from nmcompile.passes.execution import ON_CPU
-from nmcompile.passes.find_skipped import Skipped
+from nmcompile.graph.find_skipped import Skipped
 from nmcompile.passes.plan import Decision, Plan
 from nmcompile.policy import Policy
 from nmcompile.saved import SavedTensor

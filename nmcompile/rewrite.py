@@ -17,9 +17,9 @@ from nmcompile._torch import FakeTensor, FakeTensorMode, is_composite, tree_map_
 from nmcompile.backend import readable
 from nmcompile.errors import NMError, nearest
 from nmcompile.gemm import OperandKind
-from nmcompile.passes.backward_roles import view_base
-from nmcompile.passes.find_gemms import LEFT_OPERAND
-from nmcompile.passes.operand_kinds import operand_kinds
+from nmcompile.graph.backward_roles import view_base
+from nmcompile.graph.find_gemms import LEFT_OPERAND
+from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy
 from nmcompile.report import GraphReport, Report

@@ -8,7 +8,7 @@ import time
 from nmcompile.errors import owned
 from nmcompile.passes.assign import assign
 from nmcompile.passes.exact_backward import exact_backward
-from nmcompile.passes.find_gemms import find
+from nmcompile.passes.find import find
 from nmcompile.passes.plan import Plan
 from nmcompile.passes.prune_products import prune_backward, prune_forward
 from nmcompile.passes.save_kept import save_kept

@@ -6,10 +6,10 @@ import warnings
 from dataclasses import replace
 
 from nmcompile.errors import NMWarning, PolicyError
-from nmcompile.gemm import Gemm, Op
+from nmcompile.execution.choose import choose
+from nmcompile.gemm import Gemm, Op, Pruning
 from nmcompile.masks.formats import Method
-from nmcompile.passes.execution import choose
-from nmcompile.passes.plan import Decision, Plan, Pruning
+from nmcompile.passes.plan import Decision, Plan
 from nmcompile.policy import Rule
 
 _FLOATS = ("float32", "float64", "bfloat16", "float16")

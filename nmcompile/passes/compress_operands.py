@@ -26,9 +26,9 @@ from torch import fx
 
 import nmcompile.ops.compress
 import nmcompile.ops.unpack  # noqa: F401  (registers torch.ops.nm)
+from nmcompile.graph.find_gemms import LEFT_OPERAND
+from nmcompile.graph.insert import Inserter
 from nmcompile.masks.formats import Method
-from nmcompile.passes.find_gemms import LEFT_OPERAND
-from nmcompile.passes.insert import Inserter
 from nmcompile.passes.plan import Compressed, Decision, Plan
 from nmcompile.passes.prune_operands import mask_operand, seed_of, stream_of
 

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from nmcompile.gemm import Role
-from nmcompile.passes.insert import Inserter
+from nmcompile.graph.insert import Inserter
 from nmcompile.passes.plan import Decision, Plan
 
 aten = torch.ops.aten

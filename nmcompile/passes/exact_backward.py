@@ -23,9 +23,9 @@ from torch import fx
 
 import nmcompile.ops.masks  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import Op, OperandKind, Role
+from nmcompile.graph.backward_roles import is_view
+from nmcompile.graph.insert import Inserter
 from nmcompile.masks.formats import Method
-from nmcompile.passes.backward_roles import is_view
-from nmcompile.passes.insert import Inserter
 from nmcompile.passes.plan import Compressed, Decision, Plan
 from nmcompile.passes.prune_operands import mask_operand
 

@@ -21,8 +21,8 @@ from torch import fx
 import nmcompile.ops.fused  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec
 from nmcompile.codegen.pointwise import VIEWS
+from nmcompile.graph.insert import Inserter
 from nmcompile.masks.formats import Method
-from nmcompile.passes.insert import Inserter
 from nmcompile.passes.prologue import Prologue
 
 aten = torch.ops.aten

@@ -22,7 +22,7 @@ from nmcompile.codegen import launch
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.loader import with_warps
 from nmcompile.compressed import cusparselt
-from nmcompile.passes.insert import Inserter
+from nmcompile.graph.insert import Inserter
 
 aten = torch.ops.aten
 

@@ -7,24 +7,13 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from nmcompile.compressed.layouts import Layout
-from nmcompile.cost import Estimate
-from nmcompile.gemm import Gemm, Operand
-from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.passes.find_skipped import Skipped
-from nmcompile.passes.operand_kinds import Kinds
+from nmcompile.execution.cost import Estimate
+from nmcompile.gemm import Gemm, Operand, Pruning
+from nmcompile.graph.find_skipped import Skipped
+from nmcompile.graph.operand_kinds import Kinds
 from nmcompile.policy import Policy, Rule
 from nmcompile.ranks import Ranks
 from nmcompile.regions import Region
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """Prune this operand so; ``exact``: give the true gradient of the pruned product."""
-
-    operand: Operand
-    format: NMFormat
-    method: Method
-    exact: bool = False
 
 
 @dataclass(frozen=True)

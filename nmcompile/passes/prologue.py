@@ -22,7 +22,7 @@ from nmcompile.codegen.pointwise import (
     pow_expression,
     value_of,
 )
-from nmcompile.passes.insert import Inserter
+from nmcompile.graph.insert import Inserter
 
 aten = torch.ops.aten
 

@@ -23,9 +23,9 @@ from torch import fx
 import nmcompile.ops.masks
 import nmcompile.ops.masks_cuda  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import Operand, size_hint
+from nmcompile.graph.insert import Inserter, in_backward
 from nmcompile.masks.formats import Method
 from nmcompile.ops.seed import rank_seed
-from nmcompile.passes.insert import Inserter, in_backward
 from nmcompile.passes.plan import Decision, Plan
 
 aten = torch.ops.aten

@@ -24,8 +24,8 @@ import torch
 from torch import fx
 
 from nmcompile.gemm import OperandKind
-from nmcompile.passes.insert import Inserter, in_backward
-from nmcompile.passes.masked_readers import MaskedReaders, elementwise_ancestors, origin, path
+from nmcompile.graph.insert import Inserter, in_backward
+from nmcompile.graph.masked_readers import MaskedReaders, elementwise_ancestors, origin, path
 from nmcompile.passes.plan import Compressed, Decision, Plan
 
 aten, nm = torch.ops.aten, torch.ops.nm

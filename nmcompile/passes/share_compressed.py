@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile.passes.backward_roles import is_view
-from nmcompile.passes.insert import SiteMark, in_backward
+from nmcompile.graph.backward_roles import is_view
+from nmcompile.graph.insert import SiteMark, in_backward
 from nmcompile.passes.plan import Plan
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from nmcompile.gemm import Role
-from nmcompile.passes.insert import Inserter
+from nmcompile.graph.insert import Inserter
 from nmcompile.passes.plan import Plan
 
 aten = torch.ops.aten

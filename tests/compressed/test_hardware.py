@@ -6,7 +6,7 @@ import pytest
 
 from nmcompile.compressed.hardware import _CEILINGS, _cuda_target, target_of
 from nmcompile.compressed.layouts import Layout
-from nmcompile.cost import Estimate, predict
+from nmcompile.execution.cost import Estimate, predict
 from nmcompile.masks.formats import Method
 
 H200 = _CEILINGS["H200"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import nmcompile.dense_interpreter
-import nmcompile.passes.find_gemms
+import nmcompile.graph.find_gemms
 import nmcompile.passes.prune_products
 from fuzzing.builder import Scope, finish
 from fuzzing.campaign import Summary, record_dead, run_seed, seeds
@@ -161,11 +161,11 @@ def too_large(x: Tensor, *args: Any) -> Tensor:
 
 
 def no_roles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nmcompile.passes.find_gemms, "assign_roles", lambda found: found)
+    monkeypatch.setattr(nmcompile.graph.find_gemms, "assign_roles", lambda found: found)
 
 
 def nothing_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nmcompile.passes.find_gemms, "find_skipped", lambda graph: [])
+    monkeypatch.setattr(nmcompile.passes.find, "find_skipped", lambda graph: [])
 
 
 def dense_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from nmcompile.passes.insert import Inserter, in_backward
+from nmcompile.graph.insert import Inserter, in_backward
 
 
 def graph_with_site(tag: str | None) -> tuple[fx.GraphModule, fx.Node]:

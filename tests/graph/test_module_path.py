@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import nmcompile
-from nmcompile.passes.module_path import normalise
+from nmcompile.graph.module_path import normalise
 
 
 @pytest.mark.parametrize(

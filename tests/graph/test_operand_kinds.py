@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from nmcompile.gemm import OperandKind
-from nmcompile.passes.operand_kinds import operand_kinds
+from nmcompile.graph.operand_kinds import operand_kinds
 
 KINDS = {"x": OperandKind.ACTIVATION, "w": OperandKind.WEIGHT, "t": OperandKind.GRADIENT}
 

@@ -12,13 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nmcompile.compressed.hardware import _CEILINGS, Target
 from nmcompile.compressed.layouts import Layout
-from nmcompile.cost import Estimate
 from nmcompile.errors import PolicyError
+from nmcompile.execution import choose as execution
+from nmcompile.execution.choose import Execution, choose
+from nmcompile.execution.cost import Estimate
 from nmcompile.gemm import Gemm, OperandKind
-from nmcompile.passes import execution
+from nmcompile.graph.find_gemms import find_gemms
 from nmcompile.passes.assign import _pruning
-from nmcompile.passes.execution import Execution, choose
-from nmcompile.passes.find_gemms import find_gemms
 from nmcompile.policy import Policy, Rule
 
 H200 = Target(Layout.CUSPARSELT_SM90, ceilings=_CEILINGS["H200"])

@@ -8,7 +8,7 @@ from torch import nn
 
 import nmcompile
 from nmcompile import Policy
-from tests.graph.rewritten import rewritten
+from tests.passes.rewritten import rewritten
 
 SPARSE = Policy(extends="full", execution="sparse")
 

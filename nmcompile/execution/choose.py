@@ -14,12 +14,11 @@ from torch import fx
 
 from nmcompile.compressed.hardware import Target, target_of
 from nmcompile.compressed.layouts import Layout
-from nmcompile.cost import Estimate, predict
 from nmcompile.errors import PolicyError
-from nmcompile.gemm import Gemm, Op, Role, size_hint
-from nmcompile.measure import measure
-from nmcompile.passes.find_gemms import is_pointwise
-from nmcompile.passes.plan import Pruning
+from nmcompile.execution.cost import Estimate, predict
+from nmcompile.execution.measure import measure
+from nmcompile.gemm import Gemm, Op, Pruning, Role, size_hint
+from nmcompile.graph.find_gemms import is_pointwise
 from nmcompile.policy import Policy, Rule
 
 #: What a sparse product is on a CPU.

@@ -8,7 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from nmcompile import Policy, passes
 from nmcompile.gemm import OperandKind
-from nmcompile.passes.operand_kinds import operand_kinds
+from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
 
 

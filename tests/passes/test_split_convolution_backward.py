@@ -8,7 +8,7 @@ from torch import nn
 
 import nmcompile
 from nmcompile import Policy, Rule
-from tests.graph.rewritten import interesting
+from tests.passes.rewritten import interesting
 
 
 def backward_nodes(role: str | None, bias: bool = True, input_grad: bool = True) -> list[str]:

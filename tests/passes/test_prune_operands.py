@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import nmcompile
 from nmcompile import Policy, Rule
-from tests.graph.rewritten import rewritten
+from tests.passes.rewritten import rewritten
 
 
 class Attention(nn.Module):

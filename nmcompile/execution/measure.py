@@ -10,7 +10,7 @@ import torch
 
 from nmcompile import _torch
 from nmcompile.compressed.layouts import Layout
-from nmcompile.cost import Estimate
+from nmcompile.execution.cost import Estimate
 from nmcompile.masks.formats import Method
 from nmcompile.ops import compress as ops_compressed
 

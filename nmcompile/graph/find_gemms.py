@@ -19,11 +19,9 @@ import torch
 from torch import fx
 
 from nmcompile.gemm import Gemm, Op, Operand, OperandKind, Role
-from nmcompile.passes.backward_roles import assign_roles, is_view
-from nmcompile.passes.find_skipped import find_skipped
-from nmcompile.passes.module_path import module_path
-from nmcompile.passes.operand_kinds import Kinds
-from nmcompile.passes.plan import Plan
+from nmcompile.graph.backward_roles import assign_roles, is_view
+from nmcompile.graph.module_path import module_path
+from nmcompile.graph.operand_kinds import Kinds
 
 aten = torch.ops.aten
 WEIGHT, ACTIVATION = OperandKind.WEIGHT, OperandKind.ACTIVATION
@@ -38,13 +36,6 @@ LEFT_OPERAND: dict[Any, int] = {
 
 _TRANSPOSE = (aten.t.default, aten.transpose.int, aten.permute.default)
 _CASTS = (aten._to_copy.default, torch.ops.prims.convert_element_type.default)
-
-
-def find(plan: Plan) -> None:
-    """List the graph's products, and what multiplies but is no product node."""
-    shown = plan.region.shown
-    plan.gemms = [replace(g, path=shown(g.path)) for g in find_gemms(plan.graph, plan.kinds)]
-    plan.skipped = [replace(s, path=shown(s.path)) for s in find_skipped(plan.graph)]
 
 
 def find_gemms(graph: fx.Graph, kinds: Kinds) -> list[Gemm]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from nmcompile.passes.module_path import module_path
+from nmcompile.graph.module_path import module_path
 
 #: Operator name (without overload) or a prefix that ends in "*" -> why it is not rewritten.
 _REASONS = {

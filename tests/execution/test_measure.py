@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from nmcompile import measure
 from nmcompile.compressed.layouts import Layout
+from nmcompile.execution import measure
 from nmcompile.masks.formats import Method
 
 

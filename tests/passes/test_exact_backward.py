@@ -8,7 +8,7 @@ from torch import nn
 
 import nmcompile
 from nmcompile import Policy, Rule
-from tests.graph.rewritten import rewritten
+from tests.passes.rewritten import rewritten
 
 
 def exact(kind: str) -> Policy:

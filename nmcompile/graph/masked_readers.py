@@ -11,7 +11,7 @@ from torch import fx
 
 from nmcompile import _torch
 from nmcompile.codegen.pointwise import CONSTANTS, CONVERSIONS, EXPRESSIONS, VIEWS, value_of
-from nmcompile.passes.insert import in_backward
+from nmcompile.graph.insert import in_backward
 
 aten = torch.ops.aten
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nmcompile import Policy, Rule
-from tests.graph.rewritten import rewritten
+from tests.passes.rewritten import rewritten
 
 SPARSE = Policy(extends="full", execution="sparse")
 

@@ -1,0 +1,3 @@
+"""Whether a pruned product runs sparse, is simulated or stays dense, and why."""
+
+from __future__ import annotations
