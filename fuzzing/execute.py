@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 import nmcompile
 from fuzzing.network import Program
-from nmcompile.backend import Planned, plan_only
-from nmcompile.dense_interpreter import DenseInterpreter, PlannedInterpreter
-from nmcompile.options import Settings
+from nmcompile.inductor.interpreter import DenseInterpreter, PlannedInterpreter
+from nmcompile.inductor.options import Settings
+from nmcompile.inductor.plan_only import Planned, plan_only
 
 aten = torch.ops.aten
 PRODUCTS = (

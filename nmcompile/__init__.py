@@ -9,7 +9,7 @@ from nmcompile.explain import explain
 from nmcompile.in_place import compile
 from nmcompile.masks.formats import NMFormat
 from nmcompile.policy import Policy, Rule, recipe_names
-from nmcompile.report import Report
+from nmcompile.report.report import Report
 from nmcompile.rewrite import rewrite
 
 __all__ = [

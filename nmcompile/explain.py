@@ -11,13 +11,13 @@ import torch
 from torch import fx
 
 from nmcompile._dynamo import BackendCompilerFailed, Caller
-from nmcompile.backend import plan_only
+from nmcompile.capture.regions import region_of
 from nmcompile.errors import NMError
-from nmcompile.options import Settings
+from nmcompile.inductor.options import Settings
+from nmcompile.inductor.plan_only import plan_only
 from nmcompile.policy import Policy
-from nmcompile.regions import region_of
-from nmcompile.report import GraphReport, Report
-from nmcompile.saved import saved_for_backward
+from nmcompile.report.report import GraphReport, Report
+from nmcompile.report.saved import saved_for_backward
 
 
 def explain(

@@ -14,15 +14,15 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from nmcompile import passes
 from nmcompile._torch import FakeTensor, FakeTensorMode, is_composite, tree_map_only
-from nmcompile.backend import readable
 from nmcompile.errors import NMError, nearest
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.backward_roles import view_base
+from nmcompile.graph.dump import readable
 from nmcompile.graph.find_gemms import LEFT_OPERAND
 from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy
-from nmcompile.report import GraphReport, Report
+from nmcompile.report.report import GraphReport, Report
 
 aten = torch.ops.aten
 

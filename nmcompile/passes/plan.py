@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from nmcompile.capture.ranks import Ranks
+from nmcompile.capture.regions import Region
 from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.cost import Estimate
 from nmcompile.gemm import Gemm, Operand, Pruning
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.graph.operand_kinds import Kinds
 from nmcompile.policy import Policy, Rule
-from nmcompile.ranks import Ranks
-from nmcompile.regions import Region
 
 
 @dataclass(frozen=True)

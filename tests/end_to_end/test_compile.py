@@ -236,7 +236,9 @@ def test_no_warning_where_there_is_nothing_to_say() -> None:
             whole(Broken(), policy)(torch.randn(4, 16))
 
 
-@pytest.mark.parametrize("where", ["nmcompile.passes.PASSES", "nmcompile.backend.fuse_compress"])
+@pytest.mark.parametrize(
+    "where", ["nmcompile.passes.PASSES", "nmcompile.inductor.hooks.fuse_compress"]
+)
 def test_a_failing_pass_is_named_instead_of_running_eagerly(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

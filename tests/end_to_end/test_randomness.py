@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nmcompile import Policy, Rule
-from nmcompile.backend import plan_only
-from nmcompile.options import Settings
+from nmcompile.inductor.options import Settings
+from nmcompile.inductor.plan_only import plan_only
 
 WGRAD = Policy(rules=[Rule(prune="gradient", role="wgrad", format="1:2")])
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import nmcompile.dense_interpreter
 import nmcompile.graph.find_gemms
+import nmcompile.inductor.interpreter
 import nmcompile.passes.prune_products
 from fuzzing.builder import Scope, finish
 from fuzzing.campaign import Summary, record_dead, run_seed, seeds
@@ -28,7 +28,7 @@ from fuzzing.rounding import tolerances
 from fuzzing.script import write_script
 from fuzzing.shrink import shrink
 from fuzzing.simulation import Simulation
-from nmcompile.dense_interpreter import PlannedInterpreter
+from nmcompile.inductor.interpreter import PlannedInterpreter
 from nmcompile.masks import reference
 
 SEEDS = range(24)
@@ -170,7 +170,7 @@ def nothing_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def dense_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {torch.ops.nm.prune.default: lambda x, *_: x * (1 + 1e-12)}
-    monkeypatch.setattr(nmcompile.dense_interpreter, "_DENSE", wrong)
+    monkeypatch.setattr(nmcompile.inductor.interpreter, "_DENSE", wrong)
 
 
 BUGS = [

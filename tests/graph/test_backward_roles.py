@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import nmcompile
 from nmcompile import NMError
-from nmcompile.report import Report
+from nmcompile.report.report import Report
 
 
 def traced(model: nn.Module, x: torch.Tensor, mode: str = "real") -> tuple[Any, Any, Any]:

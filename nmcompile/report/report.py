@@ -21,7 +21,7 @@ from nmcompile.gemm import Op, OperandKind, Role
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.passes.plan import Decision, Plan
 from nmcompile.policy import Policy
-from nmcompile.saved import SavedTensor
+from nmcompile.report.saved import SavedTensor
 
 
 class _Frozen(BaseModel):

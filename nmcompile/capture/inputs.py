@@ -16,9 +16,9 @@ import torch
 from torch import fx
 
 from nmcompile._torch import OpOverload, input_origin, tree_map
+from nmcompile.capture.ranks import Ranks
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.module_path import normalise
-from nmcompile.ranks import Ranks
 
 
 @dataclass(frozen=True)

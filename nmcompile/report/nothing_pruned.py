@@ -7,7 +7,7 @@ from collections import Counter
 
 from nmcompile.errors import NMWarning, nearest
 from nmcompile.policy import Policy, Rule
-from nmcompile.report import Report
+from nmcompile.report.report import Report
 
 
 def warn_if_nothing_pruned(report: Report, policy: Policy) -> None:

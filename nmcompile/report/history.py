@@ -1,24 +1,20 @@
-"""The reports of this process, and those kept beside Inductor's cache."""
+"""The reports of this process, by the ``torch.compile`` call that they belong to."""
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from nmcompile import _torch, cache
+from nmcompile import _torch
+from nmcompile.capture.regions import Region
 from nmcompile.errors import NMError
-from nmcompile.nothing_pruned import warn_if_nothing_pruned
 from nmcompile.policy import Policy
-from nmcompile.regions import Region
-from nmcompile.report import GraphReport, Report
-
-log = logging.getLogger(__name__)
+from nmcompile.report.nothing_pruned import warn_if_nothing_pruned
+from nmcompile.report.report import GraphReport, Report
 
 
 @dataclass
@@ -98,29 +94,3 @@ def uncompiled(whole: nn.Module, graphs: Iterable[GraphReport]) -> list[str]:
     }
     layers = [p for p, m in whole.named_modules() if isinstance(m, (nn.Linear, _torch.ConvNd))]
     return [p for p in layers if not {p, p.rpartition(".")[0]} & held]
-
-
-class StoredReports:
-    """The reports of one compiled graph on disk: a warm cache skips the passes that make them."""
-
-    _adapter = TypeAdapter(list[GraphReport])
-
-    def __init__(self, digest: str) -> None:
-        self._path = cache.folder() / f"{digest}.json"
-
-    def load(self) -> list[GraphReport] | None:
-        """None where there is none, or none that can be read."""
-        try:
-            return self._adapter.validate_json(self._path.read_bytes())
-        except OSError:
-            return None
-        except ValidationError as error:
-            log.warning("unreadable report %s is made anew: %s", self._path, error)
-            return None
-
-    def save(self, reports: list[GraphReport]) -> None:
-        """Keep them; a folder that cannot be written is logged."""
-        try:
-            cache.write(self._path, self._adapter.dump_json(reports))
-        except OSError as error:
-            log.warning("no report is kept beside the cache: %s", error)

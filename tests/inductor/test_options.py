@@ -12,7 +12,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 import nmcompile
 from nmcompile import OptionError, Policy, PolicyError
-from nmcompile.options import ReadPolicy, read_options
+from nmcompile.inductor.options import ReadPolicy, read_options
 
 
 def run(options: dict[str, Any] | None = None, **keys: Any) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from nmcompile import Policy, PolicyError, Rule
-from nmcompile.regions import Region, check_indices
+from nmcompile.capture.regions import Region, check_indices
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nmcompile import _torch
+from nmcompile.capture.regions import Region
 from nmcompile.errors import OptionError, nearest
 from nmcompile.policy import Policy
-from nmcompile.regions import Region
 
 OURS = ("policy", "nm.autotune", "nm.kernels", "nm.region")
 

@@ -1,0 +1,3 @@
+"""Everything between Dynamo's graph and Inductor: options, hooks, compiling, planning alone."""
+
+from __future__ import annotations

@@ -1,0 +1,51 @@
+"""Compile one captured graph with our passes inside of Inductor."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from nmcompile import _torch
+from nmcompile.capture.inputs import Capture
+from nmcompile.capture.ranks import check_plans, check_seeds
+from nmcompile.inductor.hooks import JointPass, PostPass
+from nmcompile.inductor.options import Settings
+from nmcompile.inductor.plan_only import plan_only
+from nmcompile.report.report import GraphReport
+from nmcompile.report.stored import StoredReports
+
+log = logging.getLogger(__name__)
+
+
+def compile_graph(
+    gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings
+) -> tuple[Any, list[GraphReport]]:
+    """Compile with Inductor and our passes; the report is right on a warm cache as well."""
+    capture = Capture.of(gm, inputs)
+    joint = JointPass(settings, capture, build_kernels=True)
+    stored = StoredReports(joint.digest)
+    known = stored.load()
+    spare = None if known else fx.GraphModule(gm, copy.deepcopy(gm.graph))
+    hooks = {
+        "joint_custom_pre_pass": joint,
+        "post_grad_custom_pre_pass": PostPass(settings, joint.digest),
+    }
+    compiled = _torch.compile_fx(gm, inputs, {**settings.inductor, **hooks})
+    reports = joint.reports or known
+    if reports is None:
+        assert spare is not None
+        log.info("warm cache without a stored report: tracing once more to plan again")
+        reports = plan_only(spare, inputs, settings).reports
+    if reports is not known:
+        stored.save(reports)
+    if capture.ranks is not None:
+        ours = (settings.policy.to_toml(), settings.autotune, settings.kernels, settings.region)
+        decided = [report.decisions_digest for report in reports]
+        check_plans(capture.fingerprint, repr(ours), repr(decided))
+        for sharing in {report.sharing for report in reports if report.sharing}:
+            check_seeds(sharing)
+    return compiled, reports

@@ -1,0 +1,120 @@
+"""Our passes at Inductor's hooks, and the keys of its caches.
+
+Joint graph -> ``JointPass`` -> partitioner -> forward and backward -> ``PostPass`` on each.
+
+A pass's ``uuid`` covers the policy, the package's sources and the captured graph with its module
+paths, so that Inductor's caches stay on and stay right.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from nmcompile import _torch, passes
+from nmcompile._torch import CustomGraphPass
+from nmcompile.capture.inputs import Capture
+from nmcompile.codegen.loader import record_kernels
+from nmcompile.compressed.hardware import fingerprint
+from nmcompile.errors import owned
+from nmcompile.graph.dump import readable
+from nmcompile.graph.operand_kinds import operand_kinds
+from nmcompile.inductor.options import KERNELS, Settings
+from nmcompile.ops import masks as ops
+from nmcompile.passes.fuse_compress import fuse_compress
+from nmcompile.passes.lower_kernels import lower_kernels
+from nmcompile.passes.plan import Plan
+from nmcompile.report.report import GraphReport
+
+
+class _AfterTheUsers(CustomGraphPass):  # type: ignore[misc]
+    """A pass of ours at one of Inductor's hooks, after the user's own passes there."""
+
+    digest: str
+
+    def __init__(self, settings: Settings, hook: str) -> None:
+        configured = settings.inductor.get(hook, getattr(_torch.inductor_config, hook))
+        self.before_ours = _torch.graph_passes(configured)
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for user_pass in self.before_ours:
+            user_pass(graph)
+        with owned(type(self).__name__):
+            self.run(graph)
+
+    def run(self, graph: fx.Graph) -> None:
+        """Our part."""
+        raise NotImplementedError
+
+    def uuid(self) -> Any:
+        uuids = [p.uuid() if isinstance(p, CustomGraphPass) else None for p in self.before_ours]
+        return None if None in uuids else (*uuids, self.digest)
+
+
+class JointPass(_AfterTheUsers):
+    """Runs the user's own joint pass, then ours, and keeps a report of what was done."""
+
+    def __init__(self, settings: Settings, capture: Capture, build_kernels: bool) -> None:
+        super().__init__(settings, "joint_custom_pre_pass")
+        self.settings = settings
+        self.capture = capture
+        self.build_kernels = build_kernels
+        plain = (bool, int, float, str, type(None))
+        values = sorted((k, repr(v)) for k, v in settings.inductor.items() if isinstance(v, plain))
+        chosen = (settings.policy.digest, settings.autotune, settings.kernels, settings.region)
+        ours = (*chosen, capture.ranks, fingerprint())
+        key = (ours, sources_digest(), capture.fingerprint, torch.__version__, values)
+        self.digest = hashlib.sha256(repr(key).encode()).hexdigest()
+        self.reports: list[GraphReport] = []
+
+    def run(self, graph: fx.Graph) -> None:
+        before = readable(graph)
+        kinds = operand_kinds(graph, self.capture.kind_of_input)
+        chosen, ranks = self.settings, self.capture.ranks
+        plan = Plan(graph, kinds, chosen.policy, chosen.autotune, chosen.region, ranks)
+        passes.run(plan)
+        if self.build_kernels:
+            warm_up(graph)
+        self.reports.append(GraphReport.of(plan, self.digest, before, readable(graph)))
+
+
+class PostPass(_AfterTheUsers):
+    """Runs the user's own pass on a forward or backward graph, then generates compress kernels."""
+
+    def __init__(self, settings: Settings, digest: str) -> None:
+        super().__init__(settings, "post_grad_custom_pre_pass")
+        self.devices = KERNELS[settings.kernels]
+        self.lower = settings.kernels != "operators"
+        self.autotune = settings.autotune
+        self.digest = digest
+
+    def run(self, graph: fx.Graph) -> None:
+        record_kernels(self.digest, fuse_compress(graph, self.devices))
+        if self.lower:
+            lower_kernels(graph, self.autotune)
+
+
+def warm_up(graph: fx.Graph) -> None:
+    """Start to build the mask kernels of a graph while Inductor compiles the rest."""
+    for target in (ops.prune, ops.keep_mask):
+        for node in graph.find_nodes(op="call_function", target=target):
+            x, _, _, n, m, _, method = node.args
+            ops.warm_up(target, x.meta["val"], n, m, method)
+
+
+@functools.cache
+def sources_digest() -> str:
+    """A digest of every source file of the package: compiled code depends on all of them."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(
+        p for p in root.rglob("*") if p.suffix in (".py", ".h", ".cpp", ".toml", ".jinja")
+    ):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
