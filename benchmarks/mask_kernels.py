@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.masks import reference
-from nmcompile.ops import masks as ops
 
 CASES = [
     (fmt, method)
@@ -83,7 +83,7 @@ def main() -> None:
                 rest = (x, seed, 0, n, m, dims, method)
                 calls: dict[str, Callable[[], Tensor]] = {
                     "clone": functools.partial(torch.clone, x),
-                    "nm": functools.partial(ops.prune, *rest),
+                    "nm": functools.partial(torch.ops.nm.prune, *rest),
                 }
                 if (fmt == "2:4" and dtype == torch.float32) or args.slow:
                     plain = functools.partial(lambda *a: reference.prune_and_mask(*a)[0], *rest)

@@ -101,6 +101,41 @@ def triton_kernel_call(
     return graph.call_function(private(module, "triton_kernel_wrapper_functional"), (), keywords)
 
 
+def cusparselt_mm(
+    packed: torch.Tensor, dense: torch.Tensor, bias: torch.Tensor | None, transpose_result: bool
+) -> torch.Tensor:
+    """cuSPARSELt's product of an operand that it packed, or that is packed as it does.
+
+    No alpha (it would wait for the device), and algorithm 0, the only one that was checked.
+    """
+    run = private("torch", "_cslt_sparse_mm")
+    result: torch.Tensor = run(packed, dense, bias, transpose_result=transpose_result)
+    return result
+
+
+def cusparselt_compress(dense: torch.Tensor) -> torch.Tensor:
+    """A dense 2:4 operand as cuSPARSELt itself packs it."""
+    result: torch.Tensor = private("torch", "_cslt_compress")(dense)
+    return result
+
+
+def cutlass_sparse_mm(
+    values: torch.Tensor, metadata: torch.Tensor, dense: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """CUTLASS's product of a packed operand; ``bias`` is one number for each of its rows."""
+    result: torch.Tensor
+    if bias is None:
+        result = private("torch", "_sparse_semi_structured_mm")(values, metadata, dense)
+    else:
+        result = private("torch", "_sparse_semi_structured_addmm")(bias, values, metadata, dense)
+    return result
+
+
+def keep_device_busy(cycles: int) -> None:
+    """Let the CUDA device wait for so many clock cycles, without the host."""
+    private("torch.cuda", "_sleep")(cycles)
+
+
 def process_group_store() -> Any:
     """The key-value store that the processes of this run met at; None for a backend without one."""
     try:
@@ -115,6 +150,23 @@ def is_composite(op: Any) -> bool:
         return False
     has_kernel = private("torch._C", "_dispatch_has_kernel_for_dispatch_key")
     return has_kernel(op.name(), "CompositeImplicitAutograd") and not has_kernel(op.name(), "CPU")
+
+
+def argument_names(op: Any) -> tuple[str, ...]:
+    """The names of an operator's arguments, as its schema orders them."""
+    return tuple(argument.name for argument in op._schema.arguments)
+
+
+def is_traced() -> bool:
+    """Whether a structured trace is being written (``TORCH_TRACE``)."""
+    return bool(private("torch._logging._internal", "trace_log").handlers)
+
+
+def trace_artifact(name: str, text: str) -> None:
+    """Add a text to the structured trace, if one is written."""
+    about = {"name": name, "encoding": "string"}
+    trace = private("torch._logging", "trace_structured")
+    trace("artifact", metadata_fn=lambda: about, payload_fn=lambda: text)
 
 
 def load_cpp(source: str) -> Any:

@@ -15,8 +15,7 @@ from nmcompile.errors import FormatError, nearest
 from nmcompile.masks import reference
 from nmcompile.masks.blocks import dense_copy
 from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.ops import compress as ops_compressed
-from nmcompile.ops import masks as ops
+from nmcompile.ops import schemas
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -55,7 +54,9 @@ def prune(
     form, dims, how = _check(x, format, dim, method)
     with torch.no_grad():
         seed = _seed(x, how, generator)
-        return ops.prune(x, seed, 0, form.n, form.m, dims, str(how))
+        call = schemas.Prune(x, seed, 0, form.n, form.m, dims, str(how))
+        result: Tensor = call.run()
+    return result
 
 
 def keep_mask(
@@ -72,7 +73,9 @@ def keep_mask(
     form, dims, how = _check(x, format, dim, method)
     with torch.no_grad():
         seed = _seed(x, how, generator)
-        return ops.keep_mask(x, seed, 0, form.n, form.m, dims, str(how))
+        call = schemas.KeepMask(x, seed, 0, form.n, form.m, dims, str(how))
+        result: Tensor = call.run()
+    return result
 
 
 def inclusion_probability(
@@ -156,9 +159,8 @@ def compress(
         )
     with torch.no_grad():
         seed = _seed(x, how, generator)
-        (packed,) = ops_compressed.compress(
-            x, seed, [0], dims, form.n, form.m, str(how), str(order)
-        )
+        call = schemas.Compress(x, seed, [0], dims, form.n, form.m, str(how), str(order))
+        (packed,) = call.run()
     return Compressed(packed, (x.shape[0], x.shape[1]), dims[0], order, form)
 
 
@@ -178,15 +180,7 @@ def _check(
     if x.dim() == 0:
         raise IndexError("cannot prune a tensor without dimensions: blocks need one to run along")
     tiles = how is Method.TRANSPOSABLE
-    if tiles and dim == -1:
-        dim = (-2, -1)
-    given = (dim,) if isinstance(dim, int) else tuple(dim)
-    for d in given:
-        if not -x.dim() <= d < x.dim():
-            raise IndexError(f"dimension {d} of a tensor with {x.dim()} dimensions does not exist")
-    dims = [d % x.dim() for d in given]
-    if not dims or len(set(dims)) != len(dims):
-        raise ValueError(f"dim={dim} must name one or more different dimensions")
+    dims = _dims(x, (-2, -1) if tiles and dim == -1 else dim)
     if tiles and len(dims) != 2:
         raise ValueError(f"a transposable mask needs two dimensions, dim={dim} names {len(dims)}")
     if tiles and form.m not in (2, 4):
@@ -194,6 +188,18 @@ def _check(
     if how is Method.APPROX_MVUE and (form.n, form.m) != (2, 4):
         raise FormatError(f'approx-mvue is defined for 2:4 alone, not for {form}: use "mvue"')
     return form, dims, how
+
+
+def _dims(x: Tensor, dim: int | tuple[int, ...]) -> list[int]:
+    """The dimensions that are meant, none of them negative."""
+    given = (dim,) if isinstance(dim, int) else tuple(dim)
+    for d in given:
+        if not -x.dim() <= d < x.dim():
+            raise IndexError(f"dimension {d} of a tensor with {x.dim()} dimensions does not exist")
+    dims = [d % x.dim() for d in given]
+    if not dims or len(set(dims)) != len(dims):
+        raise ValueError(f"dim={dim} must name one or more different dimensions")
+    return dims
 
 
 def _seed(x: Tensor, method: Method, generator: Generator | None) -> Tensor | None:

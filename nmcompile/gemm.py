@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx
 
 from nmcompile.masks.formats import Method, NMFormat
+from nmcompile.reason import Reason
 
 
 class Role(StrEnum):
@@ -53,8 +54,9 @@ KINDS_OF_ROLE: dict[Role, tuple[OperandKind, ...]] = {
 class Operand:
     """One of the two operands of a product.
 
-    ``dims`` are the reduction dimensions of ``node.args[arg]``, flattened in this order; an N:M
-    block runs along them. ``groups`` independent channel groups share the first of them.
+    ``arg`` is the name of the argument that it is. ``dims`` are its reduction dimensions, flattened
+    in this order; an N:M block runs along them. ``groups`` independent channel groups share the
+    first of them.
     ``tile_dims`` are the two GEMM dimensions of a weight, for masks that are N:M along both
     (``tile_groups`` channel groups share the first of them).
     ``extent`` is the length of one run of blocks (inside a group), None where it is symbolic.
@@ -62,7 +64,7 @@ class Operand:
     """
 
     kind: OperandKind
-    arg: int
+    arg: str
     dims: tuple[int, ...]
     extent: int | None
     groups: int = 1
@@ -77,8 +79,9 @@ class Gemm:
 
     ``sizes`` are the GEMM's (batch, M, N, K), symbolic where the graph is; ``flops`` is
     2*batch*M*N*K (dense), None where a size is symbolic, and ``flops_hint`` the same with the
-    sizes that were traced. ``forward`` is the fprop product that a backward product belongs to.
-    ``guess`` is a sentence where the role could not be derived.
+    sizes that were traced. ``node`` is the product as it was found, which a pass may have replaced
+    since (``passes.plan.Plan.products``). ``forward`` is the node of the fprop product that a
+    backward product belongs to. ``guess`` says why the role could not be derived.
     """
 
     node: fx.Node
@@ -94,7 +97,7 @@ class Gemm:
     module_class: str
     seq_nr: int | None
     forward: fx.Node | None = None
-    guess: str | None = None
+    guess: Reason | None = None
 
     @property
     def flops(self) -> float | None:
@@ -105,6 +108,11 @@ class Gemm:
     def flops_hint(self) -> float:
         """Dense FLOPs with the sizes that were traced (0 where a size has no hint)."""
         return _product(tuple(size_hint(s) for s in self.sizes))
+
+    @property
+    def where(self) -> str:
+        """The module's path, or the node's name outside of any module."""
+        return self.path or self.node.name
 
     @property
     def operands(self) -> tuple[Operand, Operand]:

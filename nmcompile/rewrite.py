@@ -16,11 +16,11 @@ from nmcompile import passes
 from nmcompile._torch import FakeTensor, FakeTensorMode, is_composite, tree_map_only
 from nmcompile.errors import NMError, nearest
 from nmcompile.gemm import OperandKind
-from nmcompile.graph.backward_roles import view_base
+from nmcompile.graph.aten import Convolution, is_product, operands, view_base
 from nmcompile.graph.dump import readable
-from nmcompile.graph.find_gemms import LEFT_OPERAND
 from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.passes.plan import Plan
+from nmcompile.passes.run import run
 from nmcompile.policy import Policy
 from nmcompile.report.report import GraphReport, Report
 
@@ -72,7 +72,8 @@ def rewrite(
 
     kinds = operand_kinds(graph, kind_of_input, _starts_gradient)
     before = readable(graph)
-    plan = passes.run(Plan(graph, kinds, chosen))
+    plan = Plan(graph, kinds, chosen)
+    run(passes.JOINT, plan, "graph")
     graph.lint()
     result.recompile()
     report = GraphReport.of(plan, "", before, readable(graph))
@@ -155,24 +156,19 @@ def _differentiated(graph: fx.Graph) -> set[fx.Node]:
     met = {
         view_base(other)
         for node in graph.nodes
-        if node.target in LEFT_OPERAND and node in gradient
-        for one, other in (_operands(node), _operands(node)[::-1])
+        if is_product(node) and node in gradient
+        for one, other in (operands(node), operands(node)[::-1])
         if one in gradient
     }
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.target is aten.convolution.default:
-            found.add(view_base(node.args[1]))
-        elif node.target in LEFT_OPERAND and node not in gradient:
-            left, right = map(view_base, _operands(node))
+        if node.target is Convolution.operator:
+            found.add(view_base(Convolution.of(node).weight))
+        elif is_product(node) and node not in gradient:
+            left, right = map(view_base, operands(node))
             # The right operand first: when x itself needs a gradient, both have met one.
             if left in met and right.op == "placeholder":
                 found.add(right)
             elif right in met and left.op == "placeholder":
                 found.add(left)
     return {n for n in found if n.op == "placeholder"}
-
-
-def _operands(node: fx.Node) -> tuple[Any, Any]:
-    left = LEFT_OPERAND[node.target]
-    return node.args[left], node.args[left + 1]

@@ -1,7 +1,8 @@
 """Every test starts with an empty Dynamo cache, a fixed seed and no report.
 
 Each test process has an Inductor cache of its own and compiles in one thread, so that several
-processes share a small machine without waiting for each other.
+processes share a small machine without waiting for each other. The contract of every pass is
+checked.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 _CACHE = tempfile.TemporaryDirectory(prefix="nmcompile-tests-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE.name
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+os.environ["NMCOMPILE_CHECK_PASSES"] = "1"
 
 import pytest
 import torch

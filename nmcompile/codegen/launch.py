@@ -9,13 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmcompile.codegen.kernel_spec import KernelSpec
+from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec
 from nmcompile.codegen.loader import load
+from nmcompile.compressed.hardware import has_triton
+from nmcompile.masks.formats import Method
 
 
 def interpreted() -> bool:
     """Whether this process runs Triton kernels in the interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def is_generated(x: Tensor, method: str) -> bool:
+    """Whether a compress kernel is generated for operands like ``x``, 2-D."""
+    return has_triton() and x.dtype in STORAGE and method in (Method.MSE, Method.MVUE)
 
 
 def result_shapes(spec: KernelSpec, rows: int, columns: int) -> list[tuple[int, int]]:

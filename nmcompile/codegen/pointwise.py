@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 aten = torch.ops.aten
-prims = torch.ops.prims
 
 #: Operator to expression. Arguments that an operator may leave out have their defaults here.
 EXPRESSIONS: dict[Any, str] = {
@@ -53,25 +52,6 @@ COMPARISONS = (
     aten.le.Scalar,
     aten.logical_not.default,
 )
-
-#: Conversions: nothing inside a prologue.
-CONVERSIONS = (
-    prims.convert_element_type.default,
-    aten._to_copy.default,
-    aten.clone.default,
-)
-
-#: Constants that the graph builds.
-CONSTANTS = (aten.full.default, aten.scalar_tensor.default)
-
-
-#: Views that keep the elements in their order.
-VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-
-
-def value_of(node: torch.fx.Node) -> Any:
-    """The number that a node of ``CONSTANTS`` holds."""
-    return node.args[1 if node.target is aten.full.default else 0]
 
 
 def constant(value: float | bool) -> str:

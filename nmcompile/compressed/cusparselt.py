@@ -49,7 +49,7 @@ def check_readable(packed: Tensor, layout: Layout) -> None:
 
 @functools.cache
 def _reads(layout: Layout, dtype: torch.dtype, device: torch.device, version: int | None) -> bool:
-    same = writes_layout(_torch.private("torch", "_cslt_compress"), layout, dtype, device)
+    same = writes_layout(_torch.cusparselt_compress, layout, dtype, device)
     if not same:
         warnings.warn(
             f"cuSPARSELt {version} on {device} does not write layout {layout} for {dtype}: it "
@@ -86,6 +86,6 @@ def repack(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
         return packed
     dense = packing.unpack(packed, rows, columns, layout)
     dense = F.pad(dense, (0, c_pad - columns, 0, r_pad - rows))
-    repacked: Tensor = _torch.private("torch", "_cslt_compress")(dense)
+    repacked: Tensor = _torch.cusparselt_compress(dense)
     packing.check_packed(repacked, rows, columns, layout)
     return repacked

@@ -8,6 +8,7 @@ CPU ``sparse`` runs the same operators without a gain, and ``auto`` simulates.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import fx
@@ -18,21 +19,33 @@ from nmcompile.errors import PolicyError
 from nmcompile.execution.cost import Estimate, predict
 from nmcompile.execution.measure import measure
 from nmcompile.gemm import Gemm, Op, Pruning, Role, size_hint
-from nmcompile.graph.find_gemms import is_pointwise
+from nmcompile.graph.aten import argument
+from nmcompile.graph.convolution import Geometry
 from nmcompile.policy import Policy, Rule
+from nmcompile.reason import Code, Reason, sentence
+
+How = Literal["sparse", "simulate", "dense"]
 
 #: What a sparse product is on a CPU.
-ON_CPU = "sparse on the CPU: operands are decoded and multiplied densely"
+ON_CPU = Reason(Code.DECODED, "sparse on the CPU: operands are decoded and multiplied densely")
 
 
 @dataclass(frozen=True)
 class Execution:
-    """``how``: "sparse", "simulate" or "dense"; the reason; layout and estimate where sparse."""
+    """How a product runs and why; ``layout`` of the compressed operand where it runs sparse.
 
-    how: str
-    reason: str = ""
+    ``estimate`` is there where dense and sparse times were compared.
+    """
+
+    how: How
+    reasons: tuple[Reason, ...] = ()
     layout: Layout | None = None
     estimate: Estimate | None = None
+
+    @property
+    def reason(self) -> str:
+        """All reasons as one text."""
+        return sentence(self.reasons)
 
 
 def choose(gemm: Gemm, pruning: Pruning, rule: Rule, policy: Policy, autotune: bool) -> Execution:
@@ -48,60 +61,68 @@ def choose(gemm: Gemm, pruning: Pruning, rule: Rule, policy: Policy, autotune: b
     target = target_of(gemm.device)
     if wanted == "auto" and (device == "cpu" or target.layout is None):
         lacking = target.reason or f"no sparse tensor core product on {device}"
-        return Execution("simulate", f"auto: {lacking}")
-    obstacle = target.reason or _obstacle(gemm, pruning)
+        return Execution("simulate", (Reason(Code.AUTO_SIMULATES, f"auto: {lacking}"),))
+    obstacle = _obstacle(gemm, pruning, target)
     estimate = None
-    if not obstacle and device != "cpu":
+    if obstacle is None and device != "cpu":
         estimate = _estimate(gemm, pruning, target, autotune)
         obstacle = _too_slow(estimate, gemm, policy)
-    if not obstacle:
-        note = str(estimate) if estimate else ON_CPU
-        return Execution("sparse", note, target.layout, estimate)
+    if obstacle is None:
+        note = Reason(Code.GAIN, str(estimate)) if estimate else ON_CPU
+        return Execution("sparse", (note,), target.layout, estimate)
     fallback = rule.fallback or policy.fallback
     if fallback == "error":
         raise PolicyError(
-            f"{rule.label}: {gemm.path or gemm.node.name} ({gemm.role}) asks for "
-            f'execution = "{wanted}", but {obstacle}; write execution = "simulate" '
-            'or fallback = "simulate" or "dense"'
+            f'{rule.label}: {gemm.where} ({gemm.role}) asks for execution = "{wanted}", but '
+            f'{obstacle}; write execution = "simulate" or fallback = "simulate" or "dense"'
         )
     if fallback == "dense":
-        reason = f"execution = {wanted}, fallback = dense: {obstacle}"
-        return Execution("dense", reason, estimate=estimate)
-    return Execution("simulate", f"fallback: {obstacle}", estimate=estimate)
+        declined = Reason(Code.DECLINED, f"execution = {wanted}, fallback = dense")
+        return Execution("dense", (declined, obstacle), estimate=estimate)
+    instead = Reason(Code.FALLBACK, f"execution = {wanted}, fallback = simulate")
+    return Execution("simulate", (instead, obstacle), estimate=estimate)
 
 
-def _obstacle(gemm: Gemm, pruning: Pruning) -> str:
-    """Why this product has no sparse form on any device; empty where it has one."""
+def _obstacle(gemm: Gemm, pruning: Pruning, target: Target) -> Reason | None:
+    """Why this product has no sparse form there; None where it has one."""
     nm = pruning.format
+    if target.layout is None:
+        return Reason(Code.NO_DEVICE, target.reason)
     if (nm.n, nm.m) not in ((2, 4), (1, 2)):
-        return f"sparse tensor cores take 2:4 and 1:2, not {nm}"
+        return Reason(Code.SPARSE_FORMAT, f"sparse tensor cores take 2:4 and 1:2, not {nm}")
     if gemm.dtype not in ("bfloat16", "float16") and not gemm.device.startswith("cpu"):
-        return f"sparse tensor cores take bfloat16 and float16 here, not {gemm.dtype}"
+        text = f"sparse tensor cores take bfloat16 and float16 here, not {gemm.dtype}"
+        return Reason(Code.SPARSE_DTYPE, text)
     if gemm.op is Op.CONV:
         return _convolution_obstacle(gemm, pruning)
-    value = gemm.node.meta["val"]
-    if value.dim() != 2:
-        return "a batched product has no sparse library call"
+    if gemm.node.meta["val"].dim() != 2:
+        return Reason(Code.BATCHED, "a batched product has no sparse library call")
     if gemm.node.kwargs:
         given = ", ".join(gemm.node.kwargs)
-        return f"{gemm.target} with {given} is no plain product"
-    return ""
+        return Reason(Code.NOT_PLAIN, f"{gemm.target} with {given} is no plain product")
+    return None
 
 
-def _convolution_obstacle(gemm: Gemm, pruning: Pruning) -> str:
-    if not is_pointwise(gemm.node) or gemm.sizes[0] != 1:
-        return (
+def _convolution_obstacle(gemm: Gemm, pruning: Pruning) -> Reason | None:
+    if not Geometry.of(gemm.node).is_product or gemm.sizes[0] != 1:
+        return Reason(
+            Code.CONVOLUTION,
             "only 1x1 convolutions of stride 1 are plain products; other kernels would have to "
-            "write out their windows (im2col), which costs more than the sparse product gains"
+            "write out their windows (im2col), which costs more than the sparse product gains",
         )
     if pruning.exact:
-        return 'backward = "exact" of a sparse convolution is not written'
-    dense = [a for a in gemm.node.args[:2] if isinstance(a, fx.Node)]
-    images = [a for a in dense if a.meta["val"].dim() == 4]
-    wanted = images[:2] if gemm.role is Role.WGRAD else images[:1]
-    if not all(_is_channels_last(a) for a in wanted):
-        return "its input is not channels-last: call .to(memory_format=torch.channels_last)"
-    return ""
+        text = 'backward = "exact" of a sparse convolution is not written'
+        return Reason(Code.EXACT_CONVOLUTION, text)
+    if not all(_is_channels_last(image) for image in _images(gemm)):
+        text = "its input is not channels-last: call .to(memory_format=torch.channels_last)"
+        return Reason(Code.CHANNELS_LAST, text)
+    return None
+
+
+def _images(gemm: Gemm) -> list[fx.Node]:
+    """The operands that become matrices: X in fprop, dY in dgrad, both in wgrad."""
+    both = [argument(gemm.node, o.arg) for o in gemm.operands]
+    return both if gemm.role is Role.WGRAD else both[:1]
 
 
 def _is_channels_last(node: fx.Node) -> bool:
@@ -122,12 +143,13 @@ def _estimate(gemm: Gemm, pruning: Pruning, target: Target, autotune: bool) -> E
     return predict(rows, columns, k, pruning.method, target.layout, target.ceilings)
 
 
-def _too_slow(estimate: Estimate | None, gemm: Gemm, policy: Policy) -> str:
+def _too_slow(estimate: Estimate | None, gemm: Gemm, policy: Policy) -> Reason | None:
     if estimate is None:
-        return (
+        text = (
             f"nothing is known about the speed of {gemm.device}: "
             'measure with options={"nm.autotune": True}'
         )
+        return Reason(Code.UNKNOWN_SPEED, text)
     if estimate.speedup < policy.margin:
-        return f"no gain of {policy.margin:g}x: {estimate}"
-    return ""
+        return Reason(Code.NO_GAIN, f"no gain of {policy.margin:g}x: {estimate}")
+    return None

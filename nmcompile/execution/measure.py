@@ -12,7 +12,7 @@ from nmcompile import _torch
 from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.cost import Estimate
 from nmcompile.masks.formats import Method
-from nmcompile.ops import compress as ops_compressed
+from nmcompile.ops.schemas import Compress, Mm
 
 
 @functools.cache
@@ -49,9 +49,9 @@ def measure(
         seed = torch.ones(1, dtype=torch.int64, device=device) if kind.random else None
 
         def sparse() -> Any:
-            arguments = ([0], [1], 2, 4, str(kind), str(layout))
-            (packed,) = ops_compressed.compress(pruned, seed, *arguments)
-            return ops_compressed.mm(packed, dense, rows, str(layout), None, not left)
+            call = Compress(pruned, seed, [0], [1], 2, 4, str(kind), str(layout))
+            (packed,) = call.run()
+            return Mm(packed, dense, rows, str(layout), transpose_result=not left).run()
 
         def plain() -> Any:
             return pruned @ dense if left else dense.t() @ pruned.t()
@@ -66,7 +66,7 @@ def _median(run: Callable[[], Any], repeats: int = 15) -> float:
     times: list[float] = []
     for _ in range(repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        _torch.private("torch.cuda", "_sleep")(2_000_000)  # clock cycles, about a millisecond
+        _torch.keep_device_busy(2_000_000)  # about a millisecond
         start.record()
         run()
         end.record()

@@ -11,40 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-import torch
 from torch import fx
 
 from nmcompile.gemm import Gemm, Op, OperandKind, Role, size_hint
-
-aten = torch.ops.aten
-
-_VIEWS = frozenset(
-    [
-        aten.view.default,
-        aten._unsafe_view.default,
-        aten.reshape.default,
-        aten.permute.default,
-        aten.t.default,
-        aten.transpose.int,
-        aten.detach.default,
-        aten.alias.default,
-        aten.expand.default,
-        aten.squeeze.dim,
-        aten.unsqueeze.default,
-    ]
-)
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether the node only looks at its input in another shape or order."""
-    return node.target in _VIEWS
-
-
-def view_base(node: fx.Node) -> fx.Node:
-    """The value that a chain of views looks at."""
-    while is_view(node):
-        node = node.all_input_nodes[0]
-    return node
+from nmcompile.graph.aten import argument, view_base
+from nmcompile.reason import Code, Reason
 
 
 def assign_roles(found: list[Gemm]) -> list[Gemm]:
@@ -91,9 +62,11 @@ def _with_role(
     if _has_weight(gemm):
         return replace(gemm, op=Op.LINEAR, role=Role.DGRAD)
     if kinds == {OperandKind.GRADIENT}:
-        guess = "both operands are gradients (a gradient of a gradient)"
+        text = "both operands are gradients (a gradient of a gradient)"
+        guess = Reason(Code.DOUBLE_GRADIENT, text)
         return replace(gemm, op=Op.MATMUL, role=Role.DGRAD, guess=guess)
-    guessed = None if partner else "no forward product found; taken for a weight gradient"
+    text = "no forward product found; taken for a weight gradient"
+    guessed = None if partner else Reason(Code.NO_FORWARD, text)
     return replace(gemm, op=Op.LINEAR, role=Role.WGRAD, guess=guessed)
 
 
@@ -123,7 +96,5 @@ def _belong_together(backward: Gemm, forward: Gemm) -> bool:
     return sorted(map(size_hint, backward.sizes)) == sorted(map(size_hint, forward.sizes))
 
 
-def _base(gemm: Gemm, arg: int) -> fx.Node:
-    node = gemm.node.args[arg]
-    assert isinstance(node, fx.Node)
-    return view_base(node)
+def _base(gemm: Gemm, arg: str) -> fx.Node:
+    return view_base(argument(gemm.node, arg))

@@ -11,28 +11,42 @@ import torch
 from torch import fx
 
 from nmcompile.graph.module_path import module_path
+from nmcompile.reason import Code, Reason
 
 #: Operator name (without overload) or a prefix that ends in "*" -> why it is not rewritten.
-_REASONS = {
-    "aten._scaled_dot_product_*": "fused attention: the products inside are activation times "
-    "activation and never leave the kernel",
-    "aten._flash_attention_*": "fused attention kernel",
-    "aten._efficient_attention_*": "fused attention kernel",
-    "flex_attention*": "fused attention: the products inside never leave the kernel",
-    "aten._grouped_mm": "grouped matmul: one node multiplies many matrices of different sizes",
-    "aten._scaled_grouped_mm*": "grouped matmul in 8-bit floating point",
-    "aten._scaled_mm*": "8-bit floating point: 2:4 kernels take 16-bit and 32-bit operands",
-    "aten._int_mm": "integer product",
-    "aten._weight_int*": "product with a quantised weight",
-    "aten.mv": "matrix times vector: bound by memory, not a GEMM",
-    "aten.addmv": "matrix times vector: bound by memory, not a GEMM",
-    "aten.dot": "a scalar product, not a GEMM",
-    "aten.vdot": "a scalar product, not a GEMM",
-    "aten._thnn_fused_*": "fused recurrent cell",
-    "aten.mkldnn_rnn_layer*": "fused recurrent layer",
-    "aten._cudnn_rnn*": "fused recurrent layer",
-    "aten._addmm_activation": "product fused with its activation before this pass saw it",
-    "triton_kernel_wrapper_*": "the user's own kernel: its inside is not visible",
+_REASONS: dict[str, Reason] = {
+    "aten._scaled_dot_product_*": Reason(
+        Code.FUSED_ATTENTION,
+        "fused attention: the products inside are activation times activation and never leave "
+        "the kernel",
+    ),
+    "aten._flash_attention_*": Reason(Code.FUSED_ATTENTION, "fused attention kernel"),
+    "aten._efficient_attention_*": Reason(Code.FUSED_ATTENTION, "fused attention kernel"),
+    "flex_attention*": Reason(
+        Code.FUSED_ATTENTION, "fused attention: the products inside never leave the kernel"
+    ),
+    "aten._grouped_mm": Reason(
+        Code.GROUPED, "grouped matmul: one node multiplies many matrices of different sizes"
+    ),
+    "aten._scaled_grouped_mm*": Reason(Code.GROUPED, "grouped matmul in 8-bit floating point"),
+    "aten._scaled_mm*": Reason(
+        Code.EIGHT_BIT, "8-bit floating point: 2:4 kernels take 16-bit and 32-bit operands"
+    ),
+    "aten._int_mm": Reason(Code.INTEGER, "integer product"),
+    "aten._weight_int*": Reason(Code.QUANTISED, "product with a quantised weight"),
+    "aten.mv": Reason(Code.VECTOR, "matrix times vector: bound by memory, not a GEMM"),
+    "aten.addmv": Reason(Code.VECTOR, "matrix times vector: bound by memory, not a GEMM"),
+    "aten.dot": Reason(Code.VECTOR, "a scalar product, not a GEMM"),
+    "aten.vdot": Reason(Code.VECTOR, "a scalar product, not a GEMM"),
+    "aten._thnn_fused_*": Reason(Code.RECURRENT, "fused recurrent cell"),
+    "aten.mkldnn_rnn_layer*": Reason(Code.RECURRENT, "fused recurrent layer"),
+    "aten._cudnn_rnn*": Reason(Code.RECURRENT, "fused recurrent layer"),
+    "aten._addmm_activation": Reason(
+        Code.FUSED_ACTIVATION, "product fused with its activation before this pass saw it"
+    ),
+    "triton_kernel_wrapper_*": Reason(
+        Code.USER_KERNEL, "the user's own kernel: its inside is not visible"
+    ),
 }
 
 #: Namespaces of PyTorch's operators, of which those that multiply are named above, and of ours.
@@ -48,7 +62,7 @@ class Skipped:
     path: str
     module_class: str
     backward: bool
-    reason: str
+    reason: Reason
 
 
 def find_skipped(graph: fx.Graph) -> list[Skipped]:
@@ -60,7 +74,8 @@ def find_skipped(graph: fx.Graph) -> list[Skipped]:
         target = _name(node)
         reason = _reason(target)
         if reason is None and _is_custom(node) and len(_matrices(node)) > 1:
-            reason = "custom operator: a product inside is not visible"
+            text = "custom operator: a product inside is not visible"
+            reason = Reason(Code.CUSTOM_OPERATOR, text)
         if reason is not None:
             path, module_class = module_path(node)
             backward = bool(node.meta.get("fwd_nn_module_stack")) or "backward" in target
@@ -86,7 +101,7 @@ def _matrices(node: fx.Node) -> list[fx.Node]:
     return [n for n, v in values if isinstance(v, torch.Tensor) and v.dim() > 1]
 
 
-def _reason(target: str) -> str | None:
+def _reason(target: str) -> Reason | None:
     for pattern, reason in _REASONS.items():
         if target == pattern or (pattern.endswith("*") and target.startswith(pattern[:-1])):
             return reason

@@ -11,7 +11,8 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-import nmcompile.ops.compress  # noqa: F401  (registers torch.ops.nm)
+from nmcompile.ops.call import Call
+from nmcompile.ops.schemas import Mm
 
 aten = torch.ops.aten
 
@@ -31,7 +32,7 @@ _INHERITED = (
 
 _SAVE = (CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE)
 #: What stands for a site's product after it has been rewritten.
-_PRODUCTS = (aten.mm.default, torch.ops.nm.mm.default)
+_PRODUCTS = (aten.mm.default, Mm.operator)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,18 @@ class Inserter:
             new.meta["nm"] = SiteMark(mark)
         new.meta["val"] = _fake_call(site, target, args, kwargs)
         return new
+
+    def op(self, site: fx.Node, call: Call, *, mark: str = "", name: str | None = None) -> fx.Node:
+        """The same for an operator whose call has named fields."""
+        return self.call(site, call.operator, *call.args, mark=mark, name=name)
+
+    def permute(self, site: fx.Node, x: fx.Node, order: list[int]) -> fx.Node:
+        """``x`` with its dimensions in another order."""
+        return self.call(site, aten.permute.default, x, order)
+
+    def reshape(self, site: fx.Node, x: fx.Node, shape: list[Any]) -> fx.Node:
+        """``x`` in another shape."""
+        return self.call(site, aten.reshape.default, x, shape)
 
     def masked(self, site: fx.Node, mask: fx.Node, value: fx.Node) -> fx.Node:
         """``value`` where ``mask``, else zero."""

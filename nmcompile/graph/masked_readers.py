@@ -10,18 +10,18 @@ import torch
 from torch import fx
 
 from nmcompile import _torch
-from nmcompile.codegen.pointwise import CONSTANTS, CONVERSIONS, EXPRESSIONS, VIEWS, value_of
+from nmcompile.codegen.pointwise import EXPRESSIONS
+from nmcompile.graph.aten import ALIASES, CONSTANTS, CONVERSIONS, constant_value
 from nmcompile.graph.insert import in_backward
 
 aten = torch.ops.aten
 
-_VIEWS = (*VIEWS, aten.alias.default)
-_ALIKE = (*CONVERSIONS, *_VIEWS, aten.neg.default)
+_ALIKE = (*CONVERSIONS, *ALIASES, aten.neg.default)
 
 
 def is_elementwise(node: fx.Node) -> bool:
     """Whether the node computes each element from the elements at the same place."""
-    pointwise = (*EXPRESSIONS, *CONVERSIONS, *_VIEWS, aten.pow.Tensor_Scalar)
+    pointwise = (*EXPRESSIONS, *CONVERSIONS, *ALIASES, aten.pow.Tensor_Scalar)
     return node.op == "call_function" and node.target in pointwise
 
 
@@ -44,13 +44,13 @@ def elementwise_ancestors(base: fx.Node) -> list[fx.Node]:
         found.append(node)
         if is_elementwise(node):
             stack.extend(node.all_input_nodes)
-        stack.extend(u for u in node.users if u.target in _VIEWS and not in_backward(u))
+        stack.extend(u for u in node.users if u.target in ALIASES and not in_backward(u))
     return sorted(found)
 
 
 def origin(node: fx.Node) -> fx.Node:
     """The value that a chain of views keeps the order of."""
-    while node.target in _VIEWS:
+    while node.target in ALIASES:
         node = node.all_input_nodes[0]
     return node
 
@@ -133,8 +133,8 @@ class MaskedReaders:
     @staticmethod
     def _evaluate(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         if node.target in CONSTANTS:
-            return torch.tensor(value_of(node), dtype=torch.float64)
-        if node.target in (*CONVERSIONS, *_VIEWS):
+            return torch.tensor(constant_value(node), dtype=torch.float64)
+        if node.target in (*CONVERSIONS, *ALIASES):
             return known[node.all_input_nodes[0]]
         args = fx.node.map_arg(node.args, functools.partial(dict.__getitem__, known))
         return node.target(*args)  # type: ignore[operator, misc]

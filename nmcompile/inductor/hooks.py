@@ -25,10 +25,10 @@ from nmcompile.errors import owned
 from nmcompile.graph.dump import readable
 from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.inductor.options import KERNELS, Settings
-from nmcompile.ops import masks as ops
-from nmcompile.passes.fuse_compress import fuse_compress
-from nmcompile.passes.lower_kernels import lower_kernels
-from nmcompile.passes.plan import Plan
+from nmcompile.ops.masks import warm_up
+from nmcompile.ops.schemas import KeepMask, Prune
+from nmcompile.passes.plan import Kernels, Plan
+from nmcompile.passes.run import run
 from nmcompile.report.report import GraphReport
 
 
@@ -77,9 +77,9 @@ class JointPass(_AfterTheUsers):
         kinds = operand_kinds(graph, self.capture.kind_of_input)
         chosen, ranks = self.settings, self.capture.ranks
         plan = Plan(graph, kinds, chosen.policy, chosen.autotune, chosen.region, ranks)
-        passes.run(plan)
+        run(passes.JOINT, plan, "joint graph")
         if self.build_kernels:
-            warm_up(graph)
+            _warm_up(graph)
         self.reports.append(GraphReport.of(plan, self.digest, before, readable(graph)))
 
 
@@ -94,17 +94,17 @@ class PostPass(_AfterTheUsers):
         self.digest = digest
 
     def run(self, graph: fx.Graph) -> None:
-        record_kernels(self.digest, fuse_compress(graph, self.devices))
-        if self.lower:
-            lower_kernels(graph, self.autotune)
+        kernels = Kernels(graph, self.devices, self.lower, self.autotune)
+        run(passes.POST_GRAD, kernels, "post-grad graph")
+        record_kernels(self.digest, kernels.specs)
 
 
-def warm_up(graph: fx.Graph) -> None:
+def _warm_up(graph: fx.Graph) -> None:
     """Start to build the mask kernels of a graph while Inductor compiles the rest."""
-    for target in (ops.prune, ops.keep_mask):
-        for node in graph.find_nodes(op="call_function", target=target):
-            x, _, _, n, m, _, method = node.args
-            ops.warm_up(target, x.meta["val"], n, m, method)
+    for op in (Prune, KeepMask):
+        for node in op.nodes(graph):
+            call = op.of(node)
+            warm_up(call, call.x.meta["val"])
 
 
 @functools.cache

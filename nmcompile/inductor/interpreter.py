@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-import nmcompile.ops.compress
-import nmcompile.ops.masks
-import nmcompile.ops.unpack  # noqa: F401  (registers torch.ops.nm)
-
-nm = torch.ops.nm
+from nmcompile.ops.schemas import (
+    Compress,
+    CompressLike,
+    Decompress,
+    KeepMask,
+    Mm,
+    Prune,
+    UnpackMask,
+)
 
 
 class PlannedInterpreter(fx.Interpreter):
@@ -29,37 +34,37 @@ class DenseInterpreter(PlannedInterpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in _DENSE:
-            return _DENSE[target](*args)
+            call, dense = _DENSE[target]
+            return dense(call(*args, **kwargs))
         return super().call_function(target, args, kwargs)
 
 
-def _compress(x: Tensor, seed: Any, streams: list[int], dims: list[int], *_: Any) -> list[Tensor]:
-    return [x if dim == 1 else x.t() for dim in dims]
+def _compress(call: Compress) -> list[Tensor]:
+    return [call.x if dim == 1 else call.x.t() for dim in call.dims]
 
 
-def _mm(
-    a: Tensor,
-    dense: Tensor,
-    rows: int,
-    layout: str,
-    bias: Tensor | None,
-    transpose_result: bool,
-    column_major: bool,
-) -> Tensor:
-    result = a @ dense if bias is None else a @ dense + bias[:, None]
-    return (result.t() if transpose_result else result).contiguous()
+def _mm(call: Mm) -> Tensor:
+    result: Tensor = call.packed @ call.dense
+    if call.bias is not None:
+        result = result + call.bias[:, None]
+    return (result.t() if call.transpose_result else result).contiguous()
 
 
-def _all_kept(x: Tensor, *_: Any) -> Tensor:
+def _all_kept(x: Tensor) -> Tensor:
     return torch.ones_like(x, dtype=torch.bool).contiguous()
 
 
-_DENSE: dict[Any, Any] = {
-    nm.prune.default: lambda x, *_: x,
-    nm.keep_mask.default: _all_kept,
-    nm.compress.default: _compress,
-    nm.decompress.default: lambda x, *_: x.contiguous(),
-    nm.unpack_mask.default: _all_kept,
-    nm.compress_like.default: lambda x, *_: x,
-    nm.mm.default: _mm,
-}
+def _table(*rows: tuple[Any, Callable[[Any], Any]]) -> dict[Any, Any]:
+    return {call.operator: (call, dense) for call, dense in rows}
+
+
+#: What each operator computes where nothing is masked and a packed operand is the dense one.
+_DENSE = _table(
+    (Prune, lambda call: call.x),
+    (KeepMask, lambda call: _all_kept(call.x)),
+    (Compress, _compress),
+    (Decompress, lambda call: call.packed.contiguous()),
+    (UnpackMask, lambda call: _all_kept(call.packed)),
+    (CompressLike, lambda call: call.x),
+    (Mm, _mm),
+)

@@ -1,3 +1,10 @@
-"""The operators ``torch.ops.nm``: their schemas, and every implementation of each."""
+"""The operators ``torch.ops.nm``: their schemas, and one file for all implementations of each.
+
+Importing the folder registers them.
+"""
 
 from __future__ import annotations
+
+from nmcompile.ops import compress, masks, product, seed, unpack
+
+__all__ = ["compress", "masks", "product", "seed", "unpack"]

@@ -1,121 +1,116 @@
-"""The operators ``torch.ops.nm.prune`` and ``torch.ops.nm.keep_mask``.
+"""``nm::prune`` and ``nm::keep_mask``: a compiled kernel on the CPU, generated ones on CUDA.
 
-    prune(Tensor x, Tensor? seed, int stream, int n, int m, int[] dims, str method) -> Tensor
-    keep_mask(...the same...) -> Tensor                                               (bool)
-
-    x       floating point, at least one dimension
-    seed    int64, one element, on x's device, for the random methods; None for the others
-    stream  which random numbers of the seed: operators with different streams are independent
-    dims    the reduction dimensions, flattened in this order; blocks of m run along them, the
-            last one padded with zeros. For "transposable" the two dimensions of the m x m tiles.
-    method  a word of ``nmcompile.masks.formats.Method``
-
-Both are pure functions of their arguments. The result has the strides of ``torch.empty_like(x)``
-and never aliases ``x``. The arguments are trusted: ``nmcompile.functional`` and the compiler's
-passes check them. On the CPU a compiled kernel does the work (``codegen.cpu``), elsewhere the
-reference.
+On CUDA 16-bit operands, 2:4 and 1:2, MSE (and MVUE for ``prune``), along the last or all but the
+last dimension of a contiguous tensor, or of a transposed matrix, are compressed and decompressed by
+two generated kernels. Everything else is the oracle in plain PyTorch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nmcompile.codegen import launch, unpack
 from nmcompile.codegen.cpu import kernel as cpu
+from nmcompile.codegen.kernel_spec import identity
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.blocks import dense_copy, layout_of
 from nmcompile.masks.formats import Method, NMFormat
-
-LIBRARY = torch.library.Library("nm", "DEF")
-_ARGUMENTS = "(Tensor x, Tensor? seed, int stream, int n, int m, int[] dims, str method) -> Tensor"
+from nmcompile.ops.schemas import LIBRARY, KeepMask, Mask, Prune
 
 
-def _fake_prune(
-    x: Tensor, seed: Tensor | None, stream: int, n: int, m: int, dims: Sequence[int], method: str
-) -> Tensor:
-    return torch.empty_like(x)
+def _by_reference(call: Mask) -> Tensor:
+    pruned, kept = reference.prune_and_mask(*call.args)
+    return kept if isinstance(call, KeepMask) else pruned
 
 
-def _fake_keep_mask(
-    x: Tensor, seed: Tensor | None, stream: int, n: int, m: int, dims: Sequence[int], method: str
-) -> Tensor:
-    return torch.empty_like(x, dtype=torch.bool)
+# -- on the CPU ----------------------------------------------------------------------------------
 
 
-def _reference_prune(
-    x: Tensor, seed: Tensor | None, stream: int, n: int, m: int, dims: Sequence[int], method: str
-) -> Tensor:
-    return reference.prune_and_mask(x, seed, stream, n, m, dims, method)[0]
-
-
-def _reference_keep_mask(
-    x: Tensor, seed: Tensor | None, stream: int, n: int, m: int, dims: Sequence[int], method: str
-) -> Tensor:
-    return reference.prune_and_mask(x, seed, stream, n, m, dims, method)[1]
-
-
-def _cpu_prune(
-    x: Tensor, seed: Tensor | None, stream: int, n: int, m: int, dims: Sequence[int], method: str
-) -> Tensor:
-    kernel = cpu.kernel(cpu.KernelKind(NMFormat(n, m), Method(method), x.dtype, mask=False))
+def _on_cpu(call: Mask) -> Tensor:
+    kernel = cpu.kernel(_kind(call, call.x.dtype))
     if kernel is None:
-        return _reference_prune(x, seed, stream, n, m, dims, method)
-    return _run(kernel, x, torch.empty_like(x), seed, stream, m, dims, method)
-
-
-def _cpu_keep_mask(
-    x: Tensor, seed: Tensor | None, stream: int, n: int, m: int, dims: Sequence[int], method: str
-) -> Tensor:
-    kernel = cpu.kernel(cpu.KernelKind(NMFormat(n, m), Method(method), x.dtype, mask=True))
-    if kernel is None:
-        return _reference_keep_mask(x, seed, stream, n, m, dims, method)
-    out = torch.empty_like(x, dtype=torch.bool)
-    return _run(kernel, x, out, seed, stream, m, dims, method)
-
-
-def _run(
-    kernel: cpu.Kernel,
-    x: Tensor,
-    out: Tensor,
-    seed: Tensor | None,
-    stream: int,
-    m: int,
-    dims: Sequence[int],
-    method: str,
-) -> Tensor:
-    if x.numel() == 0:
+        return _by_reference(call)
+    out = torch.empty_like(call.x, dtype=torch.bool if isinstance(call, KeepMask) else None)
+    if out.numel() == 0:
         return out
-    dense = dense_copy(x)
-    layout = layout_of(dense, dims, m, tiles=method == Method.TRANSPOSABLE)
+    dense = dense_copy(call.x)
+    layout = layout_of(dense, call.dims, call.m, tiles=call.method == Method.TRANSPOSABLE)
     if layout.direct:
-        kernel(dense, out, layout, seed, stream)
+        kernel(dense, out, layout, call.seed, call.stream)
     else:
         result = torch.empty(layout.outer, layout.size, layout.inner, dtype=out.dtype)
-        kernel(layout.view(dense), result, layout, seed, stream)
+        kernel(layout.view(dense), result, layout, call.seed, call.stream)
         layout.write(result, out)
     return out
 
 
-for _name, _fake, _on_cpu, _elsewhere in (
-    ("prune", _fake_prune, _cpu_prune, _reference_prune),
-    ("keep_mask", _fake_keep_mask, _cpu_keep_mask, _reference_keep_mask),
-):
-    LIBRARY.define(
-        _name + _ARGUMENTS, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
-    )
-    LIBRARY.impl(_name, _on_cpu, "CPU")
-    LIBRARY.impl(_name, _elsewhere, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"nm::{_name}", _fake, lib=LIBRARY)
-
-Operator = Callable[[Tensor, Tensor | None, int, int, int, Sequence[int], str], Tensor]
-prune: Operator = torch.ops.nm.prune.default
-keep_mask: Operator = torch.ops.nm.keep_mask.default
+def _kind(call: Mask, dtype: torch.dtype) -> cpu.KernelKind:
+    keep = isinstance(call, KeepMask)
+    return cpu.KernelKind(NMFormat(call.n, call.m), Method(call.method), dtype, mask=keep)
 
 
-def warm_up(op: Operator, x: Tensor, n: int, m: int, method: str) -> None:
-    """Build the kernel for operands like ``x`` in the background; ``x`` may be a fake tensor."""
+def warm_up(call: Mask, x: Tensor) -> None:
+    """Build the kernel of a call in the background; ``x`` is its operand, or a fake of it."""
     if x.device.type == "cpu":
-        kind = cpu.KernelKind(NMFormat(n, m), Method(method), x.dtype, mask=op is keep_mask)
-        cpu.warm_up(kind)
+        cpu.warm_up(_kind(call, x.dtype))
+
+
+# -- on CUDA -------------------------------------------------------------------------------------
+
+
+def on_cuda(call: Mask) -> Tensor:
+    """The generated kernels where they take the operand, else the oracle."""
+    if _is_transposed(call.x) and len(call.dims) == 1:
+        return on_cuda(replace(call, x=call.x.t(), dims=[1 - call.dims[0] % 2])).t()
+    matrix = as_matrix(call)
+    if matrix is None:
+        return _by_reference(call)
+    x, dim = matrix
+    spec = identity(x.dtype, (dim,), call.n, call.m, call.method, Layout.ROW_MAJOR)
+    (packed,) = launch.run(spec, [x], call.seed, [call.stream])
+    rows, columns = x.shape if dim == 1 else x.shape[::-1]
+    expand = unpack.unpack_mask if isinstance(call, KeepMask) else unpack.decompress
+    result = expand(packed, rows, columns, Layout.ROW_MAJOR)
+    return (result if dim == 1 else result.t().contiguous()).view(call.x.shape)
+
+
+def as_matrix(call: Mask) -> tuple[Tensor, int] | None:
+    """The operand as ``[R, C]`` and the dimension of its blocks; None where no kernel takes it."""
+    x: Tensor = call.x
+    fits = x.is_contiguous() and x.numel() > 0 and (call.n, call.m) in ((2, 4), (1, 2))
+    if not fits or not launch.is_generated(x, call.method):
+        return None
+    if isinstance(call, KeepMask) and call.method != Method.MSE:
+        return None  # metadata does not tell a missing survivor
+    positive = [d % x.dim() for d in call.dims]
+    if positive == [x.dim() - 1]:
+        return x.view(-1, x.shape[-1]), 1
+    if positive == list(range(x.dim() - 1)):
+        return x.view(math.prod(x.shape[:-1]), x.shape[-1]), 0
+    return None
+
+
+def _is_transposed(x: Tensor) -> bool:
+    """Is it a matrix that lies column by column? Blocks keep their numbers in its transpose."""
+    return x.dim() == 2 and x.t().is_contiguous() and not x.is_contiguous()
+
+
+def _register(cls: type[Mask]) -> None:
+    name = cls.operator.name()
+
+    def implementation(compute: Any) -> Any:
+        return lambda *args: compute(cls(*args))
+
+    LIBRARY.impl(name, implementation(_on_cpu), "CPU")
+    LIBRARY.impl(name, implementation(on_cuda), "CUDA")
+    LIBRARY.impl(name, implementation(_by_reference), "CompositeExplicitAutograd")
+
+
+_register(Prune)
+_register(KeepMask)

@@ -1,50 +1,50 @@
-"""The passes on a joint (or inference) graph, in the order in which they run."""
+"""The passes, in the order in which they run: two lists, which are the whole pipeline.
+
+A pass is a function of the state (``Plan`` or ``Kernels``) that changes its graph in place. It
+needs facts that an earlier pass leaves, and what a pass leaves holds to the end (``facts``).
+"""
 
 from __future__ import annotations
 
-import logging
-import time
-
-from nmcompile.errors import owned
+from nmcompile.passes import facts
 from nmcompile.passes.assign import assign
+from nmcompile.passes.convolution_as_matmul import convolution_as_matmul
 from nmcompile.passes.exact_backward import exact_backward
 from nmcompile.passes.find import find
-from nmcompile.passes.plan import Plan
+from nmcompile.passes.fuse_compress import fuse_compress
+from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.prune_products import prune_backward, prune_forward
+from nmcompile.passes.run import Pass
 from nmcompile.passes.save_kept import save_kept
 from nmcompile.passes.share_compressed import share_compressed
 from nmcompile.passes.split_convolution_backward import split_convolution_backward
 
-log = logging.getLogger(__name__)
-
-PASSES = (
-    find,  # every product: role, operand kinds, reduction dimension; mutates nothing
-    assign,  # the rule that decides each, and what it gets; mutates nothing
-    split_convolution_backward,  # dgrad and wgrad of a pruned convolution: a node each
-    prune_forward,  # operands of fprop products
-    exact_backward,  # where asked: mask the gradient, let wgrad read the pruned operand
-    prune_backward,  # operands of dgrad and wgrad products
-    save_kept,  # what only a masked gradient reads is saved at the kept places alone
-    share_compressed,  # one read of a tensor writes all its compressed forms
+#: On the joint graph of forward and backward (or on an inference graph).
+JOINT: tuple[Pass, ...] = (
+    # every product: role, operand kinds, reduction dimension; mutates nothing
+    Pass(find, leaves=[facts.products_found]),
+    # the rule that decides each, and what it gets; mutates nothing
+    Pass(assign, needs=[facts.products_found], leaves=[facts.all_decided]),
+    # dgrad and wgrad of a pruned convolution: a node each
+    Pass(split_convolution_backward, needs=[facts.all_decided], leaves=[facts.one_role_a_node]),
+    # a 1x1 convolution that runs sparse is a matrix product
+    Pass(convolution_as_matmul, needs=[facts.one_role_a_node], leaves=[facts.sparse_is_matmul]),
+    # operands of fprop products
+    Pass(prune_forward, needs=[facts.sparse_is_matmul], leaves=[facts.forward_pruned]),
+    # where asked: mask the gradient, let wgrad read the pruned operand
+    Pass(exact_backward, needs=[facts.forward_pruned], leaves=[facts.gradients_masked]),
+    # operands of dgrad and wgrad products
+    Pass(prune_backward, needs=[facts.gradients_masked], leaves=[facts.backward_pruned]),
+    # what only a masked gradient reads is saved at the kept places alone
+    Pass(save_kept, needs=[facts.gradients_masked, facts.backward_pruned]),
+    # one read of a tensor writes all its compressed forms
+    Pass(share_compressed, needs=[facts.backward_pruned], leaves=[facts.one_compression_a_tensor]),
 )
 
-
-def run(plan: Plan) -> Plan:
-    """Run every pass on ``plan.graph``; the graph is changed in place.
-
-    Raises:
-        PolicyError: a rule asks for what a site cannot have and says ``fallback = "error"``.
-        NMError: a pass failed; the message names it.
-    """
-    for step in PASSES:
-        start = time.perf_counter()
-        with owned(f"pass {step.__name__}"):
-            step(plan)
-        log.debug(
-            "%s: %d products, %d pruned, %.1f ms",
-            step.__name__,
-            len(plan.gemms),
-            sum(d.pruning is not None for d in plan.decisions),
-            1e3 * (time.perf_counter() - start),
-        )
-    return plan
+#: On the forward and on the backward graph, after the partitioner.
+POST_GRAD: tuple[Pass, ...] = (
+    # elementwise producers and compression: one kernel
+    Pass(fuse_compress, leaves=[facts.kernels_generated]),
+    # kernels that Inductor launches itself
+    Pass(lower_kernels, needs=[facts.kernels_generated], leaves=[facts.static_kernels_lowered]),
+)

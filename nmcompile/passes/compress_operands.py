@@ -19,17 +19,15 @@ compressed operand (a pruned weight), and an addition that Inductor fuses elsewh
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import fx
 
-import nmcompile.ops.compress
-import nmcompile.ops.unpack  # noqa: F401  (registers torch.ops.nm)
-from nmcompile.graph.find_gemms import LEFT_OPERAND
+from nmcompile.graph.aten import OPERANDS, added, is_matrix_transpose, operands
 from nmcompile.graph.insert import Inserter
 from nmcompile.masks.formats import Method
-from nmcompile.passes.plan import Compressed, Decision, Plan
+from nmcompile.ops.schemas import Compress, Mm, Prune
+from nmcompile.passes.plan import Compressed, Decision, Plan, Sparse
 from nmcompile.passes.prune_operands import mask_operand, seed_of, stream_of
 
 aten = torch.ops.aten
@@ -38,69 +36,67 @@ aten = torch.ops.aten
 _FUSED = (Method.MSE, Method.MVUE)
 
 
-def sparse_product(plan: Plan, d: Decision) -> None:
-    """Rewrite the product of a sparse decision; ``decision.node`` is then the nm.mm."""
-    assert d.pruning is not None
-    node, insert = d.node, Inserter(plan.graph)
-    left = LEFT_OPERAND[node.target]
-    lhs, rhs = node.args[left], node.args[left + 1]
-    is_left = d.pruning.operand.arg == left
+def sparse_product(plan: Plan, d: Decision) -> Sparse:
+    """Rewrite the product of a sparse decision; the result's product is the nm.mm."""
+    found = plan.products[d.site]
+    assert found.operand is not None
+    node, insert = found.node, Inserter(plan.graph)
+    lhs, rhs = operands(node)
+    is_left = found.operand.arg == OPERANDS[node.target][0]
     pruned, other = (lhs, rhs) if is_left else (rhs, lhs)
-    assert isinstance(pruned, fx.Node)
-    assert isinstance(other, fx.Node)
-    d.original = pruned
+    bias = added(node)
     with insert.before(node):
-        d.compressed = _compress(plan, d, pruned, dim=1 if is_left else 0)
-        rows = insert.size(node, pruned, 0 if is_left else 1)
-        dense = other if is_left else insert.call(node, aten.permute.default, other, [1, 0])
-        bias = node.args[0] if left else None
+        compressed = _compress(plan, d, pruned, dim=1 if is_left else 0)
         # Along the rows of the compressed operand, or something else (a residual, a row vector)?
         fits = isinstance(bias, fx.Node) and bias.meta["val"].shape == pruned.meta["val"].shape[1:]
         inside = fits and not is_left
-        layout = str(d.layout)
-        options = (bias if inside else None, not is_left, d.compressed.column_major)
-        mark = f"{d.gemm.role} sparse product @ {d.gemm.path or node.name}"
-        args = (d.compressed.packed, dense, rows, layout, *options)
-        product = insert.call(
-            node, torch.ops.nm.mm.default, *args, mark=mark, name="sparse_product"
+        call = Mm(
+            compressed.packed,
+            other if is_left else insert.permute(node, other, [1, 0]),
+            insert.size(node, pruned, 0 if is_left else 1),
+            compressed.layout,
+            bias=bias if inside else None,
+            transpose_result=not is_left,
+            column_major=compressed.column_major,
         )
+        mark = f"{d.gemm.role} sparse product @ {d.gemm.path or node.name}"
+        product = insert.op(node, call, mark=mark, name="sparse_product")
         result = product
         if bias is not None and not inside:
             result = insert.call(node, aten.add.Tensor, product, bias)
     node.replace_all_uses_with(result)
     plan.graph.erase_node(node)
-    d.node = product
+    return Sparse(product, pruned, compressed)
 
 
 def _compress(plan: Plan, d: Decision, x: fx.Node, dim: int) -> Compressed:
     """nm.compress of the operand, read from where it lies row by row."""
-    pruning, node, insert = d.pruning, d.node, Inserter(plan.graph)
+    pruning, node, insert = d.pruning, plan.products[d.site].node, Inserter(plan.graph)
     assert pruning is not None
-    method = pruning.method
+    method, nm, layout = pruning.method, pruning.format, str(d.execution.layout)
     if method not in _FUSED:
-        x = mask_operand(plan, torch.ops.nm.prune.default, d, x)
+        x = mask_operand(plan, Prune, d, x)
         method = Method.MSE
     source, along = _through_transposes(x, dim)
-    seed = seed_of(plan, node, d.gemm.device) if method.random else None
-    nm = pruning.format
+    call = Compress(
+        source,
+        seed_of(plan, node, d.gemm.device) if method.random else None,
+        streams=[stream_of(d.site, method)],
+        dims=[along],
+        n=nm.n,
+        m=nm.m,
+        method=str(method),
+        layout=layout,
+    )
     mark = f"{d.gemm.role} {pruning.operand.kind} {nm} {method} @ {d.gemm.path or node.name}"
-    shape = (nm.n, nm.m, str(method), str(d.layout))
-    args = (source, seed, [stream_of(d.site, method)], [along], *shape)
-    every = insert.call(node, torch.ops.nm.compress.default, *args, mark=mark, name="compressed")
+    every = insert.op(node, call, mark=mark, name="compressed")
     packed = insert.call(node, operator.getitem, every, 0, name="packed")
     rows, columns = (0, 1) if dim == 1 else (1, 0)
-    return Compressed(packed, x, rows, columns, column_major=along == 0, layout=str(d.layout))
+    return Compressed(packed, x, rows, columns, column_major=along == 0, layout=layout)
 
 
 def _through_transposes(x: fx.Node, dim: int) -> tuple[fx.Node, int]:
     """The matrix of which ``x`` is the transpose, and the dimension there; or ``x`` itself."""
-    while _is_transpose(x) and not x.meta["val"].is_contiguous():
+    while is_matrix_transpose(x) and not x.meta["val"].is_contiguous():
         x, dim = x.all_input_nodes[0], 1 - dim
     return x, dim
-
-
-def _is_transpose(node: fx.Node) -> bool:
-    if node.target is aten.permute.default:
-        order: Any = node.args[1]
-        return list(order) == [1, 0]
-    return node.target is aten.t.default

@@ -12,47 +12,63 @@ Channels-last memory is row-major [NHW, C]: nothing is copied, and the blocks ke
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import fx
 
-from nmcompile.gemm import Role
+from nmcompile.gemm import Op, Role
+from nmcompile.graph.aten import OPERANDS, Convolution, ConvolutionBackward
 from nmcompile.graph.insert import Inserter
-from nmcompile.passes.plan import Decision, Plan
+from nmcompile.passes.plan import Decision, Plan, Product
 
 aten = torch.ops.aten
 
 
-def as_matmul(plan: Plan, d: Decision) -> None:
-    """Rewrite a decided convolution; ``d.node`` is then the mm, its pruned operand the mm's."""
-    assert d.pruning is not None
-    insert, node, role = Inserter(plan.graph), d.node, d.gemm.role
+def convolution_as_matmul(plan: Plan) -> None:
+    """Rewrite every convolution that was decided to run sparse."""
+    for d in plan.decisions:
+        if d.gemm.op is Op.CONV and d.execution.how == "sparse":
+            plan.products[d.site] = _as_matmul(plan, d)
+
+
+def _as_matmul(plan: Plan, d: Decision) -> Product:
+    """The mm that stands for the convolution, and its pruned operand."""
+    insert, node, role = Inserter(plan.graph), plan.products[d.site].node, d.gemm.role
     old = node if role is Role.FPROP else _only_result(node)
+    rewrite = {Role.FPROP: _forward, Role.DGRAD: _input_gradient, Role.WGRAD: _weight_gradient}
     with insert.before(node):
-        if role is Role.FPROP:
-            x, w, bias = node.args[:3]
-            weight = insert.call(node, aten.permute.default, _weight(insert, node, w), [1, 0])
-            product = insert.call(node, aten.mm.default, _flat(insert, node, x), weight)
-            y = product if bias is None else insert.call(node, aten.add.Tensor, product, bias)
-            new = _image(insert, node, y, x)
-        elif role is Role.DGRAD:
-            dy, x, w = node.args[:3]
-            weight = _weight(insert, node, w)
-            product = insert.call(node, aten.mm.default, _flat(insert, node, dy), weight)
-            new = _image(insert, node, product, x)
-        else:
-            dy, x, w = node.args[:3]
-            dy_t = insert.call(node, aten.permute.default, _flat(insert, node, dy), [1, 0])
-            product = insert.call(node, aten.mm.default, dy_t, _flat(insert, node, x))
-            shape = list(w.meta["val"].shape)  # type: ignore[union-attr]
-            new = insert.call(node, aten.reshape.default, product, shape)
+        product, new = rewrite[role](insert, node)
     old.replace_all_uses_with(new)
     for erased in dict.fromkeys((old, node)):
         erased.graph.erase_node(erased)
+    assert d.pruning is not None
+    left, right = OPERANDS[product.target]
     is_left = d.pruning.operand is d.gemm.lhs
-    operand = replace(d.pruning.operand, arg=0 if is_left else 1, dims=(1,) if is_left else (0,))
-    d.node, d.pruning = product, replace(d.pruning, operand=operand)
+    arg, dims = (left, (1,)) if is_left else (right, (0,))
+    return Product(product, replace(d.pruning.operand, arg=arg, dims=dims))
+
+
+def _forward(insert: Inserter, node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The product, and what replaces the convolution."""
+    call = Convolution.of(node)
+    weight = insert.permute(node, _weight(insert, node, call.weight), [1, 0])
+    product = insert.call(node, aten.mm.default, _flat(insert, node, call.input), weight)
+    y = product if call.bias is None else insert.call(node, aten.add.Tensor, product, call.bias)
+    return product, _image(insert, node, y, call.input)
+
+
+def _input_gradient(insert: Inserter, node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    call = ConvolutionBackward.of(node)
+    weight = _weight(insert, node, call.weight)
+    product = insert.call(node, aten.mm.default, _flat(insert, node, call.grad_output), weight)
+    return product, _image(insert, node, product, call.input)
+
+
+def _weight_gradient(insert: Inserter, node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    call = ConvolutionBackward.of(node)
+    dy_t = insert.permute(node, _flat(insert, node, call.grad_output), [1, 0])
+    product = insert.call(node, aten.mm.default, dy_t, _flat(insert, node, call.input))
+    return product, insert.reshape(node, product, list(call.weight.meta["val"].shape))
 
 
 def _only_result(node: fx.Node) -> fx.Node:
@@ -61,24 +77,19 @@ def _only_result(node: fx.Node) -> fx.Node:
     return user
 
 
-def _flat(insert: Inserter, site: fx.Node, image: Any) -> fx.Node:
+def _flat(insert: Inserter, site: fx.Node, image: fx.Node) -> fx.Node:
     """[N,C,H,W] -> [NHW,C]."""
-    moved = insert.call(site, aten.permute.default, image, [0, 2, 3, 1])
-    return insert.call(site, aten.reshape.default, moved, [-1, image.meta["val"].shape[1]])
+    moved = insert.permute(site, image, [0, 2, 3, 1])
+    return insert.reshape(site, moved, [-1, image.meta["val"].shape[1]])
 
 
-def _weight(insert: Inserter, site: fx.Node, weight: Any) -> fx.Node:
+def _weight(insert: Inserter, site: fx.Node, weight: fx.Node) -> fx.Node:
     """[O,C,1,1] -> [O,C]."""
-    return insert.call(site, aten.reshape.default, weight, list(weight.meta["val"].shape[:2]))
+    return insert.reshape(site, weight, list(weight.meta["val"].shape[:2]))
 
 
-def _image(insert: Inserter, site: fx.Node, rows: fx.Node, like: Any) -> fx.Node:
+def _image(insert: Inserter, site: fx.Node, rows: fx.Node, like: fx.Node) -> fx.Node:
     """[NHW,C] -> [N,C,H,W], channels-last, with the N, H and W of ``like``."""
     n, _, h, w = insert.sizes(site, like)
-    shape = [n, h, w, rows.meta["val"].shape[1]]
-    return insert.call(
-        site,
-        aten.permute.default,
-        insert.call(site, aten.reshape.default, rows, shape),
-        [0, 3, 1, 2],
-    )
+    image = insert.reshape(site, rows, [n, h, w, rows.meta["val"].shape[1]])
+    return insert.permute(site, image, [0, 3, 1, 2])

@@ -15,21 +15,24 @@ For a pruned weight it is dw that is masked, and dgrad that reads the pruned wei
 
 from __future__ import annotations
 
-import operator
-from typing import Any
-
-import torch
 from torch import fx
 
-import nmcompile.ops.masks  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import Op, OperandKind, Role
-from nmcompile.graph.backward_roles import is_view
+from nmcompile.graph.aten import (
+    INPUT_GRADIENT,
+    WEIGHT_GRADIENT,
+    argument,
+    is_view,
+    items,
+    set_argument,
+    view_arguments,
+)
 from nmcompile.graph.insert import Inserter
 from nmcompile.masks.formats import Method
-from nmcompile.passes.plan import Compressed, Decision, Plan
+from nmcompile.ops.schemas import Decompress, KeepMask, UnpackMask
+from nmcompile.passes.plan import Compressed, Decision, Plan, Sparse
 from nmcompile.passes.prune_operands import mask_operand
-
-aten = torch.ops.aten
+from nmcompile.reason import Code, Reason
 
 
 def exact_backward(plan: Plan) -> None:
@@ -42,46 +45,43 @@ def exact_backward(plan: Plan) -> None:
         for backward in plan.decisions:
             if backward.gemm.forward is forward.gemm.node:
                 rewrite = _mask_result if backward.gemm.role is masked_role else _read_pruned
-                note = rewrite(plan, forward, backward)
-                backward.reason = "; ".join(filter(None, (backward.reason, note)))
+                plan.notes[backward.site].append(rewrite(plan, forward, backward))
 
 
-def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> str:
-    pruning = forward.pruning
+def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> Reason:
+    pruning, done = forward.pruning, plan.results[forward.site]
     assert pruning is not None
-    assert forward.original is not None
-    result, insert = backward.node, Inserter(plan.graph)
-    if forward.compressed is not None and pruning.method is Method.MSE:
+    result, insert = plan.products[backward.site].node, Inserter(plan.graph)
+    if isinstance(done, Sparse) and pruning.method is Method.MSE:
         with insert.before(result):
-            mask = _unpacked(insert, result, torch.ops.nm.unpack_mask.default, forward.compressed)
+            mask = _unpacked(insert, result, UnpackMask, done.compressed)
     else:
         # A compressed block names n elements, also where another mask keeps fewer (at the ragged
         # edge of a transposable one): its places are then no mask of the gradient.
-        mask = mask_operand(plan, torch.ops.nm.keep_mask.default, forward, forward.original)
+        mask = mask_operand(plan, KeepMask, forward, done.original)
     if backward.gemm.op is Op.CONV:
-        output = 0 if backward.gemm.role is Role.DGRAD else 1
-        result = next(
-            u for u in result.users if u.target is operator.getitem and u.args[1] == output
-        )
+        output = INPUT_GRADIENT if backward.gemm.role is Role.DGRAD else WEIGHT_GRADIENT
+        (result,) = items(result, output)
     users = list(result.users)
     with insert.before(result.next):
         if backward.gemm.op is not Op.CONV and _is_transposed(forward, backward):
             rank = len(result.meta["val"].shape)
-            order = [*range(rank - 2), rank - 1, rank - 2]
-            mask = insert.call(result, aten.permute.default, mask, order)
+            mask = insert.permute(result, mask, [*range(rank - 2), rank - 1, rank - 2])
         masked = insert.masked(result, mask, result)
     for user in users:
         user.replace_input_with(result, masked)
-    forward.masked = masked
-    return f"the result is masked like the {pruning.operand.kind} of fprop (backward = exact)"
+    plan.masked[forward.site] = masked
+    text = f"the result is masked like the {pruning.operand.kind} of fprop (backward = exact)"
+    return Reason(Code.MASKED_RESULT, text)
 
 
-def _unpacked(insert: Inserter, site: fx.Node, op: Any, packed: Compressed) -> fx.Node:
+def _unpacked(
+    insert: Inserter, site: fx.Node, op: type[UnpackMask | Decompress], packed: Compressed
+) -> fx.Node:
     """The mask or the values of a compressed operand, in the orientation that the graph had."""
-    x = packed.operand
-    sizes = [insert.size(site, x, d) for d in (packed.rows, packed.columns)]
-    value = insert.call(site, op, packed.packed, *sizes, packed.layout)
-    return value if packed.rows == 0 else insert.call(site, aten.permute.default, value, [1, 0])
+    rows, columns = (insert.size(site, packed.operand, d) for d in (packed.rows, packed.columns))
+    value = insert.op(site, op(packed.packed, rows, columns, packed.layout))
+    return value if packed.rows == 0 else insert.permute(site, value, [1, 0])
 
 
 def _is_transposed(forward: Decision, backward: Decision) -> bool:
@@ -90,32 +90,32 @@ def _is_transposed(forward: Decision, backward: Decision) -> bool:
     d(lhs) = dY rhs^T has dY on the left and d(rhs) = lhs^T dY on the right, or each transposed.
     """
     assert forward.pruning is not None
-    was_left = forward.pruning.operand.arg == forward.gemm.lhs.arg
+    was_left = forward.pruning.operand is forward.gemm.lhs
     gradient_left = backward.gemm.lhs.kind is OperandKind.GRADIENT
     return was_left != gradient_left
 
 
-def _read_pruned(plan: Plan, forward: Decision, backward: Decision) -> str:
+def _read_pruned(plan: Plan, forward: Decision, backward: Decision) -> Reason:
     """Let the other backward product read the pruned operand, through the same views."""
     assert forward.pruning is not None
+    done, node = plan.results[forward.site], plan.products[backward.site].node
     kind = forward.pruning.operand.kind
     operand = next(o for o in backward.gemm.operands if o.kind is kind)
     chain: list[fx.Node] = []
-    value = backward.operand_node(operand)
-    while value is not forward.original and is_view(value):
+    value: fx.Node = argument(node, operand.arg)
+    while value is not done.original and is_view(value):
         chain.append(value)
         value = value.all_input_nodes[0]
-    if value is not forward.original:
-        return f"reads the unpruned {kind}: it is no view of the operand of fprop"
+    if value is not done.original:
+        text = f"reads the unpruned {kind}: it is no view of the operand of fprop"
+        return Reason(Code.READS_UNPRUNED, text)
     insert = Inserter(plan.graph)
-    with insert.before(backward.node):
-        if forward.compressed is not None:
-            unpack = torch.ops.nm.decompress.default
-            value = _unpacked(insert, backward.node, unpack, forward.compressed)
+    with insert.before(node):
+        if isinstance(done, Sparse):
+            value = _unpacked(insert, node, Decompress, done.compressed)
         else:
-            assert forward.pruned is not None
-            value = forward.pruned
+            value = done.pruned
         for view in reversed(chain):
-            value = insert.call(backward.node, view.target, value, *view.args[1:])
-    backward.set_operand(operand, value)
-    return f"reads the pruned {kind} of fprop (backward = exact)"
+            value = insert.call(node, view.target, value, *view_arguments(view))
+    set_argument(node, operand.arg, value)
+    return Reason(Code.READS_PRUNED, f"reads the pruned {kind} of fprop (backward = exact)")

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import fx
 
-import nmcompile.ops.fused  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec
-from nmcompile.codegen.pointwise import VIEWS
+from nmcompile.graph.aten import FLAT_VIEWS
 from nmcompile.graph.insert import Inserter
+from nmcompile.graph.prologue import Prologue
 from nmcompile.masks.formats import Method
-from nmcompile.passes.prologue import Prologue
+from nmcompile.ops.schemas import Compress, FusedCompress
+from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten
 
@@ -33,6 +33,7 @@ class _Match:
     """A compression, the value that it reads (behind views) and that value's other readers."""
 
     node: fx.Node
+    call: Compress
     base: fx.Node
     tail: list[fx.Node] = field(default_factory=list)  # views between base and node
 
@@ -43,38 +44,28 @@ class _Match:
         return [u for value in (self.base, *self.tail) for u in value.users if u not in inside]
 
 
-def fuse_compress(graph: fx.Graph, devices: tuple[str, ...] = ("cuda",)) -> list[KernelSpec]:
-    """Replace every ``nm.compress`` that a kernel can be generated for; returns their specs.
-
-    Args:
-        graph: a forward or backward graph, after the partitioner.
-        devices: where kernels are wanted.
-    """
-    target = torch.ops.nm.compress.default
-    specs = []
-    for node in list(graph.find_nodes(op="call_function", target=target)):
-        match = _match(node, devices)
+def fuse_compress(kernels: Kernels) -> None:
+    """Replace every ``nm.compress`` that a kernel can be generated for; note their specs."""
+    for node in Compress.nodes(kernels.graph):
+        match = _match(node, kernels.devices)
         if match is not None:
-            specs.append(_fuse(graph, match))
-    graph.eliminate_dead_code()
-    return specs
+            kernels.specs.append(_fuse(kernels.graph, match))
+    kernels.graph.eliminate_dead_code()
 
 
 def _match(node: fx.Node, devices: tuple[str, ...]) -> _Match | None:
-    x, method = node.args[0], node.args[6]
-    assert isinstance(x, fx.Node)
-    value = x.meta["val"]
-    dims: Any = node.args[3]
+    call = Compress.of(node)
+    value = call.x.meta["val"]
     fits = (
         value.device.type in devices
         and value.dtype in STORAGE
-        and method in (Method.MSE, Method.MVUE)
+        and call.method in (Method.MSE, Method.MVUE)
         and value.is_contiguous()
-        and len(set(dims)) == len(dims)
+        and len(set(call.dims)) == len(call.dims)
     )
     if not fits:
         return None
-    match = _Match(node, x)
+    match = _Match(node, call, call.x)
     while _keeps_order(match.base):
         match.tail.append(match.base)
         match.base = match.base.all_input_nodes[0]
@@ -82,36 +73,34 @@ def _match(node: fx.Node, devices: tuple[str, ...]) -> _Match | None:
 
 
 def _keeps_order(node: fx.Node) -> bool:
-    return node.target in VIEWS and node.all_input_nodes[0].meta["val"].is_contiguous()
+    return node.target in FLAT_VIEWS and node.all_input_nodes[0].meta["val"].is_contiguous()
 
 
 def _fuse(graph: fx.Graph, match: _Match) -> KernelSpec:
-    node, base, others = match.node, match.base, match.others
-    arguments: Any = node.args
-    x, seed, streams, dims, n, m, method, layout = arguments
-    prologue = Prologue(base, x.meta["val"].shape)
+    node, call, base, others = match.node, match.call, match.base, match.others
+    operand = call.x.meta["val"]
+    prologue = Prologue(base, operand.shape)
     # Other readers wait for the kernel, which waits for its random numbers.
-    if not others or seed is None or seed < base:
+    if not others or call.seed is None or call.seed < base:
         prologue.grow()
     keep_dense = bool(others and prologue.statements)
     spec = KernelSpec(
         inputs=prologue.inputs,
         statements=prologue.statements,
-        dims=dims,
-        n=n,
-        m=m,
-        method=method,
-        layout=layout,
-        dtype=str(x.meta["val"].dtype).removeprefix("torch."),
+        dims=call.dims,
+        n=call.n,
+        m=call.m,
+        method=call.method,  # type: ignore[arg-type]
+        layout=call.layout,  # type: ignore[arg-type]
+        dtype=str(operand.dtype).removeprefix("torch."),
         keep_dense=keep_dense,
     )
     insert = Inserter(graph)
     with insert.before(base.next if keep_dense else node):
         inputs = [prologue.flat(insert, node, i) for i in spec.inputs]
         mark = repr(node.meta["nm"]) if "nm" in node.meta else ""
-        given = (inputs, seed, streams, spec.to_json())
-        op = torch.ops.nm.fused_compress.default
-        kernel = insert.call(node, op, *given, mark=mark, name=spec.name)
+        fused = FusedCompress(inputs, call.seed, call.streams, spec.to_json())
+        kernel = insert.op(node, fused, mark=mark, name=spec.name)
         if keep_dense:
             dense = insert.call(node, operator.getitem, kernel, len(spec.dims))
             shape = insert.sizes(node, base)

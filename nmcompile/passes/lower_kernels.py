@@ -12,7 +12,6 @@ Kernels with symbolic sizes, and those whose results the library packs again, st
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import fx
@@ -22,41 +21,41 @@ from nmcompile.codegen import launch
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.loader import with_warps
 from nmcompile.compressed import cusparselt
+from nmcompile.graph.aten import item_index
 from nmcompile.graph.insert import Inserter
+from nmcompile.ops.schemas import FusedCompress
+from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten
 
 
-def lower_kernels(graph: fx.Graph, autotune: bool = False) -> int:
-    """Lower every ``nm.fused_compress`` on CUDA with known sizes; returns how many.
-
-    Args:
-        graph: a forward or backward graph after ``fuse_compress``.
-        autotune: let Inductor time 4 and 8 warps instead of taking the tile's own number.
-    """
-    target = torch.ops.nm.fused_compress.default
-    nodes = [n for n in graph.find_nodes(op="call_function", target=target) if _can_lower(n)]
-    for node in nodes:
-        _lower(graph, node, autotune)
-    return len(nodes)
+def lower_kernels(kernels: Kernels) -> None:
+    """Lower every ``nm.fused_compress`` on CUDA with known sizes, where that is wanted."""
+    if not kernels.lower:
+        return
+    for node in FusedCompress.nodes(kernels.graph):
+        if can_lower(node):
+            _lower(kernels.graph, node, kernels.autotune)
+            kernels.lowered += 1
 
 
-def _can_lower(node: fx.Node) -> bool:
-    first = node.args[0][0].meta["val"]  # type: ignore[index, union-attr]
+def can_lower(node: fx.Node) -> bool:
+    """Whether Inductor can launch the kernel: on CUDA, with known sizes, as it was packed."""
+    call = FusedCompress.of(node)
+    first = call.inputs[0].meta["val"]
     values = [n.meta["val"] for n in node.all_input_nodes]
     static = all(isinstance(s, int) for v in values for s in v.shape)
     if first.device.type != "cuda" or not static or 0 in first.shape:
         return False
-    layout = KernelSpec.from_json(node.args[3]).layout  # type: ignore[arg-type]
+    layout = KernelSpec.from_json(call.spec).layout
     with _torch.real_tensors():
         return cusparselt.reads(layout, first)
 
 
 def _lower(graph: fx.Graph, node: fx.Node, autotune: bool) -> None:
-    given: Any = node.args
-    inputs, seed, streams, text = given
-    spec, insert = KernelSpec.from_json(text), Inserter(graph)
-    values = [x.meta["val"] for x in inputs]
+    call, insert = FusedCompress.of(node), Inserter(graph)
+    spec = KernelSpec.from_json(call.spec)
+    values = [x.meta["val"] for x in call.inputs]
     rows, columns = launch.operand_shape(spec, values)
     strides = launch.row_strides(spec, values, columns)
     names = launch.result_names(spec)
@@ -68,8 +67,8 @@ def _lower(graph: fx.Graph, node: fx.Node, autotune: bool) -> None:
         options = {"dtype": getattr(torch, spec.dtype), "device": values[0].device}
         empty = aten.empty.memory_format
         outputs = [insert.call(node, empty, list(v.shape), **options) for v in node.meta["val"]]
-        tensors = launch.tensor_arguments(spec, inputs, outputs, seed)
-        numbers = launch.number_arguments(spec, rows, columns, strides, streams) | constants
+        tensors = launch.tensor_arguments(spec, call.inputs, outputs, call.seed)
+        numbers = launch.number_arguments(spec, rows, columns, strides, call.streams) | constants
         kernel = with_warps(spec, (4, 8) if autotune else (warps,))
         wrote = _torch.triton_kernel_call(graph, kernel, grid, tensors, numbers, names)
         wrote.meta = {k: v for k, v in node.meta.items() if k != "val"}
@@ -78,6 +77,6 @@ def _lower(graph: fx.Graph, node: fx.Node, autotune: bool) -> None:
     for result, value in zip(results, node.meta["val"], strict=True):
         result.meta = {**node.meta, "val": value}
     for user in list(node.users):
-        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+        user.replace_all_uses_with(results[item_index(user)])
         graph.erase_node(user)
     graph.erase_node(node)

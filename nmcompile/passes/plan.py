@@ -1,19 +1,52 @@
-"""What the passes share: the graph, the policy, and what has been found and decided so far."""
+"""What the passes share: the graph, the policy, and what has been found, decided and done so far.
+
+A decision never changes. What a pass does for one is a result of its own, beside it, under the
+number of the site.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from nmcompile.capture.ranks import Ranks
 from nmcompile.capture.regions import Region
-from nmcompile.compressed.layouts import Layout
-from nmcompile.execution.cost import Estimate
+from nmcompile.codegen.kernel_spec import KernelSpec
+from nmcompile.execution.choose import Execution
 from nmcompile.gemm import Gemm, Operand, Pruning
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.graph.operand_kinds import Kinds
 from nmcompile.policy import Policy, Rule
+from nmcompile.reason import Code, Reason
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one product gets, and which rule said so. ``site`` is its number in the graph.
+
+    ``pruning`` is None where nothing is pruned: ``execution`` says why.
+    """
+
+    site: int
+    gemm: Gemm
+    rule: Rule | None
+    pruning: Pruning | None
+    execution: Execution
+
+    @property
+    def declined(self) -> bool:
+        """Whether the policy prunes the product and it is dense all the same."""
+        return any(reason.code is Code.DECLINED for reason in self.execution.reasons)
+
+
+@dataclass(frozen=True)
+class Product:
+    """Where a decided product stands in the graph now, and which of its operands is pruned."""
+
+    node: fx.Node
+    operand: Operand | None
 
 
 @dataclass(frozen=True)
@@ -33,44 +66,32 @@ class Compressed:
     layout: str
 
 
-@dataclass
-class Decision:
-    """What one product gets, and which rule said so. ``site`` is its number in the graph.
+@dataclass(frozen=True)
+class Simulated:
+    """``product`` reads ``pruned`` where it read ``original``."""
 
-    ``node`` is the product's node now, ``original`` its operand before, and ``pruned`` (simulated)
-    or ``compressed`` (sparse) its operand after.
-    """
+    product: fx.Node
+    original: fx.Node
+    pruned: fx.Node
 
-    site: int
-    gemm: Gemm
-    rule: Rule | None
-    pruning: Pruning | None
-    execution: str  # "sparse", "simulate" or "dense"
-    reason: str
-    node: fx.Node
-    layout: Layout | None = None
-    estimate: Estimate | None = None
-    original: fx.Node | None = None
-    pruned: fx.Node | None = None
-    compressed: Compressed | None = None
-    masked: fx.Node | None = None  # the input gradient under the forward mask (exact)
 
-    def operand_node(self, operand: Operand) -> fx.Node:
-        """The node that is this operand now."""
-        node = self.node.args[operand.arg]
-        assert isinstance(node, fx.Node)
-        return node
+@dataclass(frozen=True)
+class Sparse:
+    """``product`` is an ``nm.mm`` of what ``original`` has become."""
 
-    def set_operand(self, operand: Operand, value: fx.Node) -> None:
-        """Let the product read ``value`` instead."""
-        args = list(self.node.args)
-        args[operand.arg] = value
-        self.node.args = tuple(args)
+    product: fx.Node
+    original: fx.Node
+    compressed: Compressed
 
 
 @dataclass
 class Plan:
-    """The state of one graph on its way through the passes."""
+    """The state of one graph on its way through the passes.
+
+    By site: ``products`` is where each stands now, ``results`` what pruning made of it, ``masked``
+    the input gradient under the mask of a forward product (``backward = "exact"``), ``notes`` what
+    else there is to say about it.
+    """
 
     graph: fx.Graph
     kinds: Kinds
@@ -81,5 +102,30 @@ class Plan:
     sharing: list[int] = field(default_factory=list)  # ranks that draw the masks of this one
     gemms: list[Gemm] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-    decisions: list[Decision] = field(default_factory=list)
+    decisions: tuple[Decision, ...] = ()
+    products: dict[int, Product] = field(default_factory=dict)
+    results: dict[int, Simulated | Sparse] = field(default_factory=dict)
+    masked: dict[int, fx.Node] = field(default_factory=dict)
+    notes: dict[int, list[Reason]] = field(default_factory=lambda: defaultdict(list))
     seeds: dict[tuple[bool, str], fx.Node] = field(default_factory=dict)
+
+    def reasons(self, decision: Decision) -> tuple[Reason, ...]:
+        """Why the product is what it is, and what was done for it besides."""
+        return (*decision.execution.reasons, *self.notes.get(decision.site, ()))
+
+
+@dataclass
+class Kernels:
+    """The state of a forward or backward graph on its way through the post-grad passes.
+
+    ``devices`` are those whose compress kernels are generated, ``specs`` what was generated.
+    ``lower``: hand them to Inductor instead of launching them from operators; ``autotune``: let
+    Inductor time 4 and 8 warps instead of taking the tile's own number.
+    """
+
+    graph: fx.Graph
+    devices: tuple[str, ...] = ("cuda",)
+    lower: bool = True
+    autotune: bool = False
+    specs: list[KernelSpec] = field(default_factory=list)
+    lowered: int = 0

@@ -20,54 +20,54 @@ from typing import Any
 import torch
 from torch import fx
 
-import nmcompile.ops.masks
-import nmcompile.ops.masks_cuda  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import Operand, size_hint
+from nmcompile.graph.aten import argument, set_argument
 from nmcompile.graph.insert import Inserter, in_backward
 from nmcompile.masks.formats import Method
-from nmcompile.ops.seed import rank_seed
-from nmcompile.passes.plan import Decision, Plan
+from nmcompile.ops.schemas import Mask, Prune, RankSeed
+from nmcompile.passes.plan import Decision, Plan, Simulated
 
 aten = torch.ops.aten
 
 
-def simulated_product(plan: Plan, d: Decision) -> None:
+def simulated_product(plan: Plan, d: Decision) -> Simulated:
     """Let the product of a decision read the pruned operand."""
-    assert d.pruning is not None
-    d.original = d.operand_node(d.pruning.operand)
-    d.pruned = mask_operand(plan, torch.ops.nm.prune.default, d, d.original)
-    d.set_operand(d.pruning.operand, d.pruned)
+    product = plan.products[d.site]
+    assert product.operand is not None
+    original = argument(product.node, product.operand.arg)
+    pruned = mask_operand(plan, Prune, d, original)
+    set_argument(product.node, product.operand.arg, pruned)
+    return Simulated(product.node, original, pruned)
 
 
-def mask_operand(plan: Plan, op: Any, decision: Decision, x: fx.Node) -> fx.Node:
-    """Insert ``op`` (nm.prune or nm.keep_mask) of ``x`` in front of the decision's product.
+def mask_operand(plan: Plan, op: type[Mask], d: Decision, x: fx.Node) -> fx.Node:
+    """Insert ``op`` (``Prune`` or ``KeepMask``) of ``x`` in front of the decision's product.
 
     Blocks lie inside one channel group: where M does not divide a group's channels, the groups
     become a dimension of their own.
     """
-    pruning, node = decision.pruning, decision.node
+    pruning, node, operand = d.pruning, plan.products[d.site].node, plan.products[d.site].operand
     assert pruning is not None
-    operand, nm, method = pruning.operand, pruning.format, pruning.method
-    seed = seed_of(plan, node, decision.gemm.device) if method.random else None
+    assert operand is not None
+    nm, method = pruning.format, pruning.method
+    seed = seed_of(plan, node, d.gemm.device) if method.random else None
     dims, shared, groups = _block_dims(operand, method, x)
     shape = list(x.meta["val"].shape)
     insert = Inserter(plan.graph)
 
     def masked(value: fx.Node, dims: list[int]) -> fx.Node:
-        where = decision.gemm.path or node.name
-        mark = f"{decision.gemm.role} {operand.kind} {nm} {method} @ {where}"
-        args = (value, seed, stream_of(decision.site, method), nm.n, nm.m, dims, str(method))
-        name = "pruned" if op is torch.ops.nm.prune.default else "keep_mask"
-        return insert.call(node, op, *args, mark=mark, name=name)
+        mark = f"{d.gemm.role} {operand.kind} {nm} {method} @ {d.gemm.path or node.name}"
+        call = op(value, seed, stream_of(d.site, method), nm.n, nm.m, dims, str(method))
+        return insert.op(node, call, mark=mark, name="pruned" if op is Prune else "keep_mask")
 
     with insert.before(node):
         if groups == 1 or shape[shared] // groups % nm.m == 0:
             return masked(x, dims)
         sizes = insert.sizes(node, x)
         split = [*sizes[:shared], groups, shape[shared] // groups, *sizes[shared + 1 :]]
-        grouped = insert.call(node, aten.reshape.default, x, split)
-        result = masked(grouped, [d + (d >= shared) for d in dims])
-        return insert.call(node, aten.reshape.default, result, sizes)
+        grouped = insert.reshape(node, x, split)
+        result = masked(grouped, [dim + (dim >= shared) for dim in dims])
+        return insert.reshape(node, result, sizes)
 
 
 def _block_dims(operand: Operand, method: Method, x: fx.Node) -> tuple[list[int], int, int]:
@@ -98,7 +98,7 @@ def seed_of(plan: Plan, node: fx.Node, device: str) -> fx.Node:
             if plan.ranks is not None:
                 plan.sharing = plan.ranks.that_share(plan.graph, plan.kinds)
                 lowest = min(plan.sharing, default=None)  # None: each rank its own
-                seed = insert.call(node, rank_seed, seed, lowest, name="seed_of_rank")
+                seed = insert.op(node, RankSeed(seed, lowest), name="seed_of_rank")
         # A recomputed seed would be another seed: keep its eight bytes instead.
         for drawn in (seed, *seed.all_input_nodes):
             for mark in ("recompute", "ac_graph_id"):

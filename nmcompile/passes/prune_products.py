@@ -6,10 +6,11 @@ read what the forward made.
 
 from __future__ import annotations
 
-from nmcompile.gemm import Op, Role
+from dataclasses import replace
+
+from nmcompile.gemm import Role
 from nmcompile.passes.compress_operands import sparse_product
-from nmcompile.passes.convolution_as_matmul import as_matmul
-from nmcompile.passes.plan import Decision, Plan
+from nmcompile.passes.plan import Decision, Plan, Simulated, Sparse
 from nmcompile.passes.prune_operands import simulated_product
 
 
@@ -24,10 +25,9 @@ def prune_backward(plan: Plan) -> None:
 
 
 def _prune(plan: Plan, decisions: list[Decision]) -> None:
-    rewrite = {"sparse": sparse_product, "simulate": simulated_product}
     for d in decisions:
-        if d.pruning is None:
-            continue
-        if d.gemm.op is Op.CONV and d.execution == "sparse":
-            as_matmul(plan, d)
-        rewrite[d.execution](plan, d)
+        if d.pruning is not None:
+            rewrite = sparse_product if d.execution.how == "sparse" else simulated_product
+            result: Simulated | Sparse = rewrite(plan, d)
+            plan.results[d.site] = result
+            plan.products[d.site] = replace(plan.products[d.site], node=result.product)

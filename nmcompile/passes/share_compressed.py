@@ -10,34 +10,39 @@ Equal requests (one activation that several products read) become one result.
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx
 
-from nmcompile.graph.backward_roles import is_view
+from nmcompile.graph.aten import is_view, items, view_arguments
 from nmcompile.graph.insert import SiteMark, in_backward
+from nmcompile.ops.schemas import Compress
 from nmcompile.passes.plan import Plan
 
 
 def share_compressed(plan: Plan) -> None:
     """Merge the compressions of one tensor by one method, on one side of the partition."""
-    target = torch.ops.nm.compress.default
     groups: dict[Any, list[fx.Node]] = {}
-    for node in plan.graph.find_nodes(op="call_function", target=target):
-        x, seed, _, _, *rest = node.args
-        key = (_value(x), seed, *rest, in_backward(node))
-        groups.setdefault(key, []).append(node)
+    for node in Compress.nodes(plan.graph):
+        groups.setdefault(shared_key(node), []).append(node)
     for nodes in groups.values():
         if len(nodes) > 1:
             _merge(plan.graph, nodes)
 
 
+def shared_key(node: fx.Node) -> Any:
+    """Equal for two compressions that one kernel can do with one read."""
+    call = Compress.of(node)
+    kind = (call.n, call.m, call.method, call.layout)
+    return (_value(call.x), call.seed, kind, in_backward(node))
+
+
 def _value(x: Any) -> Any:
     """What ``x`` is, so that equal views of one tensor are equal."""
     if isinstance(x, fx.Node) and is_view(x):
-        base, *shape = x.args
-        return (x.target, _value(base), repr(shape), repr(x.kwargs))
+        (base,) = x.all_input_nodes[:1]
+        return (x.target, _value(base), repr(view_arguments(x)), repr(x.kwargs))
     return x
 
 
@@ -45,13 +50,13 @@ def _merge(graph: fx.Graph, nodes: list[fx.Node]) -> None:
     first = nodes[0]
     requests: dict[tuple[int, int], list[fx.Node]] = {}
     for node in nodes:
-        for position, request in enumerate(zip(node.args[2], node.args[3], strict=True)):  # type: ignore[arg-type]
-            users = [u for u in node.users if u.args[1] == position]
-            requests.setdefault(request, []).extend(users)
+        call = Compress.of(node)
+        for position, request in enumerate(zip(call.streams, call.dims, strict=True)):
+            requests.setdefault(request, []).extend(items(node, position))
     # Always in the same order: equal kernels are then one kernel.
     requests = dict(sorted(requests.items(), key=lambda item: (-item[0][1], item[0][0])))
-    streams, dims = zip(*requests, strict=True)
-    first.args = (*first.args[:2], list(streams), list(dims), *first.args[4:])
+    streams, dims = map(list, zip(*requests, strict=True))
+    replace(Compress.of(first), streams=streams, dims=dims).write(first)
     values: list[Any] = []
     for position, users in enumerate(requests.values()):
         kept = users[0]

@@ -9,12 +9,19 @@ after    convolution_backward(dy, x, w, ..., [True, False, False]) -> dx
 from __future__ import annotations
 
 import operator
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import fx
 
 from nmcompile.gemm import Role
+from nmcompile.graph.aten import (
+    BIAS_GRADIENT,
+    INPUT_GRADIENT,
+    WEIGHT_GRADIENT,
+    ConvolutionBackward,
+    item_index,
+)
 from nmcompile.graph.insert import Inserter
 from nmcompile.passes.plan import Plan
 
@@ -23,44 +30,40 @@ aten = torch.ops.aten
 
 def split_convolution_backward(plan: Plan) -> None:
     """Split the nodes of which at least one side is pruned."""
-    target = aten.convolution_backward.default
-    pruned = {d.node for d in plan.decisions if d.node.target is target and d.pruning}
-    parts = {node: _split(plan.graph, node) for node in sorted(pruned)}
-    for decision in plan.decisions:
-        if decision.node in parts:
-            decision.node = parts[decision.node][decision.gemm.role]
+    target = ConvolutionBackward.operator
+    nodes = {d.site: plan.products[d.site].node for d in plan.decisions}
+    pruned = {nodes[d.site] for d in plan.decisions if d.pruning}
+    parts = {node: _split(plan.graph, node) for node in sorted(pruned) if node.target is target}
+    for d in plan.decisions:
+        if nodes[d.site] in parts:
+            node = parts[nodes[d.site]][d.gemm.role]
+            plan.products[d.site] = replace(plan.products[d.site], node=node)
 
 
 def _split(graph: fx.Graph, node: fx.Node) -> dict[Role, fx.Node]:
-    insert = Inserter(graph)
-    dy, mask = node.args[0], node.args[10]
-    assert isinstance(dy, fx.Node)
-    assert isinstance(mask, (list, tuple))
+    insert, call = Inserter(graph), ConvolutionBackward.of(node)
     new: dict[Role, fx.Node] = {}
-    results: list[fx.Node | None] = [None, None, None]
+    results: dict[int, fx.Node] = {}
     with insert.before(node):
-        for output, role in enumerate((Role.DGRAD, Role.WGRAD)):
-            if mask[output]:
-                only = [i == output for i in range(3)]
-                new[role] = insert.call(node, node.target, *node.args[:10], only)
-                _follow(new[role], node)
+        for output, role in ((INPUT_GRADIENT, Role.DGRAD), (WEIGHT_GRADIENT, Role.WGRAD)):
+            if call.output_mask[output]:
+                only = replace(call, output_mask=[i == output for i in range(3)])
+                new[role] = insert.op(node, only)
                 results[output] = insert.call(node, operator.getitem, new[role], output)
-                _follow(results[output], node)
-        if mask[2]:
-            dims = [0, *range(2, len(dy.meta["val"].shape))]
-            results[2] = insert.call(node, aten.sum.dim_IntList, dy, dims)
-            _follow(results[2], node)
+        if call.output_mask[BIAS_GRADIENT]:
+            dims = [0, *range(2, len(call.grad_output.meta["val"].shape))]
+            results[BIAS_GRADIENT] = insert.call(node, aten.sum.dim_IntList, call.grad_output, dims)
+    for made in (*new.values(), *results.values()):
+        _follow(made, node)
     for user in list(node.users):
-        replacement: Any = results[user.args[1]]  # type: ignore[index, call-overload]
-        if replacement is not None:
-            user.replace_all_uses_with(replacement)
+        if item_index(user) in results:
+            user.replace_all_uses_with(results[item_index(user)])
         graph.erase_node(user)
     graph.erase_node(node)
     return new
 
 
-def _follow(new: fx.Node | None, old: fx.Node) -> None:
+def _follow(new: fx.Node, old: fx.Node) -> None:
     """These nodes replace ``old``: they stand where the partitioner had put it."""
-    assert new is not None
     if "partitioner_tag" in old.meta:
         new.meta["partitioner_tag"] = old.meta["partitioner_tag"]

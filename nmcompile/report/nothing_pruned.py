@@ -7,6 +7,7 @@ from collections import Counter
 
 from nmcompile.errors import NMWarning, nearest
 from nmcompile.policy import Policy, Rule
+from nmcompile.reason import Code
 from nmcompile.report.report import Report
 
 
@@ -26,7 +27,7 @@ def warn_if_nothing_pruned(report: Report, policy: Policy) -> None:
         _warn(f"nothing is pruned: the model has no matrix product and no convolution{skipped}")
         return
     rules = [rule for rule in pruning if {s.role for s in sites} & set(rule.roles)]
-    declined = any(s.reason.startswith("execution = ") for s in sites)  # has its own warning
+    declined = any(site.has(Code.DECLINED) for site in sites)  # has its own warning
     if not rules or declined:
         return
     misses = [miss for rule in rules if (miss := _miss(rule, report))]

@@ -16,11 +16,11 @@ from rich.text import Text
 
 from nmcompile.codegen.loader import recorded_kernels
 from nmcompile.compressed.layouts import Layout
-from nmcompile.execution.choose import ON_CPU
 from nmcompile.gemm import Op, OperandKind, Role
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.passes.plan import Decision, Plan
 from nmcompile.policy import Policy
+from nmcompile.reason import Code, Reason, sentence
 from nmcompile.report.saved import SavedTensor
 
 
@@ -52,12 +52,21 @@ class Site(_Frozen):
     dense_us: float | None = Field(description="predicted or measured time of the dense product")
     sparse_us: float | None = Field(description="the same of compress plus sparse product")
     rule: str | None = Field(description="file, line and number of the rule that decided")
-    reason: str
-    guess: str | None
+    reasons: tuple[Reason, ...] = Field(description="why it is so: codes to filter by, and texts")
+    guess: Reason | None = Field(description="why its role could not be derived")
+
+    @property
+    def reason(self) -> str:
+        """All reasons as one text."""
+        return sentence(self.reasons)
+
+    def has(self, code: Code) -> bool:
+        """Whether one of the reasons has this code."""
+        return any(reason.code is code for reason in self.reasons)
 
     @classmethod
-    def of(cls, d: Decision) -> Site:
-        g, p = d.gemm, d.pruning
+    def of(cls, d: Decision, reasons: tuple[Reason, ...]) -> Site:
+        g, p, how = d.gemm, d.pruning, d.execution
         # Of the product that was found: a sparse convolution has become a matrix product by now.
         dims = next((o.dims for o in g.operands if p and o.kind is p.operand.kind), None)
         return cls(
@@ -77,12 +86,12 @@ class Site(_Frozen):
             format=str(p.format) if p else None,
             method=str(p.method) if p else None,
             backward=d.rule.backward if p and d.rule and g.role is Role.FPROP else None,
-            execution=d.execution,  # type: ignore[arg-type]
-            layout=d.layout,
-            dense_us=d.estimate.dense * 1e6 if d.estimate else None,
-            sparse_us=d.estimate.sparse * 1e6 if d.estimate else None,
+            execution=how.how,
+            layout=how.layout,
+            dense_us=how.estimate.dense * 1e6 if how.estimate else None,
+            sparse_us=how.estimate.sparse * 1e6 if how.estimate else None,
             rule=d.rule.label if d.rule else None,
-            reason=d.reason,
+            reasons=reasons,
             guess=g.guess,
         )
 
@@ -119,7 +128,7 @@ class GraphReport(_Frozen):
             region=plan.region.paths,
             sharing=tuple(plan.sharing),
             training=any(k is OperandKind.GRADIENT for k in plan.kinds.values()),
-            sites=tuple(map(Site.of, plan.decisions)),
+            sites=tuple(Site.of(d, plan.reasons(d)) for d in plan.decisions),
             skipped=tuple(plan.skipped),
             before=before,
             after=after,
@@ -140,7 +149,7 @@ class Totals(_Frozen):
 class Report(_Frozen):
     """What a policy did to every product of a model. ``print(report)`` shows a table."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     policy: str
     graphs: tuple[GraphReport, ...]
     unused_rules: tuple[str, ...]
@@ -203,7 +212,7 @@ class Report(_Frozen):
         )
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The report as JSON (``schema_version`` 1), with its totals; also written to ``path``."""
+        """The report as JSON (``schema_version`` 2), with its totals; also written to ``path``."""
         import json
 
         data: dict[str, Any] = self.model_dump(mode="json")
@@ -247,7 +256,7 @@ class Report(_Frozen):
             )
         for (target, reason), count in Counter((s.target, s.reason) for s in self.skipped).items():
             yield f"skipped {count} x {target}: {reason}"
-        yield from sorted({note for s in self.sites for note in _notes(s, general=True)})
+        yield from sorted({r.text for s in self.sites for r in s.reasons if r.code in _GENERAL})
         yield from (f"rule {rule} decided nothing" for rule in self.unused_rules)
         if self.uncompiled:
             yield f"in no compiled graph (not called, or run eagerly): {', '.join(self.uncompiled)}"
@@ -259,10 +268,8 @@ class Report(_Frozen):
 _WIDTH = 150
 
 
-def _notes(site: Site, general: bool) -> list[str]:
-    """The parts of a reason that hold for every site alike (printed once), or the others."""
-    parts = site.reason.split("; ") if site.reason else []
-    return [p for p in parts if (p.startswith("auto:") or p == ON_CPU) is general]
+#: What holds for every site alike, and is printed once.
+_GENERAL = (Code.AUTO_SIMULATES, Code.DECODED)
 
 
 def _density(text: str | None) -> float:
@@ -276,7 +283,8 @@ def _table(graph: GraphReport, title: str) -> Table:
         table.add_column(column, overflow="fold", no_wrap=column != "module")
     table.add_column("rule / reason", overflow="fold")
     for s in graph.sites:
-        why = "; ".join(filter(None, (s.rule, *_notes(s, general=False), s.guess)))
+        own = sentence(r for r in s.reasons if r.code not in _GENERAL)
+        why = "; ".join(filter(None, (s.rule, own, str(s.guess or ""))))
         table.add_row(
             f"{s.module or '(root)'}",
             str(s.op),

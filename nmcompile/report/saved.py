@@ -9,8 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import fx
 
-import nmcompile.ops.unpack  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.gemm import size_hint
+from nmcompile.ops.schemas import Compress, CompressLike
 
 
 class SavedTensor(BaseModel):
@@ -47,10 +47,9 @@ def saved_for_backward(graphs: Sequence[fx.Graph]) -> tuple[SavedTensor, ...]:
 
 
 def _is_packed(node: fx.Node) -> bool:
-    nm = torch.ops.nm
-    if node.target is nm.compress_like.default:
+    if node.target is CompressLike.operator:
         return True
-    return any(n.target is nm.compress.default for n in node.all_input_nodes)
+    return any(n.target is Compress.operator for n in node.all_input_nodes)
 
 
 def _saved(node: fx.Node, compressed: bool) -> SavedTensor:

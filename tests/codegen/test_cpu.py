@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen.cpu import kernel as cpu
 from nmcompile.errors import NMWarning
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.ops import masks as ops
 
 SEED = torch.tensor([0x123456789ABCDEF])
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -43,9 +43,9 @@ def awkward(shape, dtype, seed=0):
 def check(x, n, m, dims, method, mask=True):
     seed = seed_of(method)
     values, keep = reference.prune_and_mask(x, seed, 3, n, m, dims, method)
-    assert_same_bits(ops.prune(x, seed, 3, n, m, dims, method), values)
+    assert_same_bits(torch.ops.nm.prune(x, seed, 3, n, m, dims, method), values)
     if mask:
-        assert torch.equal(ops.keep_mask(x, seed, 3, n, m, dims, method), keep)
+        assert torch.equal(torch.ops.nm.keep_mask(x, seed, 3, n, m, dims, method), keep)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_every_layout(data):
     )
     check(x, 2, 4, dims, data.draw(st.sampled_from(["mse", "mvue"])))
     # Block membership, written independently of the layouts: plain flattening.
-    keep = ops.keep_mask(x, None, 0, 2, 4, dims, "mse")
+    keep = torch.ops.nm.keep_mask(x, None, 0, 2, 4, dims, "mse")
     others = [d for d in range(x.dim()) if d not in dims]
     size = torch.tensor([x.shape[d] for d in dims]).prod()
     rows = x.permute(*others, *dims).reshape(-1, size) if x.numel() else x.reshape(0, 1)
@@ -108,7 +108,7 @@ def test_convolution_layouts(dims, memory):
     for spatial in (4, 5):
         x = awkward((4, 12, spatial, spatial), torch.float32).to(memory_format=memory)
         check(x, 2, 4, dims, "mvue")
-        out = ops.prune(x, None, 0, 2, 4, dims, "mse")
+        out = torch.ops.nm.prune(x, None, 0, 2, 4, dims, "mse")
         assert out.stride() == x.stride()
         assert out.data_ptr() != x.data_ptr()
 
@@ -128,7 +128,7 @@ def test_seed_and_stream_decide_the_mask():
     x = torch.randn(64, 64)
 
     def mask(seed, stream):
-        return ops.keep_mask(x, torch.tensor([seed]), stream, 2, 4, [1], "mvue")
+        return torch.ops.nm.keep_mask(x, torch.tensor([seed]), stream, 2, 4, [1], "mvue")
 
     assert torch.equal(mask(1, 0), mask(1, 0))
     for other in (mask(2, 0), mask(1, 1), mask(1 + (1 << 32), 0)):
@@ -138,12 +138,12 @@ def test_seed_and_stream_decide_the_mask():
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 5, 2)])
 def test_empty(shape):
     x = torch.empty(shape)
-    assert ops.prune(x, None, 0, 2, 4, [0], "mse").shape == shape
-    assert ops.keep_mask(x, SEED, 0, 2, 4, [0], "mvue").dtype == torch.bool
+    assert torch.ops.nm.prune(x, None, 0, 2, 4, [0], "mse").shape == shape
+    assert torch.ops.nm.keep_mask(x, SEED, 0, 2, 4, [0], "mvue").dtype == torch.bool
 
 
 @pytest.mark.parametrize("method", list(Method))
-@pytest.mark.parametrize("op", [ops.prune, ops.keep_mask])
+@pytest.mark.parametrize("op", [torch.ops.nm.prune, torch.ops.nm.keep_mask])
 def test_opcheck(op, method):
     x = torch.randn(6, 9).T[1:]
     dims = [0, 1] if method == "transposable" else [1]
@@ -178,6 +178,6 @@ def test_without_a_compiler_the_reference_works_and_says_so_once(monkeypatch):
     cpu._without_compiler.cache_clear()
     x = torch.randn(8, 8)
     with pytest.warns(NMWarning, match="no such compiler"):
-        first = ops.prune(x, None, 0, 2, 4, [1], "mse")
-    ops.keep_mask(x, None, 0, 2, 4, [1], "mse")  # a second warning would be an error
+        first = torch.ops.nm.prune(x, None, 0, 2, 4, [1], "mse")
+    torch.ops.nm.keep_mask(x, None, 0, 2, 4, [1], "mse")  # a second warning would be an error
     assert_same_bits(first, reference.prune_and_mask(x, None, 0, 2, 4, [1], "mse")[0])

@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 
 import nmcompile
 from nmcompile import OptionError, Policy, PolicyError, Rule
+from nmcompile.passes.run import Pass
 
 IDENTITY_DENSITY = {"2:4": 0.5, "1:4": 0.25}
 
@@ -236,9 +237,7 @@ def test_no_warning_where_there_is_nothing_to_say() -> None:
             whole(Broken(), policy)(torch.randn(4, 16))
 
 
-@pytest.mark.parametrize(
-    "where", ["nmcompile.passes.PASSES", "nmcompile.inductor.hooks.fuse_compress"]
-)
+@pytest.mark.parametrize("where", ["nmcompile.passes.JOINT", "nmcompile.passes.POST_GRAD"])
 def test_a_failing_pass_is_named_instead_of_running_eagerly(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -246,11 +245,11 @@ def test_a_failing_pass_is_named_instead_of_running_eagerly(
         # Dynamo takes this one for something that it cannot trace.
         raise torch._subclasses.fake_tensor.DataDependentOutputException("aten.item")
 
-    monkeypatch.setattr(where, (broken,) if where.endswith("PASSES") else broken)
+    monkeypatch.setattr(where, (Pass(broken),))
     compiled = torch.compile(nn.Linear(16, 16), backend="nm_sparse")
     with torch.no_grad(), pytest.raises(Exception, match="failed on this graph: DataDep") as caught:
         compiled(torch.randn(4, 16))
-    assert "pass broken" in str(caught.value) or "PostPass" in str(caught.value)
+    assert "pass broken" in str(caught.value)
 
 
 def test_a_function_that_closes_over_a_name_without_a_value() -> None:

@@ -62,7 +62,7 @@ def test_a_large_product_runs_sparse_and_the_report_gets_both_figures() -> None:
 def test_a_small_product_stays_dense_and_says_what_it_would_cost() -> None:
     chosen = decide(product(256, 256, 256))
     assert chosen.how == "dense"
-    assert chosen.reason.startswith("execution = auto, fallback = dense: no gain of 1.05x: predict")
+    assert chosen.reason.startswith("execution = auto, fallback = dense; no gain of 1.05x: predict")
 
 
 def test_the_margin_is_the_policys() -> None:

@@ -10,14 +10,12 @@ import sys
 
 import torch
 
-import nmcompile.ops.unpack  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen import launch, unpack
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.compressed.layouts import Layout
-from nmcompile.ops import compress as ops_compressed
-from nmcompile.ops import masks as ops
-from nmcompile.ops import masks_cuda as ops_masks_cuda
+from nmcompile.ops import masks
+from nmcompile.ops.schemas import KeepMask, Prune
 from tests.kernels.specs import SIZES, all_specs, inputs_of
 
 SEED = torch.tensor([0x123456789ABCDEF])
@@ -36,7 +34,7 @@ def check(spec: KernelSpec, rows: int, columns: int, device: str = "cpu") -> Non
         operand = results[-1]
     elif spec.statements:
         return
-    packed = ops_compressed.compress(
+    packed = torch.ops.nm.compress(
         operand,
         None if seed is None else SEED,
         streams,
@@ -57,9 +55,9 @@ def check(spec: KernelSpec, rows: int, columns: int, device: str = "cpu") -> Non
 def check_expanding(layout: Layout, rows: int, columns: int) -> None:
     """What reads a packed operand: the operand, its mask, another tensor at the kept places."""
     x, other = torch.randn(2, rows, columns).half()
-    (packed,) = ops_compressed.compress(x, None, [0], [1], 2, 4, "mse", str(layout))
+    (packed,) = torch.ops.nm.compress(x, None, [0], [1], 2, 4, "mse", str(layout))
     dense = unpack.decompress(packed, rows, columns, layout)
-    assert torch.equal(dense, ops_compressed.decompress(packed, rows, columns, str(layout)))
+    assert torch.equal(dense, torch.ops.nm.decompress(packed, rows, columns, str(layout)))
     mask = unpack.unpack_mask(packed, rows, columns, layout)
     assert torch.equal(mask, torch.ops.nm.unpack_mask(packed, rows, columns, str(layout)))
     like = unpack.compress_like(other, packed, layout)
@@ -73,13 +71,13 @@ def check_masks(method: str, n: int, m: int) -> None:
         x = torch.randn(shape).half()
         x.view(-1)[::5] = 0
         arguments = (x, seed, 3, n, m, dims, method)
-        assert ops_masks_cuda._matrix(x, n, m, dims, method) is not None
-        assert torch.equal(ops_masks_cuda.prune(*arguments), ops.prune(*arguments))
-        assert torch.equal(ops_masks_cuda.keep_mask(*arguments), ops.keep_mask(*arguments))
+        assert masks.as_matrix(Prune(*arguments)) is not None
+        for op in (Prune, KeepMask):
+            assert torch.equal(masks.on_cuda(op(*arguments)), op(*arguments).run())
     transposed = torch.randn(40, 64).half().t()
     for dim in (0, 1):
-        arguments = (transposed, seed, 3, n, m, [dim], method)
-        mine, theirs = ops_masks_cuda.prune(*arguments), ops.prune(*arguments)
+        call = Prune(transposed, seed, 3, n, m, [dim], method)
+        mine, theirs = masks.on_cuda(call), call.run()
         assert torch.equal(mine, theirs)
         assert mine.stride() == theirs.stride()
 

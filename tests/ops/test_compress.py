@@ -13,8 +13,8 @@ from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import FormatError
 from nmcompile.masks.formats import NMFormat
-from nmcompile.ops import compress as ops_compressed
-from nmcompile.ops import masks as ops
+from nmcompile.ops.product import by_library
+from nmcompile.ops.schemas import Mm
 
 LAYOUTS = [str(layout) for layout in Layout]
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -27,7 +27,7 @@ def same_bits(a, b):
 
 def pack(x, layout, dim=1, method="mse", n=2, m=4):
     seed = None if method == "mse" else torch.tensor([9])
-    (packed,) = ops_compressed.compress(x, seed, [3], [dim], n, m, method, layout)
+    (packed,) = torch.ops.nm.compress(x, seed, [3], [dim], n, m, method, layout)
     return packed
 
 
@@ -50,12 +50,13 @@ def test_both_orientations_are_those_of_prune(layout, dtype, method, n, m):
         x = torch.where(torch.rand_like(x) < 0.3, -0.0, x).to(dtype)
         x = (x, x.t().contiguous().t(), x.repeat(2, 2)[::2, ::2])[order]
         arguments = (x, seed, [5, 6], [1, 0], n, m, method, layout)
-        along, across = ops_compressed.compress(*arguments)
+        along, across = torch.ops.nm.compress(*arguments)
         pruned = [
-            ops.prune(x, seed, stream, n, m, [dim], method) for stream, dim in ((5, 1), (6, 0))
+            torch.ops.nm.prune(x, seed, stream, n, m, [dim], method)
+            for stream, dim in ((5, 1), (6, 0))
         ]
-        assert same_bits(ops_compressed.decompress(along, rows, columns, layout), pruned[0])
-        assert same_bits(ops_compressed.decompress(across, columns, rows, layout), pruned[1].t())
+        assert same_bits(torch.ops.nm.decompress(along, rows, columns, layout), pruned[0])
+        assert same_bits(torch.ops.nm.decompress(across, columns, rows, layout), pruned[1].t())
 
 
 @settings(max_examples=60, deadline=None)
@@ -76,9 +77,9 @@ def test_inf_and_nan_come_back():
     x[3, 5], x[7, 9], x[9, 12] = float("nan"), float("inf"), float("-inf")
     for method in ("mse", "mvue"):
         packed = pack(x, "cusparselt_sm90", method=method)
-        dense = ops_compressed.decompress(packed, 64, 64, "cusparselt_sm90")
+        dense = torch.ops.nm.decompress(packed, 64, 64, "cusparselt_sm90")
         seed = None if method == "mse" else torch.tensor([9])
-        assert same_bits(dense, ops.prune(x, seed, 3, 2, 4, [1], method))
+        assert same_bits(dense, torch.ops.nm.prune(x, seed, 3, 2, 4, [1], method))
         assert dense[3, 5].isnan()
         assert dense[7, 9] == float("inf")
         assert dense[9, 12] == float("-inf")
@@ -93,7 +94,7 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="is not a layout"):
         pack(x, "rowmajor")
     with pytest.raises(ValueError, match=r"of shape \(4, 18\) is not that of a 4 x 40 operand"):
-        ops_compressed.decompress(pack(x.bfloat16(), "row_major"), 4, 40, "row_major")
+        torch.ops.nm.decompress(pack(x.bfloat16(), "row_major"), 4, 40, "row_major")
 
 
 # -- registration ------------------------------------------------------------------------------
@@ -105,15 +106,15 @@ def test_opcheck(layout):
     seed = torch.tensor([3])
     for a in (x, x.t(), x[::2, 1:]):
         checks = torch.library.opcheck(
-            ops_compressed.compress, (a, seed, [0, 1], [1, 0], 2, 4, "mvue", layout)
+            torch.ops.nm.compress.default, (a, seed, [0, 1], [1, 0], 2, 4, "mvue", layout)
         )
         assert "test_aot_dispatch_dynamic" in checks
     packed = pack(x, layout)
-    torch.library.opcheck(ops_compressed.decompress, (packed, 37, 45, layout))
+    torch.library.opcheck(torch.ops.nm.decompress.default, (packed, 37, 45, layout))
     for dense in (torch.randn(45, 11).bfloat16(), torch.randn(11, 45).bfloat16().t()):
-        torch.library.opcheck(ops_compressed.mm, (packed, dense, 37, layout))
+        torch.library.opcheck(torch.ops.nm.mm.default, (packed, dense, 37, layout))
         bias = torch.randn(37).bfloat16()
-        torch.library.opcheck(ops_compressed.mm, (packed, dense, 37, layout, bias, True))
+        torch.library.opcheck(torch.ops.nm.mm.default, (packed, dense, 37, layout, bias, True))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -121,9 +122,9 @@ def test_symbolic_sizes(layout):
     """One graph for all sizes: the shapes of the packed tensors are exact expressions."""
 
     def product(x, dense):
-        (packed,) = ops_compressed.compress(x, None, [0], [1], 2, 4, "mse", layout)
-        back = ops_compressed.decompress(packed, x.shape[0], x.shape[1], layout)
-        return packed, back, ops_compressed.mm(packed, dense, x.shape[0], layout)
+        (packed,) = torch.ops.nm.compress(x, None, [0], [1], 2, 4, "mse", layout)
+        back = torch.ops.nm.decompress(packed, x.shape[0], x.shape[1], layout)
+        return packed, back, torch.ops.nm.mm(packed, dense, x.shape[0], layout)
 
     graphs = []
 
@@ -136,7 +137,7 @@ def test_symbolic_sizes(layout):
         x, dense = torch.randn(rows, columns), torch.randn(columns, n)
         packed, back, result = compiled(x, dense)
         assert packed.shape == Layout(layout).packed_shape(rows, columns, x.dtype)
-        pruned = ops.prune(x, None, 0, 2, 4, [1], "mse")
+        pruned = torch.ops.nm.prune(x, None, 0, 2, 4, [1], "mse")
         assert torch.equal(back, pruned)
         assert torch.equal(result, torch.mm(pruned, dense))
     assert len(graphs) == 1
@@ -163,9 +164,9 @@ def test_mm_on_the_left_is_the_dense_product(
         torch.randn(columns, k).to(dtype).t() if transposed else torch.randn(k, columns).to(dtype)
     )
     bias = torch.randn(rows).to(dtype) if has_bias else None
-    pruned = ops.prune(x, None, 0, 2, 4, [0 if across else 1], "mse")
+    pruned = torch.ops.nm.prune(x, None, 0, 2, 4, [0 if across else 1], "mse")
     a = pruned.t() if across else pruned
-    result = ops_compressed.mm(
+    result = torch.ops.nm.mm(
         pack(x, layout, 0 if across else 1), dense, rows, layout, bias, column_major=across
     )
     assert result.is_contiguous()
@@ -185,9 +186,9 @@ def test_mm_on_the_right_is_the_dense_product(
     weight = torch.randn((k, rows) if across else (rows, k)).to(dtype)
     lhs = torch.randn(k, columns).to(dtype).t() if transposed else torch.randn(columns, k).to(dtype)
     bias = torch.randn(rows).to(dtype) if has_bias else None
-    pruned = ops.prune(weight, None, 0, 2, 4, [0 if across else 1], "mse")
+    pruned = torch.ops.nm.prune(weight, None, 0, 2, 4, [0 if across else 1], "mse")
     packed = pack(weight, layout, 0 if across else 1)
-    result = ops_compressed.mm(packed, lhs.t(), rows, layout, bias, True, across)
+    result = torch.ops.nm.mm(packed, lhs.t(), rows, layout, bias, True, across)
     assert result.is_contiguous()
     assert same_bits(result, dense_product(lhs, pruned if across else pruned.t(), bias))
 
@@ -195,11 +196,11 @@ def test_mm_on_the_right_is_the_dense_product(
 def test_empty_products():
     for layout, (rows, k, n) in itertools.product(LAYOUTS, ((0, 8, 3), (5, 0, 3), (5, 8, 0))):
         packed = pack(torch.randn(rows, k), layout)
-        assert ops_compressed.mm(packed, torch.randn(k, n), rows, layout).shape == (rows, n)
-        assert ops_compressed.mm(packed, torch.ones(k, n), rows, layout).abs().sum() == 0 or k
+        assert torch.ops.nm.mm(packed, torch.randn(k, n), rows, layout).shape == (rows, n)
+        assert torch.ops.nm.mm(packed, torch.ones(k, n), rows, layout).abs().sum() == 0 or k
 
 
-@pytest.mark.parametrize("product", [ops_compressed.mm, ops_compressed._library_mm])
+@pytest.mark.parametrize("product", [torch.ops.nm.mm, lambda *args: by_library(Mm(*args))])
 def test_mismatched_operands_are_refused(product):
     packed, layout = pack(torch.randn(40, 64).bfloat16(), "cutlass_sm80"), "cutlass_sm80"
     dense = torch.randn(64, 8).bfloat16()

@@ -18,14 +18,14 @@ from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import NMWarning
 from nmcompile.masks.formats import NMFormat
-from nmcompile.ops import compress as ops_compressed
-from nmcompile.ops import masks as ops
+from nmcompile.ops.product import by_library
+from nmcompile.ops.schemas import Mm
 
 CPU = torch.device("cpu")
 
 
 def pack(x, layout):
-    (packed,) = ops_compressed.compress(x, None, [0], [1], 2, 4, "mse", str(layout))
+    (packed,) = torch.ops.nm.compress(x, None, [0], [1], 2, 4, "mse", str(layout))
     return packed
 
 
@@ -91,11 +91,10 @@ def test_operands_are_prepared_for_the_libraries(layout, transpose_result, has_b
     for rows, k, n in ((64, 64, 8), (128, 128, 16), (70, 50, 9), (1, 1, 1)):
         x = torch.randn(rows, k).bfloat16()
         bias = torch.randn(2 * rows).bfloat16()[::2] if has_bias else None
-        a = ops.prune(x, None, 0, 2, 4, [1], "mse")
+        a = torch.ops.nm.prune(x, None, 0, 2, 4, [1], "mse")
         for dense in views(whole, k, n):
-            got = ops_compressed._library_mm(
-                pack(x, layout), dense, rows, str(layout), bias, transpose_result
-            )
+            call = Mm(pack(x, layout), dense, rows, str(layout), bias, transpose_result)
+            got = by_library(call)
             expected = add(a.float() @ dense.float(), bias.contiguous() if has_bias else None)
             expected = (expected.t() if transpose_result else expected).bfloat16()
             assert got.is_contiguous()
@@ -105,7 +104,7 @@ def test_operands_are_prepared_for_the_libraries(layout, transpose_result, has_b
 def test_the_libraries_take_sixteen_bits():
     packed = pack(torch.randn(4, 8), "cusparselt_sm90")
     with pytest.raises(TypeError, match="bfloat16 and float16, not"):
-        ops_compressed._library_mm(packed, torch.ones(8, 2), 4, "cusparselt_sm90")
+        by_library(Mm(packed, torch.ones(8, 2), 4, "cusparselt_sm90"))
 
 
 # -- the check of cuSPARSELt's layout ----------------------------------------------------------
@@ -168,9 +167,9 @@ def test_operands_are_repacked_for_another_layout(monkeypatch):
     assert packed.shape == layout.packed_shape(70, 50, x.dtype)
     r_pad, c_pad = layout.padded(70, 50)
     dense = packing.unpack(packed, r_pad, c_pad, foreign)[:70, :50]
-    assert torch.equal(dense, ops.prune(x, None, 0, 2, 4, [1], "mse"))
+    assert torch.equal(dense, torch.ops.nm.prune(x, None, 0, 2, 4, [1], "mse"))
     with pytest.raises(RuntimeError, match="cuSPARSELt packed this operand"):
-        ops_compressed.decompress(packed, 70, 50, str(layout))
+        torch.ops.nm.decompress(packed, 70, 50, str(layout))
     monkeypatch.setattr(torch, "_cslt_compress", lambda dense: dense)
     with pytest.raises(ValueError, match="is not that of a 70 x 50"):
         pack(x, layout)

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.compressed.layouts import Layout
-from nmcompile.ops import compress as ops_compressed
-from nmcompile.ops import masks as ops
-from nmcompile.ops.fused import fused_compress
+from nmcompile.ops.schemas import FusedCompress
 from tests.kernels.specs import PROLOGUES, inputs_of, spec
 
 nm = torch.ops.nm
@@ -20,7 +19,7 @@ SEED = torch.tensor([7])
 
 
 def packed(x: torch.Tensor, layout: str, format: tuple[int, int] = (2, 4)) -> torch.Tensor:
-    return ops_compressed.compress(x, None, [0], [1], *format, "mse", layout)[0]
+    return torch.ops.nm.compress(x, None, [0], [1], *format, "mse", layout)[0]
 
 
 @pytest.mark.parametrize("layout", list(map(str, Layout)))
@@ -30,12 +29,12 @@ def test_the_mask_and_the_kept_places(layout: str, dtype: Any, shape: tuple[int,
     x, other = torch.randn(2, *shape).to(dtype)
     x.view(-1)[::3] = 0
     mask = nm.unpack_mask(packed(x, layout), *shape, layout)
-    keep = ops.keep_mask(x, None, 0, 2, 4, [1], "mse")
+    keep = torch.ops.nm.keep_mask(x, None, 0, 2, 4, [1], "mse")
     assert torch.equal(mask & keep, keep)
     if shape[1] % 4 == 0:
         assert torch.equal(mask, keep)
     like = nm.compress_like(other, packed(x, layout), layout)
-    dense = ops_compressed.decompress(like, *shape, layout)
+    dense = torch.ops.nm.decompress(like, *shape, layout)
     assert torch.equal(dense, torch.where(mask, other, 0))
 
 
@@ -51,7 +50,7 @@ def test_fused_compress_is_its_prologue_then_compress(prologue: str, method: str
     kind = spec(prologue, (0, 1), method, dtype="bfloat16")
     inputs = inputs_of(kind, 40, 72)
     seed = SEED if method == "mvue" else None
-    results = fused_compress(inputs, seed, [3, 4], kind.to_json())
+    results = FusedCompress(inputs, seed, [3, 4], kind.to_json()).run()
     operand = evaluate(kind, inputs, 40, 72)
     expected = nm.compress(operand, seed, [3, 4], [0, 1], 2, 4, method, str(kind.layout))
     for mine, theirs in zip(results, [*expected, operand], strict=False):
@@ -66,7 +65,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(nm.compress_like.default, (x, blob, "row_major"))
     kind = spec("silu_mul_bias", (1, 0), "mvue")
     inputs = [torch.randn(16, 32).half(), torch.randn(16, 32).half(), torch.randn(32).half()]
-    torch.library.opcheck(fused_compress, (inputs, SEED, [1, 2], kind.to_json()))
+    torch.library.opcheck(FusedCompress.operator, (inputs, SEED, [1, 2], kind.to_json()))
 
 
 @pytest.mark.parametrize("prologue", [p for p in PROLOGUES if p != "copy"])

@@ -11,6 +11,7 @@ from torch import nn
 import nmcompile
 from nmcompile import Policy, PolicyError, Rule
 from nmcompile.errors import NMWarning
+from nmcompile.reason import Code
 
 
 def reasons(policy: Any, model: nn.Module | None = None, dtype: torch.dtype = torch.float32) -> Any:
@@ -56,13 +57,15 @@ def test_execution_sparse_never_becomes_something_else_in_silence() -> None:
     fprop = report.sites[0]
     assert (fprop.execution, fprop.pruned) == ("dense", None)
     assert fprop.reason.startswith(
-        "execution = sparse, fallback = dense: sparse tensor cores take 2:4"
+        "execution = sparse, fallback = dense; sparse tensor cores take 2:4"
     )
     simulated = nmcompile.explain(
         nn.Linear(16, 8), torch.randn(8, 16), policy={"rule": [{**rule, "fallback": "simulate"}]}
     ).sites[0]
     assert (simulated.execution, str(simulated.pruned)) == ("simulate", "activation")
-    assert simulated.reason.startswith("fallback: ")
+    assert simulated.reason.startswith("execution = sparse, fallback = simulate; sparse tensor")
+    assert [r.code for r in simulated.reasons] == [Code.FALLBACK, Code.SPARSE_FORMAT]
+    assert fprop.has(Code.DECLINED)
     with pytest.raises(PolicyError, match=r"<python>, rule 1: addmm.*fallback = \"simulate\""):
         nmcompile.explain(
             nn.Linear(16, 8), torch.randn(8, 16), policy={"rule": [{**rule, "fallback": "error"}]}

@@ -12,11 +12,12 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
-import nmcompile.ops.fused  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.launch import operand_shape
-from nmcompile.passes.fuse_compress import fuse_compress
+from nmcompile.passes import POST_GRAD
+from nmcompile.passes.plan import Kernels
+from nmcompile.passes.run import run
 
 nm = torch.ops.nm
 SEED = torch.ones(1, dtype=torch.int64)
@@ -32,12 +33,13 @@ def fused(f: Callable[..., Any], *args: torch.Tensor) -> tuple[fx.GraphModule, l
     """The graph of ``f`` after the pass, and the specs of its kernels."""
     decompositions = torch._decomp.core_aten_decompositions()
     gm = make_fx(f, decomposition_table=decompositions, tracing_mode="fake")(*args)
-    specs = fuse_compress(gm.graph, ("cpu",))
+    kernels = Kernels(gm.graph, ("cpu",))
+    run(POST_GRAD[:1], kernels, "graph")
     gm.graph.lint()
     gm.recompile()
     shapes = [[t.shape for t in tree_leaves(g(*args))] for g in (f, gm)]
     assert shapes[0] == shapes[1]
-    return gm, specs
+    return gm, kernels.specs
 
 
 def half(*shape: int, seed: int = 0) -> torch.Tensor:

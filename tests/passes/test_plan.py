@@ -8,8 +8,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from nmcompile import Policy, passes
 from nmcompile.gemm import OperandKind
+from nmcompile.graph.aten import argument, set_argument
 from nmcompile.graph.operand_kinds import operand_kinds
-from nmcompile.passes.plan import Plan
+from nmcompile.passes.plan import Plan, Simulated
+from nmcompile.passes.run import run
 
 
 def linear_plan(policy: str) -> tuple[fx.GraphModule, Plan]:
@@ -25,28 +27,28 @@ def linear_plan(policy: str) -> tuple[fx.GraphModule, Plan]:
 
 def test_a_decision_knows_its_operand_before_and_after() -> None:
     gm, plan = linear_plan("full")
-    (decision,) = passes.run(plan).decisions
+    run(passes.JOINT, plan, "graph")
+    (decision,), (result,) = plan.decisions, plan.results.values()
     x, w = (n for n in gm.graph.nodes if n.op == "placeholder")
-    assert decision.original is x
-    assert decision.pruned is not None
-    assert decision.node.args == (decision.pruned, w)
-    assert decision.operand_node(decision.gemm.rhs) is w
-    decision.set_operand(decision.gemm.lhs, x)
-    assert decision.node.args == (x, w)
+    assert isinstance(result, Simulated)
+    assert result.original is x
+    assert result.product.args == (result.pruned, w)
+    assert argument(result.product, decision.gemm.rhs.arg) is w
+    set_argument(result.product, decision.gemm.lhs.arg, x)
+    assert result.product.args == (x, w)
 
 
 def test_finding_and_deciding_change_nothing() -> None:
     gm, plan = linear_plan("full")
     before = str(gm.graph)
-    for step in passes.PASSES[:2]:
-        step(plan)
+    run(passes.JOINT[:2], plan, "graph")
     assert str(gm.graph) == before
     assert plan.decisions[0].pruning is not None
 
 
 def test_a_rewritten_graph_is_valid_and_computes_the_pruned_product() -> None:
     gm, plan = linear_plan("activations")
-    passes.run(plan)
+    run(passes.JOINT, plan, "graph")
     gm.graph.lint()
     gm.recompile()
     x, w = torch.randn(8, 16), torch.randn(16, 4)

@@ -8,16 +8,15 @@ from itertools import product
 import torch
 from torch import Tensor
 
+import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from benchmarks.gpu_check.cases.inputs import DTYPES, difference, on, operand, word
 from benchmarks.gpu_check.device import poisoned
 from benchmarks.gpu_check.events import Case, Session
 from nmcompile import functional
 from nmcompile.compressed import cusparselt, packing
+from nmcompile.compressed.hardware import has_triton
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
-from nmcompile.ops import compress as ops_compressed
-from nmcompile.ops import fused as ops_fused
-from nmcompile.ops import masks as ops
 
 DIMS = ([1, 0], [0], [1])  # what compiles longest comes first
 FORMATS = ("2:4", "1:2")
@@ -81,7 +80,7 @@ def compress(
     number = torch.tensor([seed], device=x.device) if method == "mvue" else None
     streams = [STREAMS[dim] for dim in dims]
     shape = (format.n, format.m, method, str(layout))
-    return ops_compressed.compress(x, number, streams, dims, *shape)
+    return torch.ops.nm.compress(x, number, streams, dims, *shape)
 
 
 def compare(
@@ -120,7 +119,7 @@ def _against_oracle(
         return f"dim {dim}, packed: {text}; "
     size = x.shape[1 - dim], x.shape[dim]
     with poisoned():
-        dense = ops_compressed.decompress(packed, *size, str(layout))
+        dense = torch.ops.nm.decompress(packed, *size, str(layout))
     text = difference(dense, packing.unpack(expected, *size, layout))
     return f"dim {dim}, unpacked: {text}; " if text else ""
 
@@ -129,7 +128,7 @@ def other_layout(session: Session, layout: Layout) -> None:
     """A few operands in a layout that another device reads; of its own, what writes it."""
     if layout == session.device.layout:
         generated = torch._C._dispatch_has_kernel_for_dispatch_key("nm::compress", "CUDA")
-        session.check("kernels are generated on CUDA", generated and ops_fused.has_triton())
+        session.check("kernels are generated on CUDA", generated and has_triton())
         return
     if layout.startswith("cusparselt"):
         session.note("layout", "refused here: it would be packed by this device's library")
@@ -150,8 +149,8 @@ def masks(session: Session) -> None:
         for dims in ([1], [0]):
             with poisoned():
                 number = None if seed is None else seed.to(place)
-                result = ops.prune(there, number, 3, n, m, dims, method)
-            text = difference(result, ops.prune(x, seed, 3, n, m, dims, method))
+                result = torch.ops.nm.prune(there, number, 3, n, m, dims, method)
+            text = difference(result, torch.ops.nm.prune(x, seed, 3, n, m, dims, method))
             session.check(f"prune {word(dtype)} {method} {n}:{m} {dims}", not text, text)
         packed = compress(x, NMFormat(n, m), [1], method, Layout.ROW_MAJOR)[0]
         with poisoned():
@@ -175,7 +174,7 @@ def mean(session: Session, dtype: torch.dtype, format: str, dim: int, draws: int
     total = torch.zeros(64, 64, dtype=torch.float64, device=name)
     for seed in range(draws):
         (packed,) = compress(there, nm, [dim], "mvue", layout, seed * 7919 + 1)
-        dense = ops_compressed.decompress(packed, *size, str(layout))
+        dense = torch.ops.nm.decompress(packed, *size, str(layout))
         total += dense if dim == 1 else dense.t()
     error = (total.cpu() / draws - x.double()).abs()
     kept = p >= 1

@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from benchmarks.gpu_check.cases.inputs import relative_error
 from benchmarks.gpu_check.cases.products import Layer, Shape
 from benchmarks.gpu_check.events import Case, Session
-from nmcompile.ops import compress as ops_compressed
 
 SMALL = Shape(1024, 1024, 1024)  # the device is done before the host is
 LARGE = (Shape(8192, 8192, 8192), Shape(16384, 4096, 14336))
@@ -54,7 +54,7 @@ def _library(session: Session, packed: Tensor, dense: Tensor, **options: object)
     transposed = bool(options.get("transpose_result", False))
     rows = packed.shape[0]
     layout = str(session.device.layout)
-    return ops_compressed.mm(packed, dense, rows, layout, None, transposed)
+    return torch.ops.nm.mm(packed, dense, rows, layout, None, transposed)
 
 
 def host_time(session: Session, shape: Shape) -> None:
@@ -90,7 +90,7 @@ def orientations(session: Session, shape: Shape) -> None:
     packed = layer.packed["fprop"]
 
     def call(dense: list[Tensor], transpose: bool) -> Callable[[int], Tensor]:
-        return lambda i: ops_compressed.mm(
+        return lambda i: torch.ops.nm.mm(
             packed[i % sets], dense[i % sets], rows, layout, None, transpose
         )
 
@@ -102,7 +102,7 @@ def orientations(session: Session, shape: Shape) -> None:
         "nm.mm|dense by rows": call(by_rows, False),
         "nm.mm|dense by columns, result transposed": call(by_columns, True),
         "nm.mm|dense by rows, result transposed": call(by_rows, True),
-        "nm.mm|W compressed, result transposed": lambda i: ops_compressed.mm(
+        "nm.mm|W compressed, result transposed": lambda i: torch.ops.nm.mm(
             weights[i % sets], layer.x[i % sets].t(), shape.outputs, layout, None, True
         ),
     }
@@ -119,7 +119,7 @@ def algorithms(session: Session, shape: Shape) -> None:
     sets, packed, layout = layer.sets, layer.packed["fprop"], str(session.device.layout)
     dense = [w.t() for w in layer.w]
     some = slice(0, 256)
-    a = ops_compressed.decompress(packed[0], shape.tokens, shape.inputs, layout)[some]
+    a = torch.ops.nm.decompress(packed[0], shape.tokens, shape.inputs, layout)[some]
     expected = a.double() @ dense[0].double()
     best = None
     with _noted(session, "search"):

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from benchmarks.gpu_check.cases.kernels import STREAMS
 from benchmarks.gpu_check.device import Call, Device
 from benchmarks.gpu_check.events import Case, Session
 from benchmarks.gpu_check.targets import FLOOR, SPEEDUP
-from nmcompile.ops import compress as ops_compressed
 
 DTYPE = torch.bfloat16
 #: Bytes of a 16-bit operand's element: read, and written for each orientation.
@@ -111,7 +111,7 @@ class Layer:
         """The packed operands of ``x``."""
         seed = self.seed if method == "mvue" else None
         streams = [STREAMS[dim] for dim in dims]  # as in the checks: kernels that are compiled
-        return ops_compressed.compress(x, seed, streams, dims, 2, 4, method, self.layout)
+        return torch.ops.nm.compress(x, seed, streams, dims, 2, 4, method, self.layout)
 
     @cached_property
     def packed(self) -> dict[str, list[Tensor]]:
@@ -125,7 +125,7 @@ class Layer:
     def multiply(self, packed: Tensor, role: str, i: int) -> Tensor:
         """The sparse product of a role."""
         a, dim, b = self.operands(role, i)
-        return ops_compressed.mm(packed, b, a.shape[1 - dim], self.layout, None, False, dim == 0)
+        return torch.ops.nm.mm(packed, b, a.shape[1 - dim], self.layout, None, False, dim == 0)
 
     def product(self, role: str) -> Call:
         """The sparse product alone."""

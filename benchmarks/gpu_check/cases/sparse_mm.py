@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from benchmarks.gpu_check.cases.inputs import DTYPES, difference, on, operand, relative_error, word
 from benchmarks.gpu_check.cases.kernels import SEED, STREAMS, compress
 from benchmarks.gpu_check.device import poisoned
@@ -14,7 +15,6 @@ from benchmarks.gpu_check.events import Case, Session
 from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
-from nmcompile.ops import compress as ops_compressed
 
 #: Largest relative Frobenius error: the result is rounded to 16 bits, sums are in float32.
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -95,7 +95,7 @@ def _product(
     added = None if bias is None else on(name, bias)
     with poisoned():
         (packed,) = compress(there, NM, [dim], method, layout)
-        result = ops_compressed.mm(
+        result = torch.ops.nm.mm(
             packed, other, rows, str(layout), added, transpose_result, dim == 0
         )
     a = _kept(packed, rows, k, layout)

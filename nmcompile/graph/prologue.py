@@ -6,21 +6,20 @@ the graph (``[B, T, C]`` for an operand ``[B T, C]``); what is smaller is read a
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import fx
 
 from nmcompile.codegen.kernel_spec import Input, Shape, Statement
-from nmcompile.codegen.pointwise import (
-    COMPARISONS,
+from nmcompile.codegen.pointwise import COMPARISONS, EXPRESSIONS, pow_expression
+from nmcompile.graph.aten import (
     CONSTANTS,
     CONVERSIONS,
-    EXPRESSIONS,
-    VIEWS,
-    pow_expression,
-    value_of,
+    FLAT_VIEWS,
+    argument,
+    constant_value,
+    is_item,
 )
 from nmcompile.graph.insert import Inserter
 
@@ -65,24 +64,30 @@ class Prologue:
         value = node.meta["val"]
         if value.dim() == len(wanted) and (given.shape != "full" or value.shape[1] == self.columns):
             return node
-        return insert.call(site, aten.reshape.default, node, wanted)
+        return insert.reshape(site, node, wanted)
 
     def grow(self) -> None:
         """Take in every producer that fits; leave the prologue empty if none does."""
         if not isinstance(self.columns, int) and not isinstance(self.rows, int):
             return
+        members = self._found()
+        leaves = {n for m in members for n in self._operands(m) if n not in members}
+        full = [n for n in leaves if self._shape_of(n) == "full"]
+        if members and full and len(leaves) <= _MOST_INPUTS:
+            self._take(members)
+
+    def _found(self) -> set[fx.Node]:
+        """The producers that fit and that nobody else reads; ``base`` may have other readers."""
         members: set[fx.Node] = set()
         wanted = {self.base}
         for node in reversed(list(self.base.graph.nodes)):
-            if node not in wanted or not self._fits(node):
-                continue
-            if node is self.base or all(user in members for user in node.users):
+            alone = node is self.base or all(user in members for user in node.users)
+            if node in wanted and alone and self._fits(node):
                 members.add(node)
                 wanted.update(self._operands(node))
-        leaves = {n for m in members for n in self._operands(m) if n not in members}
-        full = [n for n in leaves if self._shape_of(n) == "full"]
-        if not members or not full or len(leaves) > _MOST_INPUTS:
-            return
+        return members
+
+    def _take(self, members: set[fx.Node]) -> None:
         self._members = sorted(members)
         self._leaves.clear()
         self._names = _Names()
@@ -120,7 +125,7 @@ class Prologue:
             value.dtype == torch.bool and node.target in COMPARISONS
         ):
             return False
-        if node.target in VIEWS:
+        if node.target in FLAT_VIEWS:
             return self._shape_of(node.all_input_nodes[0]) == "full"
         known = node.target in CONVERSIONS or self._expression(node) is not None
         alpha = node.kwargs.get("alpha", 1) == 1
@@ -153,7 +158,7 @@ class Prologue:
 
     def _expression(self, node: fx.Node) -> str | None:
         if node.target is aten.pow.Tensor_Scalar:
-            return pow_expression(node.args[1])  # type: ignore[arg-type]
+            return pow_expression(argument(node, "exponent"))
         return EXPRESSIONS.get(node.target)
 
     def _statement(self, node: fx.Node) -> Statement | None:
@@ -174,7 +179,7 @@ class Prologue:
             value = value.all_input_nodes[0]
         if isinstance(value, fx.Node):
             if value.target in CONSTANTS:
-                return value_of(value)
+                return constant_value(value)
             return self._leaves[value].name
         return value
 
@@ -195,7 +200,7 @@ class _Names:
 
 def _source(node: fx.Node) -> str:
     """Where an input comes from: an operator, or "input" of the graph."""
-    while node.target is operator.getitem:
+    while is_item(node):
         node = node.all_input_nodes[0]
     return str(node.target) if node.op == "call_function" else "input"
 

@@ -31,8 +31,9 @@ from nmcompile.codegen import launch, loader
 from nmcompile.codegen.device import host, unpack
 from nmcompile.codegen.printer import parameters
 from nmcompile.compressed import cusparselt
-from nmcompile.passes.fuse_compress import fuse_compress
-from nmcompile.passes.lower_kernels import lower_kernels
+from nmcompile.passes import POST_GRAD
+from nmcompile.passes.plan import Kernels
+from nmcompile.passes.run import run
 from tests.kernels.specs import PROLOGUES, spec
 
 DEVICE = Path(loader.__file__).parent / "device"
@@ -160,9 +161,11 @@ def test_inductor_is_handed_a_kernel_that_writes_its_results_alone(driver: None)
 
     mode = FakeTensorMode()
     graph = cuda_graph(mode)
-    (kind,) = fuse_compress(graph)
+    kernels = Kernels(graph)
     with mode:
-        assert lower_kernels(graph) == 1
+        run(POST_GRAD, kernels, "graph")
+    (kind,) = kernels.specs
+    assert kernels.lowered == 1
     graph.lint()
     assert not graph.find_nodes(op="call_function", target=nm.fused_compress.default)
     (node,) = graph.find_nodes(op="call_function", target=wrap.triton_kernel_wrapper_functional)
@@ -187,9 +190,8 @@ def test_autotuning_offers_two_numbers_of_warps() -> None:
 
     mode = FakeTensorMode()
     graph = cuda_graph(mode)
-    fuse_compress(graph)
     with mode:
-        lower_kernels(graph, autotune=True)
+        run(POST_GRAD, Kernels(graph, autotune=True), "graph")
     (node,) = graph.find_nodes(op="call_function", target=wrap.triton_kernel_wrapper_functional)
     kernel = wrap.kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
     assert [c.num_warps for c in kernel.configs] == [4, 8]
@@ -203,9 +205,10 @@ def test_symbolic_sizes_stay_an_operator() -> None:
         torch.empty(512, 2), source=ConstantSource("rows"), symbolic_context=context
     )
     graph = cuda_graph(mode, example.shape[0])
-    assert len(fuse_compress(graph)) == 1
+    kernels = Kernels(graph)
     with mode:
-        assert lower_kernels(graph) == 0
+        run(POST_GRAD, kernels, "graph")
+    assert (len(kernels.specs), kernels.lowered) == (1, 0)
     assert graph.find_nodes(op="call_function", target=nm.fused_compress.default)
 
 
@@ -213,6 +216,7 @@ def test_what_the_library_packs_again_stays_an_operator(monkeypatch: pytest.Monk
     monkeypatch.setattr(cusparselt, "reads", lambda *_: False)
     mode = FakeTensorMode()
     graph = cuda_graph(mode)
-    fuse_compress(graph)
+    kernels = Kernels(graph)
     with mode:
-        assert lower_kernels(graph) == 0
+        run(POST_GRAD, kernels, "graph")
+    assert (len(kernels.specs), kernels.lowered) == (1, 0)

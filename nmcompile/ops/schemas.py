@@ -1,0 +1,243 @@
+"""Every operator of ``torch.ops.nm``: schema, shapes of its results, and its call by name.
+
+All are pure functions of their arguments, which are trusted: ``nmcompile.functional`` and the
+passes check them. Results never alias an argument. What computes them is in the other files of this
+folder: ``masks``, ``compress``, ``unpack``, ``product``, ``seed``.
+
+Arguments that several operators have:
+
+    seed     int64, one element, on the operand's device, for the random methods; None for others
+    stream   which random numbers of the seed: calls with different streams are independent
+    n, m     the N:M format
+    method   a word of ``masks.formats.Method``
+    packed   a packed operand [rows, columns] (``compressed.layouts``)
+    layout   a word of ``compressed.layouts.Layout``
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from nmcompile.codegen import launch
+from nmcompile.codegen.kernel_spec import KernelSpec
+from nmcompile.compressed import packing
+from nmcompile.compressed.layouts import Layout
+from nmcompile.masks.formats import NMFormat
+from nmcompile.ops.call import Call, check_names
+
+LIBRARY = torch.library.Library("nm", "DEF")
+Operator = TypeVar("Operator", bound=Call)
+
+
+def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[type[Operator]], type[Operator]]:
+    """Define an operator; ``fake`` makes its results without values, from the call."""
+
+    def define(cls: type[Operator]) -> type[Operator]:
+        LIBRARY.define(
+            schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+        )
+        name = schema.partition("(")[0]
+        register = torch.library.register_fake(f"nm::{name}", lib=LIBRARY)
+        register(lambda *args, **kwargs: fake(cls(*args, **kwargs)))
+        cls.operator = getattr(torch.ops.nm, name).default
+        check_names(cls)
+        return cls
+
+    return define
+
+
+# -- masks ---------------------------------------------------------------------------------------
+
+_MASK = "(Tensor x, Tensor? seed, int stream, int n, int m, int[] dims, str method) -> Tensor"
+
+
+@dataclass(frozen=True)
+class Mask(Call):
+    """What ``Prune`` and ``KeepMask`` have in common.
+
+    ``x`` is floating point with at least one dimension. ``dims`` are the reduction dimensions,
+    flattened in this order; blocks of m run along them, the last one padded with zeros. For
+    "transposable" they are the two dimensions of the m x m tiles.
+    """
+
+    x: Any
+    seed: Any
+    stream: int
+    n: int
+    m: int
+    dims: Any
+    method: str
+
+
+@_operator(f"prune{_MASK}", lambda call: torch.empty_like(call.x))
+@dataclass(frozen=True)
+class Prune(Mask):
+    """``x`` with at most n non-zeros in every block, with the strides of ``empty_like(x)``."""
+
+
+@_operator(f"keep_mask{_MASK}", lambda call: torch.empty_like(call.x, dtype=torch.bool))
+@dataclass(frozen=True)
+class KeepMask(Mask):
+    """The mask of the same call of ``Prune``: bool, True is kept."""
+
+
+# -- packed operands -----------------------------------------------------------------------------
+
+
+def _fake_compress(call: Compress) -> list[torch.Tensor]:
+    x, layout = call.x, Layout.parse(call.layout)
+    packing.check_format(NMFormat(call.n, call.m), call.method)
+    shapes = [layout.packed_shape(x.shape[1 - d], x.shape[d], x.dtype) for d in call.dims]
+    return [x.new_empty(shape) for shape in shapes]
+
+
+@_operator(
+    "compress(Tensor x, Tensor? seed, int[] streams, int[] dims, int n, int m, str method, "
+    "str layout) -> Tensor[]",
+    _fake_compress,
+)
+@dataclass(frozen=True)
+class Compress(Call):
+    """Packed operands of ``x``, 2-D with any strides: one for each entry of ``dims``.
+
+    For 1 the operand is x [R, C], for 0 it is x^T [C, R], each with a mask of its own (its stream)
+    along the operand's columns: the one that ``Prune`` makes of x along that dimension.
+    """
+
+    x: Any
+    seed: Any
+    streams: Any
+    dims: Any
+    n: int
+    m: int
+    method: str
+    layout: str
+
+
+@functools.lru_cache(maxsize=1024)
+def spec_of(text: str) -> KernelSpec:
+    """The spec of a ``FusedCompress`` call."""
+    return KernelSpec.from_json(text)
+
+
+def _fake_fused_compress(call: FusedCompress) -> list[torch.Tensor]:
+    spec = spec_of(call.spec)
+    shapes = launch.result_shapes(spec, *launch.operand_shape(spec, call.inputs))
+    return [call.inputs[0].new_empty(s, dtype=getattr(torch, spec.dtype)) for s in shapes]
+
+
+@_operator(
+    "fused_compress(Tensor[] inputs, Tensor? seed, int[] streams, str spec) -> Tensor[]",
+    _fake_fused_compress,
+)
+@dataclass(frozen=True)
+class FusedCompress(Call):
+    """Packed operands of what a prologue computes, then that itself where the spec keeps it.
+
+    ``inputs`` are the tensors of the prologue: 2-D where they are whole operands, else flat.
+    ``spec`` is a ``codegen.kernel_spec.KernelSpec`` as JSON.
+    """
+
+    inputs: Any
+    seed: Any
+    streams: Any
+    spec: str
+
+
+@_operator(
+    "decompress(Tensor packed, SymInt rows, SymInt columns, str layout) -> Tensor",
+    lambda call: call.packed.new_empty(call.rows, call.columns),
+)
+@dataclass(frozen=True)
+class Decompress(Call):
+    """The dense operand ``[rows, columns]``, contiguous."""
+
+    packed: Any
+    rows: Any
+    columns: Any
+    layout: str
+
+
+@_operator(
+    "unpack_mask(Tensor packed, SymInt rows, SymInt columns, str layout) -> Tensor",
+    lambda call: call.packed.new_empty(call.rows, call.columns, dtype=torch.bool),
+)
+@dataclass(frozen=True)
+class UnpackMask(Call):
+    """The keep mask of a packed operand, bool ``[rows, columns]``.
+
+    Where a random method kept fewer than two elements of a block, the free indices that fill it are
+    True as well (``compressed.packing``).
+    """
+
+    packed: Any
+    rows: Any
+    columns: Any
+    layout: str
+
+
+@_operator(
+    "compress_like(Tensor x, Tensor packed, str layout) -> Tensor",
+    lambda call: call.packed.new_empty(call.packed.shape),
+)
+@dataclass(frozen=True)
+class CompressLike(Call):
+    """``x`` ``[rows, columns]`` at the places that ``packed`` keeps, packed in the same layout.
+
+    What a backward needs of a tensor whose gradient is masked so.
+    """
+
+    x: Any
+    packed: Any
+    layout: str
+
+
+# -- products and seeds --------------------------------------------------------------------------
+
+
+def _fake_mm(call: Mm) -> torch.Tensor:
+    shape = (call.rows, call.dense.shape[1])
+    result: torch.Tensor = call.dense.new_empty(shape[::-1] if call.transpose_result else shape)
+    return result
+
+
+@_operator(
+    "mm(Tensor packed, Tensor dense, SymInt rows, str layout, Tensor? bias=None, "
+    "bool transpose_result=False, bool column_major=False) -> Tensor",
+    _fake_mm,
+)
+@dataclass(frozen=True)
+class Mm(Call):
+    """The packed operand ``[rows, K]`` times ``dense`` ``[K, N]``: ``[rows, N]``, contiguous.
+
+    With ``transpose_result`` it is ``[N, rows]``. ``bias`` ``[rows]`` is added to every column of
+    the product. The blocks' format is not repeated here, because a 1:2 operand is a 2:4 operand
+    too. ``column_major`` says that the operand lies column by column in the graph (it is x^T of a
+    row-major x); it changes a rounding on the CPU alone (``ops.product``).
+    """
+
+    packed: Any
+    dense: Any
+    rows: Any
+    layout: str
+    bias: Any = None
+    transpose_result: bool = False
+    column_major: bool = False
+
+
+@_operator("rank_seed(Tensor seed, int? rank) -> Tensor", lambda call: torch.empty_like(call.seed))
+@dataclass(frozen=True)
+class RankSeed(Call):
+    """One seed, made different for every rank; rank 0 keeps it.
+
+    ``rank`` None is this process's own, read when the graph runs: the graphs of all ranks are
+    equal, and data-parallel processes that are seeded alike still draw different masks.
+    """
+
+    seed: Any
+    rank: int | None

@@ -1,0 +1,121 @@
+"""What holds after a pass, as checks: each yields a sentence for whatever contradicts it.
+
+All of them hold to the end of their list.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from nmcompile.codegen.kernel_spec import STORAGE
+from nmcompile.gemm import Role
+from nmcompile.graph.aten import OPERANDS, argument, is_product
+from nmcompile.ops.schemas import Compress, FusedCompress, KeepMask, Mm, Prune, UnpackMask
+from nmcompile.passes.lower_kernels import can_lower
+from nmcompile.passes.plan import Decision, Kernels, Plan, Simulated
+from nmcompile.passes.share_compressed import shared_key
+
+
+def products_found(plan: Plan) -> Iterator[str]:
+    """Every matrix product of the graph that was traced is one of ``plan.gemms``."""
+    known = {g.node for g in plan.gemms} | {p.node for p in plan.products.values()}
+    for node in plan.graph.nodes:
+        if node.op == "call_function" and node.target in OPERANDS and node not in known:
+            yield f"{node} is a product that nobody found"
+
+
+def all_decided(plan: Plan) -> Iterator[str]:
+    """Every product has one decision, and a place in the graph."""
+    if [d.gemm for d in plan.decisions] != plan.gemms:
+        yield f"{len(plan.gemms)} products have {len(plan.decisions)} decisions"
+    for d in plan.decisions:
+        if (d.pruning is None) != (d.execution.how == "dense"):
+            yield f"site {d.site} is {d.execution.how} with {d.pruning}"
+        if plan.products[d.site].node.graph is not plan.graph:
+            yield f"site {d.site} is not in the graph"
+
+
+def one_role_a_node(plan: Plan) -> Iterator[str]:
+    """No node computes two products of which one is pruned."""
+    sites = Counter(p.node for p in plan.products.values())
+    for d in _pruned(plan):
+        node = plan.products[d.site].node
+        if sites[node] > 1:
+            yield f"{node} computes {sites[node]} products, and site {d.site} is pruned"
+
+
+def sparse_is_matmul(plan: Plan) -> Iterator[str]:
+    """What runs sparse is a matrix product, or has become ``nm.mm``."""
+    for d in _pruned(plan):
+        node = plan.products[d.site].node
+        if d.execution.how == "sparse" and not is_product(node) and node.target is not Mm.operator:
+            yield f"site {d.site} runs sparse and is {node.target}"
+
+
+def forward_pruned(plan: Plan) -> Iterator[str]:
+    """Every fprop product that is to be pruned reads a pruned or packed operand."""
+    yield from _unpruned(plan, {Role.FPROP})
+
+
+def backward_pruned(plan: Plan) -> Iterator[str]:
+    """The same of dgrad and wgrad products."""
+    yield from _unpruned(plan, {Role.DGRAD, Role.WGRAD})
+
+
+def gradients_masked(plan: Plan) -> Iterator[str]:
+    """Where ``backward = "exact"`` masks a gradient, the mask is one of a pruned operand."""
+    for site, masked in plan.masked.items():
+        mask = argument(masked, "condition")
+        while mask.target not in (KeepMask.operator, UnpackMask.operator):
+            if not mask.all_input_nodes:
+                yield f"the gradient of site {site} is masked by {mask}"
+                break
+            mask = mask.all_input_nodes[0]
+
+
+def one_compression_a_tensor(plan: Plan) -> Iterator[str]:
+    """No tensor is read twice to be compressed in one way on one side of the partition."""
+    seen = Counter(shared_key(node) for node in Compress.nodes(plan.graph))
+    for key, count in seen.items():
+        if count > 1:
+            yield f"{key} is compressed {count} times"
+
+
+def kernels_generated(kernels: Kernels) -> Iterator[str]:
+    """A compression that is left has no kernel: its method, dtype or device says why."""
+    for node in Compress.nodes(kernels.graph):
+        call = Compress.of(node)
+        value = call.x.meta["val"]
+        plain = value.is_contiguous() and len(set(call.dims)) == len(call.dims)
+        if plain and value.device.type in kernels.devices and value.dtype in STORAGE:
+            yield f"{node} of {value.dtype} on {value.device} could be a kernel"
+
+
+def static_kernels_lowered(kernels: Kernels) -> Iterator[str]:
+    """A kernel that is still an operator could not be lowered, or was not to be."""
+    for node in FusedCompress.nodes(kernels.graph):
+        if kernels.lower and can_lower(node):
+            yield f"{node} has known sizes on CUDA and is launched by an operator"
+
+
+def _pruned(plan: Plan) -> list[Decision]:
+    return [d for d in plan.decisions if d.pruning is not None]
+
+
+def _unpruned(plan: Plan, roles: set[Role]) -> Iterator[str]:
+    for d in _pruned(plan):
+        if d.gemm.role not in roles:
+            continue
+        product, result = plan.products[d.site], plan.results.get(d.site)
+        if result is None:
+            yield f"site {d.site} is not pruned"
+        elif isinstance(result, Simulated):
+            assert product.operand is not None
+            operand = argument(product.node, product.operand.arg)
+            while operand.target is not Prune.operator and operand.all_input_nodes:
+                operand = operand.all_input_nodes[0]  # channel groups are reshaped around it
+            if operand.target is not Prune.operator:
+                yield f"{product.node} of site {d.site} reads the unpruned {product.operand.kind}"
+        elif product.node.target is not Mm.operator:
+            yield f"site {d.site} runs sparse and is {product.node.target}"

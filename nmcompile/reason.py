@@ -1,0 +1,75 @@
+"""Why a product is treated as it is: a code, to filter by, and a sentence, to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """What kind of reason it is; the words of a report's JSON."""
+
+    # Dense by the policy.
+    NO_RULE = "no-rule"
+    MATMUL_NOT_NAMED = "matmul-not-named"
+    RULE_DENSE = "rule-dense"
+    NO_SUCH_OPERAND = "no-such-operand"
+    KEEPS_ALL = "keeps-all"
+    # Dense, since no mask fits.
+    DTYPE = "dtype"
+    WINDOWED = "windowed"
+    TOO_SHORT = "too-short"
+    EXACT_NEEDS_WEIGHT = "exact-needs-weight"
+    # What happens where a product cannot run sparse, or need not.
+    DECLINED = "declined"
+    FALLBACK = "fallback"
+    AUTO_SIMULATES = "auto-simulates"
+    # Why it cannot run sparse.
+    NO_DEVICE = "no-device"
+    SPARSE_FORMAT = "sparse-format"
+    SPARSE_DTYPE = "sparse-dtype"
+    CONVOLUTION = "convolution"
+    EXACT_CONVOLUTION = "exact-convolution"
+    CHANNELS_LAST = "channels-last"
+    BATCHED = "batched"
+    NOT_PLAIN = "not-plain"
+    UNKNOWN_SPEED = "unknown-speed"
+    NO_GAIN = "no-gain"
+    # How it runs sparse.
+    DECODED = "decoded"
+    GAIN = "gain"
+    # What backward = "exact" did.
+    MASKED_RESULT = "masked-result"
+    READS_PRUNED = "reads-pruned"
+    READS_UNPRUNED = "reads-unpruned"
+    # What made a role a guess.
+    DOUBLE_GRADIENT = "double-gradient"
+    NO_FORWARD = "no-forward"
+    # What multiplies and is no product of the graph.
+    FUSED_ATTENTION = "fused-attention"
+    GROUPED = "grouped"
+    EIGHT_BIT = "eight-bit"
+    INTEGER = "integer"
+    QUANTISED = "quantised"
+    VECTOR = "vector"
+    RECURRENT = "recurrent"
+    FUSED_ACTIVATION = "fused-activation"
+    USER_KERNEL = "user-kernel"
+    CUSTOM_OPERATOR = "custom-operator"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """``text`` is a sentence without its full stop; nothing may depend on its words."""
+
+    code: Code
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def sentence(reasons: Iterable[Reason]) -> str:
+    """Several reasons as one text."""
+    return "; ".join(map(str, reasons))
