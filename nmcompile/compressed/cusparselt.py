@@ -32,7 +32,7 @@ def reads(layout: Layout, x: Tensor) -> bool:
     waits for the device: let it happen before a CUDA graph is captured. Where the answer is False,
     ``nm::compress`` returns what the library packs (``repack``) and ``nm::decompress`` raises.
     """
-    if x.device.type != "cuda" or not layout.startswith("cusparselt") or x.dtype not in DTYPES:
+    if x.device.type != "cuda" or not layout.by_cusparselt or x.dtype not in DTYPES:
         return True
     library = torch.backends.cusparselt
     return not library.is_available() or _reads(layout, x.dtype, x.device, library.version())

@@ -59,6 +59,11 @@ class Layout(StrEnum):
             ) from None
 
     @property
+    def by_cusparselt(self) -> bool:
+        """Whether cuSPARSELt is the library that reads it."""
+        return self in (Layout.CUSPARSELT_SM80, Layout.CUSPARSELT_SM90)
+
+    @property
     def row_multiple(self) -> int:
         """R_pad is the next multiple of this."""
         return _MULTIPLES[self][0]

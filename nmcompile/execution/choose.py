@@ -57,7 +57,7 @@ def choose(gemm: Gemm, pruning: Pruning, rule: Rule, policy: Policy, autotune: b
     wanted = rule.execution or policy.execution
     if wanted == "simulate":
         return Execution("simulate")
-    device = gemm.device.split(":")[0]
+    device = gemm.device.partition(":")[0]
     target = target_of(gemm.device)
     if wanted == "auto" and (device == "cpu" or target.layout is None):
         lacking = target.reason or f"no sparse tensor core product on {device}"
@@ -90,7 +90,7 @@ def _obstacle(gemm: Gemm, pruning: Pruning, target: Target) -> Reason | None:
         return Reason(Code.NO_DEVICE, target.reason)
     if (nm.n, nm.m) not in ((2, 4), (1, 2)):
         return Reason(Code.SPARSE_FORMAT, f"sparse tensor cores take 2:4 and 1:2, not {nm}")
-    if gemm.dtype not in ("bfloat16", "float16") and not gemm.device.startswith("cpu"):
+    if gemm.dtype not in ("bfloat16", "float16") and gemm.device != "cpu":
         text = f"sparse tensor cores take bfloat16 and float16 here, not {gemm.dtype}"
         return Reason(Code.SPARSE_DTYPE, text)
     if gemm.op is Op.CONV:

@@ -130,7 +130,7 @@ def other_layout(session: Session, layout: Layout) -> None:
         generated = torch._C._dispatch_has_kernel_for_dispatch_key("nm::compress", "CUDA")
         session.check("kernels are generated on CUDA", generated and has_triton())
         return
-    if layout.startswith("cusparselt"):
+    if layout.by_cusparselt:
         session.note("layout", "refused here: it would be packed by this device's library")
         return
     for method in METHODS:

@@ -68,7 +68,7 @@ def host_time(session: Session, shape: Shape) -> None:
         "nm.compress": lambda i: layer.compress(layer.x[i % sets], [1], "mse"),
         "nm.compress both": lambda i: layer.compress(layer.x[i % sets], [1, 0], "mvue"),
     }
-    if layout.startswith("cusparselt"):
+    if layout.by_cusparselt:
         calls["_cslt_sparse_mm"] = lambda i: _library(
             session, packed[i % sets], layer.w[i % sets].t()
         )
@@ -113,7 +113,7 @@ def orientations(session: Session, shape: Shape) -> None:
 
 def algorithms(session: Session, shape: Shape) -> None:
     """Each ``alg_id``, its error against the first one's operands in float64 on a few rows."""
-    if not session.device.layout.startswith("cusparselt"):
+    if not session.device.layout.by_cusparselt:
         return
     layer = Layer(shape, session.device)
     sets, packed, layout = layer.sets, layer.packed["fprop"], str(session.device.layout)

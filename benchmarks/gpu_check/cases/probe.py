@@ -29,7 +29,7 @@ def cases(rehearse: bool) -> list[Case]:
 def compare(session: Session, dtype: torch.dtype) -> None:
     """Our bytes against those of ``torch._cslt_compress``, for every shape."""
     layout = session.device.layout
-    if not layout.startswith("cusparselt"):
+    if not layout.by_cusparselt:
         session.note("layout", f"{layout}: no cuSPARSELt here, nothing to compare")
         return
     compressor = _imitation if session.device.rehearsal else torch._cslt_compress
