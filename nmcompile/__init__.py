@@ -1,16 +1,23 @@
-"""N:M sparse training inside torch.compile: ``torch.compile(model, backend="nm_sparse")``."""
+"""N:M sparse training inside torch.compile: ``torch.compile(model, backend="nm_sparse")``.
+
+Every public name is imported when it is first used: the package itself costs nothing to import,
+and a policy is read without PyTorch.
+"""
 
 from __future__ import annotations
 
-from nmcompile import functional
-from nmcompile.backend import last_report, nm_sparse
-from nmcompile.errors import FormatError, NMError, NMWarning, OptionError, PolicyError
-from nmcompile.explain import explain
-from nmcompile.in_place import compile
-from nmcompile.masks.formats import NMFormat
-from nmcompile.policy import Policy, Rule, recipe_names
-from nmcompile.report.report import Report
-from nmcompile.rewrite import rewrite
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nmcompile import functional
+    from nmcompile.backend import last_report, nm_sparse
+    from nmcompile.dry_run import explain
+    from nmcompile.errors import FormatError, NMError, NMWarning, OptionError, PolicyError
+    from nmcompile.in_place import compile
+    from nmcompile.masks.formats import NMFormat
+    from nmcompile.policy import Policy, Rule, recipe_names
+    from nmcompile.report.report import Report
+    from nmcompile.traced_graph import rewrite
 
 __all__ = [
     "FormatError",
@@ -30,3 +37,40 @@ __all__ = [
     "recipe_names",
     "rewrite",
 ]
+
+#: Where the public names live, but for modules.
+_HOMES = {
+    "FormatError": "errors",
+    "NMError": "errors",
+    "NMFormat": "masks.formats",
+    "NMWarning": "errors",
+    "OptionError": "errors",
+    "Policy": "policy",
+    "PolicyError": "errors",
+    "Report": "report.report",
+    "Rule": "policy",
+    "compile": "in_place",
+    "explain": "dry_run",
+    "last_report": "backend",
+    "nm_sparse": "backend",
+    "recipe_names": "policy",
+    "rewrite": "traced_graph",
+}
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of the package
+
+    def __getattr__(name: str) -> object:
+        """A public name, or a module of the package, on first use (PEP 562)."""
+        from importlib import import_module, util
+
+        if name in _HOMES:
+            value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+            globals()[name] = value
+            return value
+        if not name.startswith("_") and util.find_spec(f"{__name__}.{name}"):
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

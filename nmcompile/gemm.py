@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
-
-from torch import fx
+from typing import TYPE_CHECKING, Any
 
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.reason import Reason
+
+if TYPE_CHECKING:
+    from torch import fx  # policies, which share this vocabulary, are read without PyTorch
 
 
 class Role(StrEnum):
