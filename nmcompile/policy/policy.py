@@ -11,30 +11,17 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import tomli_w
 from pydantic import Field, field_validator
 
 from nmcompile.errors import NMWarning, PolicyError, nearest
-from nmcompile.policy.rule import PolicyModel, Rule, Site, Source
-from nmcompile.policy.toml import (
-    FILE_KEYS,
-    RECIPES,
-    Execution,
-    Fallback,
-    file_problems,
-    parse_toml,
-    read_text,
-    recipe_names,
-    recipe_text,
-    rule_lines,
-    schema_problem,
-)
-
-__all__ = ["Policy", "Rule", "Site", "recipe_names"]
+from nmcompile.policy.model import PolicyModel, keys_of, show, unknown_key, wrong_value
+from nmcompile.policy.rule import Execution, Fallback, Rule, Site
+from nmcompile.policy.toml import RECIPES, Source, parse_toml, read_text, recipe_text, rule_lines
 
 DEFAULT_RECIPE = "full"
 
@@ -55,12 +42,24 @@ class Policy(PolicyModel):
         PolicyError: a line for every problem.
     """
 
-    schema_: Literal[1] = Field(default=1, alias="schema")
-    extends: str | None = None
+    _place: ClassVar[str] = "above the first [[rule]]"
+
+    schema_: Literal[1] = Field(default=1, alias="schema", description="1")
+    extends: str | None = Field(default=None, description="the name of a built-in recipe in quotes")
     execution: Execution = "auto"
     fallback: Fallback = "dense"
-    margin: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.05
-    rules: tuple[Rule, ...] = Field(default=(), alias="rule")
+    margin: float = Field(
+        default=1.05,
+        strict=True,
+        gt=0,
+        allow_inf_nan=False,
+        description="the least gain for which a product runs sparse, such as 1.05",
+    )
+    rules: tuple[Rule, ...] = Field(
+        default=(),
+        alias="rule",
+        description="rules, each below a [[rule]] header (in Python: Rule objects or mappings)",
+    )
 
     # Declared again, as in Rule: else a type checker knows `rules` by its TOML name alone.
     def __init__(self, /, **keys: Any) -> None:
@@ -97,7 +96,7 @@ class Policy(PolicyModel):
             PolicyError: one that lists every problem of the text.
         """
         table = parse_toml(text, origin)
-        problem = schema_problem(table)
+        problem = _schema_problem(table)
         if problem and "schema" in table:
             # The keys of another version would all be reported as mistakes.
             raise PolicyError(f"{origin}: {problem}")
@@ -149,19 +148,20 @@ class Policy(PolicyModel):
         origin: str,
         lines: Sequence[int | None] = (),
         found: Sequence[str] = (),
+        recipe: str | None = None,
     ) -> Policy:
-        wrong = [f"{origin}: {problem}" for problem in (*found, *file_problems(table))]
+        wrong = [f"{origin}: {problem}" for problem in (*found, *_file_problems(table))]
         cause: PolicyError | None = None
         rules: list[Rule] = []
         entries = table.get("rule", ())
         for i, entry in enumerate(entries if isinstance(entries, (list, tuple)) else ()):
-            source = Source(origin, i + 1, lines[i] if lines else None)
+            source = Source(origin, i + 1, lines[i] if lines else None, recipe)
             try:
                 rules.append(_read_rule(entry).at(source))
             except PolicyError as error:
                 cause = error
                 wrong += (f"{source.label}: {problem}" for problem in str(error).split("\n"))
-        keys = {key: table[key] for key in FILE_KEYS if key in table and key != "rule"}
+        keys = {key: table[key] for key in keys_of(cls) if key in table and key != "rule"}
         try:
             policy = cls(rules=tuple(rules), **keys)
         except PolicyError as error:
@@ -199,18 +199,42 @@ class Policy(PolicyModel):
         That is every rule in effect with the place where it was written, ``execution``,
         ``fallback`` and ``margin``.
         """
+        # Of the recipe that is extended, only the rules count, and they are in `all_rules`.
+        head = self.model_dump(mode="json", exclude={"schema_", "extends", "rules"})
         rules = [
             (rule.model_dump(mode="json"), rule.origin, rule.number, rule.line)
             for rule in self.all_rules
         ]
-        content = json.dumps([self.execution, self.fallback, self.margin, rules], sort_keys=True)
+        content = json.dumps([*head.values(), rules], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
 @functools.cache
 def _recipe(name: str) -> Policy:
     origin = f"recipe {name}"
-    return Policy._from_table(parse_toml(recipe_text(name), origin), origin)
+    return Policy._from_table(parse_toml(recipe_text(name), origin), origin, recipe=name)
+
+
+def _file_problems(table: Mapping[Any, object]) -> Iterable[str]:
+    """One line for each problem of the top level that needs no knowledge of the rules."""
+    for key in table:
+        if key not in keys_of(Policy):
+            yield unknown_key(Policy, str(key))
+    rules = table.get("rule", [])
+    if isinstance(rules, Mapping):
+        yield "[rule] is a single table: write [[rule]], with two brackets, above every rule"
+    elif not isinstance(rules, (list, tuple)):
+        yield wrong_value(Policy, "rule", rules)
+
+
+def _schema_problem(table: Mapping[Any, object]) -> str | None:
+    """A line if the schema's version is missing or not 1."""
+    if "schema" not in table:
+        return "schema is missing: write schema = 1 on the first line"
+    version = table["schema"]
+    if type(version) is not int or version != 1:  # True == 1
+        return f"schema = {show(version)}: this nmcompile reads schema 1; write schema = 1"
+    return None
 
 
 def _read_rule(entry: object) -> Rule:
@@ -226,13 +250,9 @@ def _unlisted(value: object) -> object:
 
 
 def _warn_of_shadowed(rules: Sequence[Rule]) -> None:
-    first: dict[object, Rule] = {}
+    first: dict[Hashable, Rule] = {}
     for rule in rules:
-        conditions = (
-            (rule.module, rule.class_, rule.min_flops),
-            *(frozenset(words) for words in (rule.ops, rule.roles, rule.dtype or ())),
-        )
-        earlier = first.setdefault(conditions, rule)
+        earlier = first.setdefault(rule.conditions, rule)
         if earlier is not rule:
             warnings.warn(
                 f"{rule.label} decides nothing: {earlier.label} has the same conditions "

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from collections.abc import Hashable
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
     PrivateAttr,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 
-from nmcompile.errors import PolicyError
 from nmcompile.gemm import KINDS_OF_ROLE, Op, OperandKind, Role
 from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.policy.toml import Backward, DType, Execution, Fallback, problems
+from nmcompile.policy.model import PolicyModel
+from nmcompile.policy.toml import Source
+
+DType = Literal["float16", "bfloat16", "float32", "float64"]
+Execution = Literal["simulate", "sparse", "auto"]
+Fallback = Literal["dense", "simulate", "error"]
+Backward = Literal["straight-through", "exact"]
 
 
 class Site(Protocol):
@@ -45,37 +48,6 @@ class Site(Protocol):
     def dtype(self) -> str: ...
     @property
     def flops(self) -> float | None: ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a rule was written. Any two are equal: rules are compared by content alone."""
-
-    origin: str = field(default="<python>", compare=False)
-    number: int | None = field(default=None, compare=False)
-    line: int | None = field(default=None, compare=False)
-
-    @property
-    def label(self) -> str:
-        if self.number is None:
-            return self.origin
-        if self.line is None:
-            return f"{self.origin}, rule {self.number}"
-        return f"{self.origin}:{self.line} (rule {self.number})"
-
-
-class PolicyModel(BaseModel):
-    """Frozen and strict about its keys; raises ``PolicyError`` with a line for every problem."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, validate_default=True
-    )
-
-    def __init__(self, /, **keys: Any) -> None:
-        try:
-            super().__init__(**keys)
-        except ValidationError as error:
-            raise PolicyError("\n".join(problems(error))) from error
 
 
 def _listed(value: object) -> object:
@@ -106,6 +78,7 @@ def _quoted(words: tuple[Role, ...] | tuple[OperandKind, ...]) -> str:
     return " and ".join(f'"{word}"' for word in words)
 
 
+_Text = Annotated[str, Field(strict=True)]
 _Format = Annotated[NMFormat, PlainValidator(NMFormat.parse), PlainSerializer(str)]
 _FLOPs = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
@@ -136,16 +109,30 @@ class Rule(PolicyModel):
         PolicyError: a line for every problem.
     """
 
-    module: Annotated[str, Field(strict=True)] | None = None
-    class_: Annotated[str, Field(strict=True)] | None = Field(default=None, alias="class")
+    _place: ClassVar[str] = "below a [[rule]]"
+
+    # Conditions stand above `dense`, and what is decided below it; `conditions` relies on it.
+    module: _Text | None = Field(
+        default=None,
+        description='a glob in quotes, such as "*.mlp.*", or "re:" and a regular expression',
+    )
+    class_: _Text | None = Field(
+        default=None,
+        alias="class",
+        description='a glob on a class name in quotes, such as "Linear"',
+    )
     op: Annotated[tuple[Op, ...], BeforeValidator(_listed)] | None = None
     role: Annotated[tuple[Role, ...], BeforeValidator(_listed)] | None = None
     dtype: Annotated[tuple[DType, ...], BeforeValidator(_listed)] | None = None
-    min_flops: _FLOPs | None = None
+    min_flops: _FLOPs | None = Field(
+        default=None, description="a finite number of FLOPs, zero or more, such as 1e9"
+    )
     # A check sees the fields above its own, so the order of these is that of the checks.
-    dense: Annotated[bool, Field(strict=True)] = False
+    dense: bool = Field(default=False, strict=True, description="true or false, without quotes")
     prune: OperandKind | None = None
-    format: _Format | None = None
+    format: _Format | None = Field(
+        default=None, description='an N:M format in quotes, such as "2:4"'
+    )
     method: Method | None = None
     backward: Backward = "straight-through"
     execution: Execution | None = None
@@ -180,12 +167,15 @@ class Rule(PolicyModel):
                 )
         return prune
 
-    @field_validator("format", "method", "backward", "execution", "fallback")
+    @field_validator("*")
     @classmethod
     def _check_not_dense(cls, value: object, info: ValidationInfo) -> object:
-        # "prune" is absent when a contradiction with dense = true has been reported already.
-        if info.data.get("dense") and "prune" in info.data and value not in (None, _STRAIGHT):
-            raise ValueError("has no meaning in a rule with dense = true: remove it")
+        # "prune" is known to the fields below it alone, and to none of them when a contradiction
+        # with dense = true has been reported already.
+        if info.data.get("dense") and "prune" in info.data:
+            default = cls.model_fields[str(info.field_name)].default
+            if value not in (None, default):
+                raise ValueError("has no meaning in a rule with dense = true: remove it")
         return value
 
     @field_validator("format")
@@ -237,6 +227,19 @@ class Rule(PolicyModel):
     def roles(self) -> tuple[Role, ...]:
         """The roles that match, ``None`` resolved."""
         return self.role or _roles_of(self.prune)
+
+    @property
+    def conditions(self) -> Hashable:
+        """All conditions, ``None`` resolved: rules in which it is equal match the same sites."""
+        names = itertools.takewhile(lambda name: name != "dense", type(self).model_fields)
+        values = {name: getattr(self, name) for name in names}
+        values |= {"op": self.ops, "role": self.roles}
+        return tuple(frozenset(v) if isinstance(v, tuple) else v for v in values.values())
+
+    @property
+    def recipe(self) -> str | None:
+        """The built-in recipe that the rule is of; None for a user's own rule."""
+        return self._source.recipe
 
     @property
     def origin(self) -> str:

@@ -162,7 +162,7 @@ class Report(_Frozen):
         cls, policy: Policy, graphs: tuple[GraphReport, ...], uncompiled: Iterable[str] = ()
     ) -> Report:
         used = {s.rule for g in graphs for s in g.sites}
-        own = [r.label for r in policy.all_rules if not r.label.startswith("recipe ")]
+        own = [r.label for r in policy.all_rules if r.recipe is None]
         unused = tuple(label for label in own if label not in used)
         return cls(
             policy=policy.to_toml(),
