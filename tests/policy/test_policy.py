@@ -173,6 +173,16 @@ def test_no_recipe_prunes_a_matmul_of_two_activations():
             assert found is None or found.dense
 
 
+def test_a_rule_knows_which_recipe_it_is_of():
+    policy = Policy.loads(
+        one_rule("dense = true").replace("schema = 1", 'schema = 1\nextends = "paper-1:2"'),
+        origin="recipe of mine.toml",  # a file's name does not make it one
+    )
+    assert [found.recipe for found in policy.all_rules] == [None, "paper-1:2"]
+    moved = Policy(rules=[Rule(dense=True), *Policy.recipe("full").rules])
+    assert [found.recipe for found in moved.rules] == [None, "full", "full"]
+
+
 # Resolving
 
 

@@ -61,6 +61,7 @@ def test_a_copy_keeps_content_and_places():
     for other in (pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy)):
         assert other == policy
         assert other.digest == policy.digest
+        assert {rule.recipe for rule in other.rules} == {"full"}
 
 
 BASE = {"prune": "weight", "format": "2:4", "role": "fprop"}

@@ -139,3 +139,9 @@ def test_last_report_equals_explain() -> None:
     ran, planned = nmcompile.last_report(), nmcompile.explain(model, x)
     assert ran.sites == planned.sites
     assert ran.totals == planned.totals
+
+
+def test_only_a_users_own_rules_are_listed_as_unused() -> None:
+    text = 'schema = 1\nextends = "full"\n\n[[rule]]\ndense = true\n'
+    policy = Policy.loads(text, origin="recipe of mine.toml")  # no recipe, whatever its name
+    assert Report.of(policy, ()).unused_rules == ("recipe of mine.toml:4 (rule 1)",)
