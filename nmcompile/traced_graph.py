@@ -12,13 +12,13 @@ import torch
 from torch import fx
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from nmcompile import passes
 from nmcompile._torch import FakeTensor, FakeTensorMode, is_composite, tree_map_only
 from nmcompile.errors import NMError, nearest
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.aten import Convolution, is_product, operands, view_base
 from nmcompile.graph.dump import readable
 from nmcompile.graph.operand_kinds import operand_kinds
+from nmcompile.passes import pipeline
 from nmcompile.passes.plan import Plan
 from nmcompile.passes.run import run
 from nmcompile.policy import Policy
@@ -73,7 +73,7 @@ def rewrite(
     kinds = operand_kinds(graph, kind_of_input, _starts_gradient)
     before = readable(graph)
     plan = Plan(graph, kinds, chosen)
-    run(passes.JOINT, plan, "graph")
+    run(pipeline.JOINT, plan, "graph")
     graph.lint()
     result.recompile()
     report = GraphReport.of(plan, "", before, readable(graph))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile import _torch, passes
+from nmcompile import _torch
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture.inputs import Capture
 from nmcompile.codegen.loader import record_kernels
@@ -27,6 +27,7 @@ from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.inductor.options import KERNELS, Settings
 from nmcompile.ops.masks import warm_up
 from nmcompile.ops.schemas import KeepMask, Prune
+from nmcompile.passes import pipeline
 from nmcompile.passes.plan import Kernels, Plan
 from nmcompile.passes.run import run
 from nmcompile.report.report import GraphReport
@@ -77,7 +78,7 @@ class JointPass(_AfterTheUsers):
         kinds = operand_kinds(graph, self.capture.kind_of_input)
         chosen, ranks = self.settings, self.capture.ranks
         plan = Plan(graph, kinds, chosen.policy, chosen.autotune, chosen.region, ranks)
-        run(passes.JOINT, plan, "joint graph")
+        run(pipeline.JOINT, plan, "joint graph")
         if self.build_kernels:
             _warm_up(graph)
         self.reports.append(GraphReport.of(plan, self.digest, before, readable(graph)))
@@ -95,7 +96,7 @@ class PostPass(_AfterTheUsers):
 
     def run(self, graph: fx.Graph) -> None:
         kernels = Kernels(graph, self.devices, self.lower, self.autotune)
-        run(passes.POST_GRAD, kernels, "post-grad graph")
+        run(pipeline.POST_GRAD, kernels, "post-grad graph")
         record_kernels(self.digest, kernels.specs)
 
 

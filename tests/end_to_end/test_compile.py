@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 
 import nmcompile
 from nmcompile import OptionError, Policy, PolicyError, Rule
+from nmcompile.passes import pipeline
 from nmcompile.passes.run import Pass
 
 IDENTITY_DENSITY = {"2:4": 0.5, "1:4": 0.25}
@@ -237,15 +238,15 @@ def test_no_warning_where_there_is_nothing_to_say() -> None:
             whole(Broken(), policy)(torch.randn(4, 16))
 
 
-@pytest.mark.parametrize("where", ["nmcompile.passes.JOINT", "nmcompile.passes.POST_GRAD"])
+@pytest.mark.parametrize("passes", ["JOINT", "POST_GRAD"])
 def test_a_failing_pass_is_named_instead_of_running_eagerly(
-    monkeypatch: pytest.MonkeyPatch, where: str
+    monkeypatch: pytest.MonkeyPatch, passes: str
 ) -> None:
     def broken(*_: Any) -> None:
         # Dynamo takes this one for something that it cannot trace.
         raise torch._subclasses.fake_tensor.DataDependentOutputException("aten.item")
 
-    monkeypatch.setattr(where, (Pass(broken),))
+    monkeypatch.setattr(pipeline, passes, (Pass(broken),))
     compiled = torch.compile(nn.Linear(16, 16), backend="nm_sparse")
     with torch.no_grad(), pytest.raises(Exception, match="failed on this graph: DataDep") as caught:
         compiled(torch.randn(4, 16))

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.launch import operand_shape
-from nmcompile.passes import POST_GRAD
+from nmcompile.passes.pipeline import POST_GRAD
 from nmcompile.passes.plan import Kernels
 from nmcompile.passes.run import run
 

@@ -31,7 +31,7 @@ from nmcompile.codegen import launch, loader
 from nmcompile.codegen.device import host, unpack
 from nmcompile.codegen.printer import parameters
 from nmcompile.compressed import cusparselt
-from nmcompile.passes import POST_GRAD
+from nmcompile.passes.pipeline import POST_GRAD
 from nmcompile.passes.plan import Kernels
 from nmcompile.passes.run import run
 from tests.kernels.specs import PROLOGUES, spec

@@ -6,10 +6,11 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from nmcompile import Policy, passes
+from nmcompile import Policy
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.aten import argument, set_argument
 from nmcompile.graph.operand_kinds import operand_kinds
+from nmcompile.passes import pipeline
 from nmcompile.passes.plan import Plan, Simulated
 from nmcompile.passes.run import run
 
@@ -27,7 +28,7 @@ def linear_plan(policy: str) -> tuple[fx.GraphModule, Plan]:
 
 def test_a_decision_knows_its_operand_before_and_after() -> None:
     gm, plan = linear_plan("full")
-    run(passes.JOINT, plan, "graph")
+    run(pipeline.JOINT, plan, "graph")
     (decision,), (result,) = plan.decisions, plan.results.values()
     x, w = (n for n in gm.graph.nodes if n.op == "placeholder")
     assert isinstance(result, Simulated)
@@ -41,14 +42,14 @@ def test_a_decision_knows_its_operand_before_and_after() -> None:
 def test_finding_and_deciding_change_nothing() -> None:
     gm, plan = linear_plan("full")
     before = str(gm.graph)
-    run(passes.JOINT[:2], plan, "graph")
+    run(pipeline.JOINT[:2], plan, "graph")
     assert str(gm.graph) == before
     assert plan.decisions[0].pruning is not None
 
 
 def test_a_rewritten_graph_is_valid_and_computes_the_pruned_product() -> None:
     gm, plan = linear_plan("activations")
-    run(passes.JOINT, plan, "graph")
+    run(pipeline.JOINT, plan, "graph")
     gm.graph.lint()
     gm.recompile()
     x, w = torch.randn(8, 16), torch.randn(16, 4)

@@ -40,7 +40,7 @@ def test_totals(report: Report) -> None:
 def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
     data = json.loads(report.to_json(tmp_path / "report.json"))
     assert json.loads((tmp_path / "report.json").read_text()) == data
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == 2
     assert sorted(data) == [
         *("graphs", "policy", "schema_version", "totals", "uncompiled", "unused_rules")
     ]
@@ -69,7 +69,9 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
         "dense_us": None,
         "sparse_us": None,
         "rule": "recipe full, rule 1",
-        "reason": "auto: no sparse tensor core product on cpu",
+        "reasons": [
+            {"code": "auto-simulates", "text": "auto: no sparse tensor core product on cpu"}
+        ],
         "guess": None,
     }
     assert Policy.loads(data["policy"]) == Policy.recipe("full")

@@ -1,0 +1,50 @@
+"""The pipeline: every pass in the order in which it runs, in two lists.
+
+A pass is a function of the state (``Plan`` or ``Kernels``) that changes its graph in place. It
+needs facts that an earlier pass leaves, and what a pass leaves holds to the end (``facts``).
+"""
+
+from __future__ import annotations
+
+from nmcompile.passes import facts
+from nmcompile.passes.assign import assign
+from nmcompile.passes.convolution_as_matmul import convolution_as_matmul
+from nmcompile.passes.exact_backward import exact_backward
+from nmcompile.passes.find import find
+from nmcompile.passes.fuse_compress import fuse_compress
+from nmcompile.passes.lower_kernels import lower_kernels
+from nmcompile.passes.prune_products import prune_backward, prune_forward
+from nmcompile.passes.run import Pass
+from nmcompile.passes.save_kept import save_kept
+from nmcompile.passes.share_compressed import share_compressed
+from nmcompile.passes.split_convolution_backward import split_convolution_backward
+
+#: On the joint graph of forward and backward (or on an inference graph).
+JOINT: tuple[Pass, ...] = (
+    # every product: role, operand kinds, reduction dimension; mutates nothing
+    Pass(find, leaves=[facts.products_found]),
+    # the rule that decides each, and what it gets; mutates nothing
+    Pass(assign, needs=[facts.products_found], leaves=[facts.all_decided]),
+    # dgrad and wgrad of a pruned convolution: a node each
+    Pass(split_convolution_backward, needs=[facts.all_decided], leaves=[facts.one_role_a_node]),
+    # a 1x1 convolution that runs sparse is a matrix product
+    Pass(convolution_as_matmul, needs=[facts.one_role_a_node], leaves=[facts.sparse_is_matmul]),
+    # operands of fprop products
+    Pass(prune_forward, needs=[facts.sparse_is_matmul], leaves=[facts.forward_pruned]),
+    # where asked: mask the gradient, let wgrad read the pruned operand
+    Pass(exact_backward, needs=[facts.forward_pruned], leaves=[facts.gradients_masked]),
+    # operands of dgrad and wgrad products
+    Pass(prune_backward, needs=[facts.gradients_masked], leaves=[facts.backward_pruned]),
+    # what only a masked gradient reads is saved at the kept places alone
+    Pass(save_kept, needs=[facts.gradients_masked, facts.backward_pruned]),
+    # one read of a tensor writes all its compressed forms
+    Pass(share_compressed, needs=[facts.backward_pruned], leaves=[facts.one_compression_a_tensor]),
+)
+
+#: On the forward and on the backward graph, after the partitioner.
+POST_GRAD: tuple[Pass, ...] = (
+    # elementwise producers and compression: one kernel
+    Pass(fuse_compress, leaves=[facts.kernels_generated]),
+    # kernels that Inductor launches itself
+    Pass(lower_kernels, needs=[facts.kernels_generated], leaves=[facts.static_kernels_lowered]),
+)
