@@ -1,3 +1,3 @@
-"""Runnable examples; start with ``python -m examples.accuracy --help``."""
+"""Short, runnable examples: ``python -m examples.distributed --help``, and policy files."""
 
 from __future__ import annotations

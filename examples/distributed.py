@@ -1,4 +1,4 @@
-"""Train a small GPT with N:M sparse products, with one process or several.
+"""Train a small language model with N:M sparse products, with one process or several.
 
     python -m examples.distributed
     torchrun --nproc-per-node 2 -m examples.distributed --parallel fsdp
@@ -13,14 +13,16 @@ one, else on the CPU (gloo).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 import typer
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import (
@@ -31,8 +33,43 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 import nmcompile
-from examples.data import Text
-from examples.models import GPT, cross_entropy, initialise
+
+CONTEXT, WORDS = 64, 256  # bytes of a sequence, and how many there are
+
+
+class Model(nn.Module):
+    """A decoder of PyTorch's own layers, on bytes; its forward is the loss."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(WORDS, width)
+        self.position = nn.Parameter(torch.randn(CONTEXT, width))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(depth)
+        )
+        self.head = nn.Linear(width, WORDS)
+        mask = nn.Transformer.generate_square_subsequent_mask(CONTEXT)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor, targets: Tensor) -> Tensor:  # [B, CONTEXT], [B, CONTEXT]
+        y = self.embed(x) + self.position
+        for block in self.blocks:
+            y = block(y, self.mask, is_causal=True)
+        return nn.functional.cross_entropy(self.head(y).flatten(0, 1), targets.flatten())
+
+
+def batches(size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of Python's own source, and the bytes that follow: each [size, CONTEXT]."""
+    sources = sorted(Path(os.__file__).parent.glob("*.py"))[:60]
+    text = torch.frombuffer(bytearray(b"".join(p.read_bytes() for p in sources)), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        starts = torch.randint(len(text) - CONTEXT, (size, 1), generator=generator)
+        window = text[starts + torch.arange(CONTEXT + 1)].long()
+        yield window[:, :-1], window[:, 1:]
 
 
 class Parallel(StrEnum):
@@ -44,14 +81,15 @@ def build(
     policy: str, parallel: Parallel, mesh: DeviceMesh, device: str, width: int, depth: int
 ) -> nn.Module:
     """The model, split over the mesh (dimensions ``data`` and ``tensor``) and compiled."""
-    net = GPT(width=width, depth=depth)
-    initialise(net, seed=0)  # all processes alike
-    net.to(device)
+    torch.manual_seed(0)  # all processes alike
+    net = Model(width, depth).to(device)
     data, tensor = mesh["data"], mesh["tensor"]
     blocks: Any = net.blocks
     if tensor.size() > 1:
         for block in blocks:
-            parallelize_module(block, tensor, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+            parallelize_module(
+                block, tensor, {"linear1": ColwiseParallel(), "linear2": RowwiseParallel()}
+            )
     if parallel is Parallel.fsdp:
         for block in blocks:
             fully_shard(block, mesh=data)
@@ -62,13 +100,13 @@ def build(
     return net
 
 
-def train(net: nn.Module, data: Text, steps: int, rank: int, device: str) -> list[float]:
+def train(net: nn.Module, batch: int, steps: int, rank: int, device: str) -> list[float]:
     """Losses of each step, of this process's part of the data."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     torch.manual_seed(0)  # alike on all processes: the masks of data-parallel ones differ anyway
     losses = []
-    for _, (x, y) in zip(range(steps), data.batches(seed=rank), strict=False):
-        loss = cross_entropy(net(x.to(device)), y.to(device))
+    for _, (x, y) in zip(range(steps), batches(batch, seed=rank), strict=False):
+        loss = net(x.to(device), y.to(device))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -85,7 +123,7 @@ def main(
     width: Annotated[int, typer.Option(help="Features.")] = 64,
     depth: Annotated[int, typer.Option(help="Blocks.")] = 2,
 ) -> None:
-    """Train a small GPT on the bytes of Python's standard library."""
+    """Train a small language model on the bytes of Python's standard library."""
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, value)  # torchrun sets them
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
@@ -102,8 +140,7 @@ def main(
     mesh = init_device_mesh(kind, shape, mesh_dim_names=("data", "tensor"))
     try:
         net = build(policy, parallel, mesh, kind, width, depth)
-        text = Text.load(batch, 64)
-        losses = train(net, text, steps, mesh["data"].get_local_rank(), kind)
+        losses = train(net, batch, steps, mesh["data"].get_local_rank(), kind)
         last = torch.tensor(sum(losses[-10:]) / len(losses[-10:]), device=kind)
         dist.all_reduce(last)
         if dist.get_rank() == 0:

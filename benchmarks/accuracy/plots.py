@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from examples.results import Row, arms_of
-from examples.studies import ARMS, Study
+from benchmarks.accuracy.results import Row, arms_of
+from benchmarks.accuracy.studies import ARMS, Study
 
 #: Okabe and Ito's colours, distinct in the common forms of colour blindness, and a brown.
 _COLOURS = ("#000000", "#56B4E9", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8C6D46")

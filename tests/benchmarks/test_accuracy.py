@@ -13,12 +13,12 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 
-for needed in ("matplotlib", "numpy", "sklearn", "typer"):
-    pytest.importorskip(needed, reason="pip install nmcompile[examples]")
+for needed in ("matplotlib", "numpy", "scipy", "sklearn", "typer"):
+    pytest.importorskip(needed, reason="pip install nmcompile[study]")
 
 
 def test_text_is_split_by_file_and_by_name_alone() -> None:
-    from examples.data import split_files, stdlib_files
+    from benchmarks.accuracy.data import split_files, stdlib_files
 
     files = stdlib_files()
     train, held_out = split_files(files)
@@ -32,7 +32,7 @@ def test_text_is_split_by_file_and_by_name_alone() -> None:
 
 
 def test_text_batches() -> None:
-    from examples.data import Text
+    from benchmarks.accuracy.data import Text
 
     data = Text.load(batch=4, context=64)
     x, y = next(data.batches(seed=1))
@@ -46,7 +46,7 @@ def test_text_batches() -> None:
 
 
 def test_digits_batches() -> None:
-    from examples.data import HELD_OUT, Digits
+    from benchmarks.accuracy.data import HELD_OUT, Digits
 
     data = Digits.load(batch=32)
     epoch = list(itertools.islice(data.batches(seed=0), 1257 // 32))
@@ -62,7 +62,7 @@ def test_digits_batches() -> None:
 
 @pytest.mark.parametrize("network", ["ResNet", "ViT", "GPT"])
 def test_initialise_is_in_place_and_reproducible(network: str) -> None:
-    from examples import models
+    from benchmarks.accuracy import models
 
     net = getattr(models, network)()
     models.initialise(net, seed=1)
@@ -77,7 +77,7 @@ def test_initialise_is_in_place_and_reproducible(network: str) -> None:
 
 
 def _runs(arm: str, accuracies: list[float]) -> list:
-    from examples.training import Run
+    from benchmarks.accuracy.training import Run
 
     return [
         Run("vit", arm, seed, 9, 0.1, 0.2, a, 0.2, a, 1.0, 1.0, 0.5, 0.25, [(9, 0.1, 0.2, a)])
@@ -86,9 +86,9 @@ def _runs(arm: str, accuracies: list[float]) -> list:
 
 
 def test_one_image_is_no_finding() -> None:
-    from examples.results import run_rows
-    from examples.studies import STUDIES
-    from examples.summary import table
+    from benchmarks.accuracy.results import run_rows
+    from benchmarks.accuracy.studies import STUDIES
+    from benchmarks.accuracy.summary import table
 
     study, image = STUDIES["digits"], 1 / 540
     dense = [0.97, 0.98, 0.96]
@@ -106,7 +106,8 @@ def test_an_interrupted_study_keeps_what_is_finished(
 ) -> None:
     from typer.testing import CliRunner
 
-    from examples import accuracy, workers
+    from benchmarks.accuracy import __main__ as accuracy
+    from benchmarks.accuracy import workers
 
     outcome = workers.Outcome(_runs("dense", [0.5]), stopped="interrupted")
     monkeypatch.setattr(accuracy, "train", lambda *_: outcome)
@@ -121,7 +122,7 @@ def test_an_interrupted_study_keeps_what_is_finished(
 
 @pytest.mark.slow
 def test_digits_study(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "examples.accuracy", "digits", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.accuracy", "digits", "--out", str(tmp_path)]
     command += ["--networks", "vit", "--arms", "dense,full", "--seeds", "1", "--steps", "48"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -23,8 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from examples.studies import ARMS, STUDIES
-from examples.training import Arm, Run
+from benchmarks.accuracy.studies import ARMS, STUDIES
+from benchmarks.accuracy.training import Arm, Run
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The accuracy study: what each kind of pruning costs, on models that train on a laptop's CPU.
 
-    python -m examples.accuracy digits      a ResNet and a ViT on 8x8 images
-    python -m examples.accuracy text        a GPT on the bytes of Python's standard library
-    python -m examples.accuracy all         both
-    python -m examples.accuracy plot        tables and plots again, from the CSV files
+    python -m benchmarks.accuracy digits      a ResNet and a ViT on 8x8 images
+    python -m benchmarks.accuracy text        a GPT on the bytes of Python's standard library
+    python -m benchmarks.accuracy all         both
+    python -m benchmarks.accuracy plot        tables and plots again, from the CSV files
 
 Writes accuracy_<study>.csv, accuracy_<study>_curves.csv, accuracy_<study>.md and
 accuracy_<study>.png. Ctrl-C ends it; the finished runs are then kept in
@@ -19,10 +19,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from examples import plots, summary
-from examples.results import curve_rows, read_csv, run_rows, write, write_csv
-from examples.studies import ARMS, STUDIES, Study
-from examples.workers import Job, train
+from benchmarks.accuracy import plots, summary
+from benchmarks.accuracy.results import curve_rows, read_csv, run_rows, write, write_csv
+from benchmarks.accuracy.studies import ARMS, STUDIES, Study
+from benchmarks.accuracy.workers import Job, train
 
 app = typer.Typer(
     help="What each kind of pruning costs, on models that train on a laptop's CPU.",

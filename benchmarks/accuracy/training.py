@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import nmcompile
-from examples.data import Data
-from examples.models import Objective, cross_entropy, initialise
+from benchmarks.accuracy.data import Data
+from benchmarks.accuracy.models import Objective, cross_entropy, initialise
 
 
 @dataclass(frozen=True)

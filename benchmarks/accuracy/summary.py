@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from examples.results import Row, arms_of
-from examples.studies import ARMS, Study
+from benchmarks.accuracy.results import Row, arms_of
+from benchmarks.accuracy.studies import ARMS, Study
 
 HINT = (
     "* differs from dense: the 95% interval of the difference, paired over seeds, excludes 0. "
@@ -112,7 +112,7 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
         "batches in every arm. AdamW, linear warm-up over a tenth of the steps, then cosine to 0. "
         "The hyperparameters were chosen for `dense` and are the same in every arm.",
         "",
-        f"Made by `python -m examples.accuracy {study.name}` on {first['cpu']}, one thread per "
+        f"Made by `python -m benchmarks.accuracy {study.name}` on {first['cpu']}, one thread per "
         f"run, float32, simulated (mask, then a dense product). Python {first['python']}, torch "
         f"{first['torch']}, nmcompile {first['nmcompile']}, commit {first['commit']}.",
         "",

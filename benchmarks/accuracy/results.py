@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from examples.studies import Metric
-from examples.training import Run
+from benchmarks.accuracy.studies import Metric
+from benchmarks.accuracy.training import Run
 
 Row = dict[str, Any]
 

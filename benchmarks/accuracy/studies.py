@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from examples.data import HELD_OUT, Digits, Text
-from examples.models import GPT, ResNet, ViT
-from examples.training import Setting
+from benchmarks.accuracy.data import HELD_OUT, Digits, Text
+from benchmarks.accuracy.models import GPT, ResNet, ViT
+from benchmarks.accuracy.training import Setting
 
-_POLICIES = Path(__file__).with_name("policies")
+_POLICIES = Path(__file__).resolve().parents[2] / "examples" / "policies"
 
 
 class Pruning(NamedTuple):
