@@ -1,0 +1,54 @@
+"""The clock of a GPU, imitated, and outputs filled with NaN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+
+from benchmarks.gpu_check.device import Device, poisoned
+
+
+def test_unwritten_outputs_are_poisoned():
+    with poisoned():
+        assert torch.empty(8, dtype=torch.bfloat16).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_clock_of_a_gpu_takes_turns(monkeypatch):
+    """The CUDA calls are imitated: an event reads a clock that each call moves on."""
+    clock = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = clock[0]
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    def wait(cycles):
+        clock[0] += 4.0
+
+    for name, fake in {"Event": Event, "_sleep": wait, "synchronize": lambda: None}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    order = []
+
+    def call(name, milliseconds):
+        def run(i):
+            order.append((name, i))
+            clock[0] += milliseconds
+
+        return run
+
+    device = object.__new__(Device)
+    samples = device.time({"a": call("a", 1.0), "b": call("b", 2.0)}, rounds=2)
+    assert samples == {"a": [1e-3] * 10, "b": [2e-3] * 10}
+    assert [name for name, _ in order[6::5]] == ["a", "b", "b", "a"]
+    assert [i for name, i in order[6:] if name == "a"] == list(range(10))
+    assert len(device.host_time(call("c", 1.0), 60)) == 60
+    assert device.input_sets(2**40) == 2
+    assert device.input_sets(2**20) == 8
