@@ -1,27 +1,20 @@
-"""Measurements that need a process of their own: ``python -m benchmarks.worker JOB``.
-
-JOB is JSON; the last line of the output is JSON as well. ``measure`` starts one with an empty
-Inductor cache.
-"""
+"""Measurements that need a process of their own, with an empty Inductor cache."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpt import Shape, Trainer
-from benchmarks.table import ROOT
+from benchmarks.process import Process
 
 MIB = 2**20
 #: glibc then returns every tensor to the system when it is freed, so that resident memory is
@@ -30,19 +23,24 @@ _RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "
 
 
 def measure(kind: str, provider: str, shape: Shape) -> dict[str, float]:
-    """Run ``kind`` ("compile" or "memory") in a fresh process with a cold cache."""
-    job = {"kind": kind, "provider": provider, "shape": asdict(shape)}
-    job["threads"] = torch.get_num_threads()
+    """Run ``kind`` ("compile" or "memory") in a fresh process with a cold cache.
+
+    Raises:
+        RuntimeError: it failed; with the end of its output.
+    """
     with tempfile.TemporaryDirectory(prefix="nmcompile-cold-") as cache:
-        env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache}
+        env = {"TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache}
         if kind == "memory":
             env |= _RETURN_MEMORY
-        command = [sys.executable, "-m", "benchmarks.worker", json.dumps(job)]
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{kind} of {provider} failed:\n{done.stderr[-4000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        job = (kind, provider, shape, torch.get_num_threads())
+        with Process(_measure, *job, env=env, log=Path(cache) / "log") as process:
+            result: dict[str, float] = process.result()
     return result
+
+
+def _measure(channel: Any, kind: str, provider: str, shape: Shape, threads: int) -> None:
+    torch.set_num_threads(threads)
+    channel.send({"compile": compile_time, "memory": memory}[kind](provider, shape))
 
 
 def compile_time(provider: str, shape: Shape) -> dict[str, float]:
@@ -119,15 +117,3 @@ def _saved(trainer: Trainer) -> float:
         loss = trainer.forward()
     loss.backward()
     return sum(kept.values()) / MIB
-
-
-def main() -> None:
-    """Run the job of the command line."""
-    job = json.loads(sys.argv[1])
-    torch.set_num_threads(job["threads"])
-    run = {"compile": compile_time, "memory": memory}[job["kind"]]
-    print(json.dumps(run(job["provider"], Shape(**job["shape"]))))
-
-
-if __name__ == "__main__":
-    main()

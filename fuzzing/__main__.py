@@ -42,7 +42,7 @@ def main(
     replay: Annotated[int | None, typer.Option(help="Check this seed alone, and print it.")] = None,
     shrink_seconds: Annotated[float, typer.Option(help="Time to make one find small.")] = 120,
 ) -> None:
-    console = Console()
+    console = Console(emoji=False)  # "N:M:" is a count
     torch.set_num_threads(1)
     if replay is not None:
         case = Case.of(replay, compiled_share)

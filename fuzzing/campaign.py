@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks.process import Process
 from benchmarks.table import commit, machine
 from fuzzing.case import Case, Find, Tally
 from fuzzing.checks import check
@@ -124,15 +124,19 @@ def _record(
 def record_dead(summary: Summary, folder: Path, exitcode: int) -> str:
     """Note the seed at which a process died without an exception, and step over it."""
     seed = summary.next_seed
-    eager = get_context("spawn").Process(target=generate, args=(seed,))
-    eager.start()
-    eager.join()
-    upstream = eager.exitcode != 0  # PyTorch dies while the network is made, in eager mode
+    with Process(_generate, seed) as eager:
+        while eager.code is None:
+            eager.take(0.1)
+    upstream = eager.code != 0  # PyTorch dies while the network is made, in eager mode
     (summary.upstream if upstream else summary.finds)[str(seed)] = f"died: exit code {exitcode}"
     summary.networks += 1
     summary.next_seed = seed + 1
     summary.save(folder)
     return f"{'upstream' if upstream else 'FIND'}: the process died at seed {seed} ({exitcode})"
+
+
+def _generate(channel: Any, seed: int) -> None:
+    generate(seed)
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import queue
-import signal
 import time
 import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +24,7 @@ from rich.progress import (
 
 from benchmarks.accuracy.studies import ARMS, STUDIES
 from benchmarks.accuracy.training import Arm, Run
+from benchmarks.process import Process
 
 
 @dataclass(frozen=True)
@@ -54,37 +54,23 @@ class Outcome:
     stopped: str | None = None
 
 
-def train(jobs: list[Job], workers: int, console: Console) -> Outcome:
+def train(jobs: Sequence[Job], workers: int, console: Console) -> Outcome:
     """Train every job; each worker has one thread and takes the next job when it is free."""
-    context = multiprocessing.get_context("spawn")
-    todo, messages = context.Queue(), context.Queue()
-    for job in jobs:
-        todo.put(job)
-    count = min(workers, len(jobs))
-    processes = [
-        context.Process(target=_work, args=(todo, messages), daemon=False) for _ in range(count)
-    ]
     outcome = Outcome()
     try:
-        for process in processes:
-            todo.put(None)
-            process.start()
-        _follow(jobs, processes, messages, outcome, console)
+        with ExitStack() as stack:
+            count = min(workers, len(jobs))
+            processes = [stack.enter_context(Process(WORKER)) for _ in range(count)]
+            _follow(jobs, processes, outcome, console)
     except KeyboardInterrupt:
         outcome.stopped = "interrupted"
-    finally:
-        for process in processes:
-            if process.pid is not None:
-                process.terminate()  # whatever it still does, nobody waits for it
-                process.join()
-        todo.cancel_join_thread()
     return outcome
 
 
 def _follow(
-    jobs: list[Job], processes: list[Any], messages: Any, outcome: Outcome, console: Console
+    jobs: Sequence[Job], processes: Sequence[Process], outcome: Outcome, console: Console
 ) -> None:
-    """Show what the workers report until all is done or one has failed."""
+    """Hand out the jobs and show what is reported, until all is done or one has failed."""
     with Progress(
         TextColumn("{task.description}", justify="left"),
         BarColumn(bar_width=None),
@@ -94,57 +80,78 @@ def _follow(
         TimeRemainingColumn(),
         console=console,
     ) as progress:
-        everything = progress.add_task("all", total=sum(job.updates for job in jobs), note="steps")
-        tasks: dict[Job, Any] = {}
-        left = len(jobs)
-        while left:
-            try:
-                kind, job, content = messages.get(timeout=1)
-            except queue.Empty:
-                dead = [p for p in processes if p.exitcode]
-                if dead:
-                    outcome.stopped = f"a worker process ended with exit code {dead[0].exitcode}"
-                    return
-                continue
-            if kind == "start":
-                tasks[job] = progress.add_task(job.label, total=job.updates, note="compiling")
-            elif kind == "step":
-                steps, seed, loss = content
-                progress.update(tasks[job], advance=steps, note=f"seed {seed}  loss {loss:.3f}")
-                progress.advance(everything, steps)
-            elif kind == "run":
-                outcome.runs.append(content)
-            elif kind == "end":
-                progress.remove_task(tasks.pop(job))
-                progress.console.print(f"{job.label}: {content}", highlight=False)
-                left -= 1
-            else:
-                outcome.stopped = f"{job.label} failed:\n{content}"
-                return
+        board, todo = _Board(jobs, outcome, progress), deque(jobs)
+        while board.left and outcome.stopped is None:
+            time.sleep(0.05)
+            for process in processes:
+                for kind, job, content in process.take():
+                    if kind == "free":
+                        process.send(todo.popleft() if todo else None)
+                    else:
+                        board.show(kind, job, content)
+                if process.code and outcome.stopped is None:
+                    outcome.stopped = f"a worker process ended with exit code {process.code}"
 
 
-def _work(todo: Any, messages: Any) -> None:
+class _Board:
+    """A progress bar for each job and one for all; what is finished goes to ``outcome``."""
+
+    def __init__(self, jobs: Sequence[Job], outcome: Outcome, progress: Progress) -> None:
+        self.left = len(jobs)
+        self._outcome, self._progress = outcome, progress
+        total = sum(job.updates for job in jobs)
+        self._everything = progress.add_task("all", total=total, note="steps")
+        self._tasks: dict[Job, Any] = {}
+
+    def show(self, kind: str, job: Job, content: Any) -> None:
+        """A worker's message."""
+        progress = self._progress
+        if kind == "start":
+            task = progress.add_task(job.label, total=job.updates, note="compiling")
+            self._tasks[job] = task
+        elif kind == "step":
+            steps, seed, loss = content
+            note = f"seed {seed}  loss {loss:.3f}"
+            progress.update(self._tasks[job], advance=steps, note=note)
+            progress.advance(self._everything, steps)
+        elif kind == "run":
+            self._outcome.runs.append(content)
+        elif kind == "end":
+            progress.remove_task(self._tasks.pop(job))
+            progress.console.print(f"{job.label}: {content}", highlight=False)
+            self.left -= 1
+        else:
+            self._outcome.stopped = f"{job.label} failed:\n{content}"
+
+
+def work(channel: Any) -> None:
     """A worker process: jobs until there is a None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     torch.set_num_threads(1)
     torch._inductor.config.compile_threads = 1  # the other cores have workers of their own
-    while (job := todo.get()) is not None:
-        messages.put(("start", job, None))
+    while True:
+        channel.send(("free", None, None))
+        if (job := channel.recv()) is None:
+            return
+        channel.send(("start", job, None))
         try:
-            messages.put(("end", job, _train(job, messages)))
+            channel.send(("end", job, _train(job, channel)))
         except Exception:
-            messages.put(("failed", job, traceback.format_exc()))
+            channel.send(("failed", job, traceback.format_exc()))
             return
 
 
-def _train(job: Job, messages: Any) -> str:
+#: What a worker process runs.
+WORKER: Callable[[Any], None] = work
+
+
+def _train(job: Job, channel: Any) -> str:
     start = time.perf_counter()
     arm = Arm(STUDIES[job.study].networks[job.network], job.network, job.arm, ARMS[job.arm].policy)
     for seed in job.seeds:
-        shown = _Shown(job, seed, messages)
+        shown = _Shown(job, seed, channel)
         run = arm.run(seed, job.steps, shown)
         shown.flush()
-        messages.put(("run", job, run))
+        channel.send(("run", job, run))
     total = time.perf_counter() - start
     return f"{total:.0f} s, of which compiling {arm.compile_seconds:.0f} s"
 
@@ -152,19 +159,17 @@ def _train(job: Job, messages: Any) -> str:
 class _Shown:
     """Forwards steps to the parent, a few times a second."""
 
-    def __init__(self, job: Job, seed: int, messages: Any) -> None:
-        self._job, self._seed, self._messages = job, seed, messages
+    def __init__(self, job: Job, seed: int, channel: Any) -> None:
+        self._job, self._seed, self._channel = job, seed, channel
         self._sent, self._at, self._loss = 0, time.perf_counter(), math.nan
         self._step = 0
 
     def __call__(self, step: int, loss: float) -> None:
         self._step, self._loss = step, loss
         if time.perf_counter() - self._at > 0.2:
-            if not multiprocessing.parent_process().is_alive():
-                os._exit(1)  # killed: nobody is left to report to
             self.flush()
 
     def flush(self) -> None:
         content = (self._step - self._sent, self._seed, self._loss)
-        self._messages.put(("step", self._job, content))
+        self._channel.send(("step", self._job, content))
         self._sent, self._at = self._step, time.perf_counter()

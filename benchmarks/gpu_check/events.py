@@ -1,6 +1,6 @@
 """What a case reports (``Session``), and the JSON and CSV that become of it (``Results``).
 
-Between a worker and its supervisor an event is one line of JSON with a ``kind``:
+Between a worker and its supervisor an event is a mapping of plain values with a ``kind``:
 
     environment   data                            once per worker
     start         section, case, limit            the case is killed ``limit`` seconds later

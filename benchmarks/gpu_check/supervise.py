@@ -6,12 +6,6 @@ is started anew, without the case that broke it, after a crash.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.events import Case, Event
-from benchmarks.table import ROOT
+from benchmarks.gpu_check.worker import work
+from benchmarks.process import Process
 
-#: The command of a worker; the path of its job follows.
-WORKER: tuple[str, ...] = (sys.executable, "-m", "benchmarks.gpu_check.worker")
+#: What a worker process runs.
+WORKER: Callable[..., None] = work
 _RESTARTS = 6
 _START_LIMIT = 120.0  # seconds until a worker's first event
 
@@ -93,40 +88,18 @@ class _Lane:
         self._take({"kind": "end", **event, "seconds": seconds, "error": error})
 
     def _run_once(self, cases: list[Case], name: str) -> int:
-        events, script = self.folder / f"{name}.jsonl", self.folder / f"{name}.json"
         self.log = self.folder / f"{name}.log"
-        events.touch()
-        job = {**self.job, "keys": [case.key for case in cases], "events": str(events)}
-        script.write_text(json.dumps(job))
         self.running, self.killed, self.started = None, "", time.monotonic()
-        command = [*WORKER, str(script)]
-        with self.log.open("w") as log, events.open() as lines:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=self.env, stdout=log, stderr=log, start_new_session=True
-            )
-            try:
-                while process.poll() is None:
-                    time.sleep(0.05)
-                    self._read(lines)
-                    self.killed = self._overdue()
-                    if self.killed:
-                        break
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # its compiler processes too
-                process.wait()
-            self._read(lines)
+        job = {**self.job, "keys": [case.key for case in cases]}
+        with Process(WORKER, job, env=self.env, log=self.log) as process:
+            while process.code is None:
+                for event in process.take(0.05):
+                    self._take(event)
+                if not self.killed and process.code is None and (late := self._overdue()):
+                    self.killed = late
+                    process.kill()
         # Killed at the last moment, yet all had ended: nothing is left to do.
-        return process.returncode
-
-    def _read(self, lines: Any) -> None:
-        while True:
-            at = lines.tell()
-            line = lines.readline()
-            if not line.endswith("\n"):
-                lines.seek(at)
-                return
-            self._take(json.loads(line))
+        return process.code
 
     def _take(self, event: Event) -> None:
         if event["kind"] == "start":
@@ -160,13 +133,13 @@ def supervise(
     Args:
         cases: in the order of their sections.
         job: ``rehearsal``, ``commit``, ``deadlines`` and ``end`` (monotonic seconds).
-        folder: for logs and events.
+        folder: for logs and caches.
         receive: takes every event, from several threads.
         lanes: workers side by side for the parallel cases.
     """
     # Caches that start empty: the time of a first step is reported.
     caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
-    env = {**os.environ, **{name: str(folder / part) for name, part in caches.items()}}
+    env = {name: str(folder / part) for name, part in caches.items()}
     parallel = [case for case in cases if case.parallel]
     narrow = {**env, "OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     parts = [parallel[i::lanes] for i in range(lanes)]
@@ -177,6 +150,10 @@ def supervise(
     ]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        job["end"] = 0.0  # for the lanes, all time is over
+        raise
     _Lane([case for case in cases if not case.parallel], job, folder, receive, env).run()

@@ -1,20 +1,12 @@
-"""Runs cases one after the other: ``python -m benchmarks.gpu_check.worker JOB``, JOB a JSON file.
-
-The job: ``rehearsal``, ``commit``, ``keys`` of the cases in order, ``deadlines`` of their sections
-(monotonic seconds, alike in all processes of a machine), ``events`` the file to write lines to.
-"""
+"""Runs cases one after the other, here or in a process of its own."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check import cases
@@ -58,28 +50,20 @@ def run_cases(
     return True
 
 
-def _end_with_parent() -> None:
-    """Let Linux kill this process when the supervisor is gone, so that none outlives it."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+def work(channel: Any, job: dict[str, Any]) -> None:
+    """Run the cases of a job in a worker process.
 
+    Args:
+        channel: takes the events.
+        job: ``rehearsal``, ``commit``, ``keys`` of the cases in order, ``deadlines`` of their
+            sections (monotonic seconds, alike in all processes of a machine).
+    """
 
-def main() -> None:
-    """Run the job of the command line."""
-    _end_with_parent()
-    job = json.loads(Path(sys.argv[1]).read_text())
+    def send(event: Event) -> None:  # plain values alone: the supervisor needs nothing to read them
+        channel.send(json.loads(json.dumps(event, default=str)))
+
     by_key = {case.key: case for case in cases.all_cases(job["rehearsal"])}
-    with Path(job["events"]).open("a") as file:
-
-        def send(event: Event) -> None:
-            file.write(json.dumps(event, default=str) + "\n")
-            file.flush()
-
-        device = Rehearsal() if job["rehearsal"] else Device()
-        chosen = [by_key[key] for key in job["keys"]]
-        alive = run_cases(chosen, device, job["deadlines"], send, job["commit"])
+    device = Rehearsal() if job["rehearsal"] else Device()
+    chosen = [by_key[key] for key in job["keys"]]
+    alive = run_cases(chosen, device, job["deadlines"], send, job["commit"])
     sys.exit(0 if alive else LOST)
-
-
-if __name__ == "__main__":
-    main()

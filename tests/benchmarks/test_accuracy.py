@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +122,65 @@ def test_an_interrupted_study_keeps_what_is_finished(
     assert earlier.read_text() == "an earlier result"
     assert len((tmp_path / "accuracy_digits_partial.csv").read_text().splitlines()) == 2
     assert not list(tmp_path.glob(".*"))
+
+
+def works(channel: Any) -> None:
+    """Finishes each job at once, but dies of those of the arm ``full``."""
+    while True:
+        channel.send(("free", None, None))
+        if (job := channel.recv()) is None:
+            return
+        channel.send(("start", job, None))
+        for run in _runs(job.arm, [0.5] * len(job.seeds)):
+            if job.arm == "full":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            channel.send(("step", job, (1, run.seed, 0.5)))
+            channel.send(("run", job, run))
+        channel.send(("end", job, "done"))
+
+
+def raises(channel: Any) -> None:
+    channel.send(("free", None, None))
+    channel.send(("failed", channel.recv(), "Traceback: so it is"))
+
+
+def _trained(worker: Any, arms: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, str]:
+    """The outcome of a job for each arm in two workers, and what was printed."""
+    from rich.console import Console
+
+    from benchmarks.accuracy import workers
+
+    monkeypatch.setattr(workers, "WORKER", worker)
+    jobs = [workers.Job("digits", "vit", arm, (0, 1)) for arm in arms.split()]
+    console = Console(file=io.StringIO(), width=120)
+    return workers.train(jobs, 2, console), console.file.getvalue()
+
+
+def test_workers_share_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = "dense gradients-1:2 gradients-2:4 activations mse-gradients"
+    outcome, printed = _trained(works, arms, monkeypatch)
+    assert outcome.stopped is None
+    assert sorted(run.arm for run in outcome.runs) == sorted(arms.split() * 2)
+    assert all(f"vit {arm}: done" in printed for arm in arms.split())
+
+
+def test_a_worker_that_dies_or_fails_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, _ = _trained(works, "dense full", monkeypatch)
+    assert outcome.stopped == "a worker process ended with exit code -11"
+    assert {run.arm for run in outcome.runs} <= {"dense"}
+    outcome, _ = _trained(raises, "dense", monkeypatch)
+    assert outcome.stopped == "vit dense failed:\nTraceback: so it is"
+
+
+def test_ctrl_c_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.accuracy import workers
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "_follow", interrupt)
+    outcome, _ = _trained(works, "dense", monkeypatch)
+    assert (outcome.runs, outcome.stopped) == ([], "interrupted")
 
 
 @pytest.mark.slow

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import os
 import random
 import runpy
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import nmcompile.graph.find_gemms
 import nmcompile.inductor.interpreter
 import nmcompile.passes.prune_products
+from fuzzing import supervisor
 from fuzzing.builder import Scope, finish
 from fuzzing.campaign import Summary, record_dead, run_seed, seeds
 from fuzzing.case import Case, Find
@@ -28,6 +33,7 @@ from fuzzing.rounding import tolerances
 from fuzzing.script import write_script
 from fuzzing.shrink import shrink
 from fuzzing.simulation import Simulation
+from fuzzing.supervisor import Run
 from nmcompile.inductor.interpreter import PlannedInterpreter
 from nmcompile.masks import reference
 
@@ -243,6 +249,37 @@ def test_a_seed_that_kills_the_process_is_recorded_and_left(tmp_path: Path) -> N
     again = Summary.at(tmp_path, 0, 0.0)
     assert again.next_seed == 1
     assert list(again.finds) == ["0"]
+
+
+def dies_at_seed_1(channel: Any, run: Run) -> None:
+    summary = Summary.at(run.finds, run.seed, run.compiled_share)
+    for seed in seeds(summary, run.count, run.minutes):
+        if seed == 1:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        summary.networks, summary.next_seed = summary.networks + 1, seed + 1
+        summary.save(run.finds)
+        channel.send((summary.networks, f"checked {seed}"))
+
+
+def fails_at_once(channel: Any, run: Run) -> None:
+    raise ValueError("outside of any case")
+
+
+def test_a_run_goes_on_after_a_dead_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "WORKER", dies_at_seed_1)
+    run = Run(count=4, minutes=None, compiled_share=0, seed=0, finds=tmp_path, shrink_seconds=0)
+    console = Console(file=io.StringIO(), width=120)
+    supervisor.supervise(run, console)
+    assert Summary.at(tmp_path, 0, 0).networks == 4
+    assert Summary.at(tmp_path, 0, 0).finds == {"1": "died: exit code -11"}
+    printed = console.file.getvalue()
+    assert [f"checked {seed}" in printed for seed in range(4)] == [True, False, True, True]
+    assert "FIND: the process died at seed 1 (-11)" in printed
+    monkeypatch.setattr(supervisor, "WORKER", fails_at_once)
+    with pytest.raises(RuntimeError, match="failed outside of any case"):
+        supervisor.supervise(run, console)
 
 
 @pytest.mark.slow

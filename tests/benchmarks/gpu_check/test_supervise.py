@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ pytest.importorskip("typer")
 
 from benchmarks.gpu_check import supervise
 from benchmarks.gpu_check.events import Results
+from tests.benchmarks.gpu_check import fakes
 from tests.benchmarks.gpu_check.rehearsal import found, make
 
 
@@ -20,39 +23,17 @@ def test_unused_time_goes_to_later_sections():
     assert ends == {"a": 120.0, "b": 160.0}
 
 
-FAKE_WORKER = """
-import json, os, sys, time
-job = json.load(open(sys.argv[1]))
-file = open(job["events"], "a")
-def send(kind, **event):
-    print(json.dumps({"kind": kind, **event}), file=file, flush=True)
-send("environment", data={"gpu": "none"})
-for key in job["keys"]:
-    section, case = key.split("/")
-    send("start", section=section, case=case, limit=1)
-    if case == "crashes":
-        print("about to crash", file=sys.stderr, flush=True)
-        os.abort()
-    if case == "hangs":
-        time.sleep(60)
-    if case == "loses":
-        send("end", section=section, case=case, status="error", seconds=0, error="lost")
-        sys.exit(3)
-    send("end", section=section, case=case, status="ok", seconds=0, error="")
-"""
-
-
 @pytest.fixture
 def fake_worker(tmp_path, monkeypatch):
-    script = tmp_path / "worker.py"
-    script.write_text(FAKE_WORKER)
-    monkeypatch.setattr(supervise, "WORKER", (sys.executable, str(script)))
+    monkeypatch.setattr(supervise, "WORKER", fakes.obey)
     return tmp_path
 
 
-def supervised(folder: Path, names: str, end: float = 60, **rest: object) -> Results:
+def supervised(
+    folder: Path, names: str, end: float = 60, limit: float = 1, **rest: object
+) -> Results:
     results = Results(True, {"probe": 10})
-    chosen = [make(name, limit=1.0, **rest) for name in names.split()]
+    chosen = [make(name, limit=limit, **rest) for name in names.split()]
     job = {"end": time.monotonic() + end}
     supervise.supervise(chosen, job, folder, results.receive, lanes=2)
     return results
@@ -71,13 +52,25 @@ def test_crashes_and_hangs_cost_one_case(fake_worker, parallel):
 
 
 def test_the_end_of_all_time_is_no_crash(fake_worker):
-    results = supervised(fake_worker, "a hangs b", end=0.5)
+    results = supervised(fake_worker, "a hangs b", end=2, limit=30)
     assert found(results) == {"a": "ok", "hangs": "cut off", "b": "skipped"}
     assert results.sound
 
 
 def test_a_worker_that_never_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(supervise, "WORKER", (sys.executable, "-c", "raise SystemExit('no GPU')"))
+    monkeypatch.setattr(supervise, "WORKER", fakes.refuse)
     results = supervised(tmp_path, "a b")
     assert found(results) == {"a": "crashed", "b": "crashed"}
     assert "no GPU" in results.sections["probe"]["cases"]["a"]["error"]
+
+
+def test_ctrl_c_ends_every_lane(fake_worker):
+    threads = threading.active_count()
+    clock = threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    clock.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        supervised(fake_worker, "hangs a", limit=50, parallel=True)
+    while threading.active_count() > threads:
+        assert time.monotonic() < start + 20, "a lane goes on"
+        time.sleep(0.05)
