@@ -1,6 +1,6 @@
 """Mask kernels on the CPU: time per element beside a copy of the tensor.
 
-    python benchmarks/mask_kernels.py --out benchmarks/results/mask_kernels_cpu.csv
+    python -m benchmarks.mask_kernels --out benchmarks/results/mask_kernels_cpu.csv
 
 Providers: ``nm`` (the compiled kernel), ``reference`` (plain PyTorch), ``torch.compile`` (of the
 reference), ``clone`` (the floor: read and write once). Providers of one shape take turns, so that
@@ -10,11 +10,9 @@ a change of the machine's load meets all of them.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
+from benchmarks import records
 from nmcompile.masks import reference
 
 CASES = [
@@ -35,16 +34,19 @@ CASES = [
     }.items()
     for method in methods
 ]
-FIELDS = ["kernel", "provider", "format", "method", "dtype", "orientation", "rows", "columns"]
-FIELDS += ["threads", "p20_ns", "p50_ns", "p80_ns", "ratio_to_clone", "torch", "cpu"]
-
-
-def cpu_name() -> str:
-    """The processor's model name, where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+#: What a row is of; a run replaces the rows of its own.
+KEY = (
+    "kernel",
+    "provider",
+    "format",
+    "method",
+    "dtype",
+    "orientation",
+    "rows",
+    "columns",
+    "threads",
+)
+ORIGIN = ("torch", "machine", "nmcompile", "commit", "time")
 
 
 def measure(calls: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
@@ -62,16 +64,16 @@ def measure(calls: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, l
     return {name: sorted(t) for name, t in times.items()}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="CSV file to write")
     parser.add_argument("--size", type=int, default=2048, help="rows and columns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--slow", action="store_true", help="the reference at every format")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    rows = []
+    rows: list[dict[str, object]] = []
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(args.size, args.size, generator=torch.Generator().manual_seed(0)).to(dtype)
         for fmt, method in CASES:
@@ -93,18 +95,12 @@ def main() -> None:
                 times = measure(calls, args.repeats)
                 floor = quantile(times["clone"], 0.2)
                 for provider, t in times.items():
-                    q = [quantile(t, p) for p in (0.2, 0.5, 0.8)]
-                    rows.append(
-                        ["prune", provider, fmt, method, str(dtype).removeprefix("torch."), name]
-                        + [args.size, args.size, args.threads]
-                        + [f"{1e9 * v / x.numel():.4f}" for v in q]
-                        + [f"{q[0] / floor:.2f}", torch.__version__, cpu_name()]
-                    )
+                    of = (str(dtype).removeprefix("torch."), name, args.size, args.size)
+                    key = ("prune", provider, fmt, method, *of, args.threads)
+                    rows.append(dict(zip(KEY, key, strict=True)) | _figures(t, floor, x.numel()))
     show(rows)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([FIELDS, *rows])
+        records.replace(args.out, rows, KEY)
 
 
 #: Blocks along the contiguous dimension, and across it.
@@ -116,13 +112,20 @@ def quantile(ordered: list[float], p: float) -> float:
     return ordered[int(p * (len(ordered) - 1))]
 
 
-def show(rows: list[list[object]]) -> None:
+def _figures(times: list[float], floor: float, elements: int) -> dict[str, object]:
+    """Nanoseconds per element, and the ratio to ``floor``."""
+    parts = {f"p{p}_ns": quantile(times, p / 100) for p in (20, 50, 80)}
+    figures = {name: f"{1e9 * value / elements:.4f}" for name, value in parts.items()}
+    ratio = f"{parts['p20_ns'] / floor:.2f}"
+    return {**figures, "ratio_to_clone": ratio, **records.origin(*ORIGIN)}
+
+
+def show(rows: list[dict[str, object]]) -> None:
     """Print a table; ratios are of the 20th percentiles."""
     shown = ["provider", "format", "method", "dtype", "orientation", "p20_ns", "p50_ns", "p80_ns"]
     table = Table(*shown, "ratio_to_clone", title="ns per element")
     for row in rows:
-        record = dict(zip(FIELDS, row, strict=True))
-        table.add_row(*(str(record[name]) for name in (*shown, "ratio_to_clone")))
+        table.add_row(*(str(row[name]) for name in (*shown, "ratio_to_clone")))
     Console(width=max(Console().width, 110)).print(table)
 
 

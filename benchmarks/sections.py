@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import linear_regression, median
 
 import torch
 from rich.progress import Progress
@@ -140,7 +140,9 @@ def _growth(setup: Setup, by_depth: Sequence[dict[str, Samples]]) -> Iterator[Ro
     """Slopes over depth. Wall time is too noisy on a busy machine: CPU time is what is judged."""
     for metric in by_depth[0]:
         slopes = {
-            name: _slope(setup.depths, [median(samples[metric][name]) for samples in by_depth])
+            name: linear_regression(
+                setup.depths, [median(samples[metric][name]) for samples in by_depth]
+            ).slope
             for name in by_depth[0][metric]
         }
         for name, slope in slopes.items():
@@ -148,12 +150,6 @@ def _growth(setup: Setup, by_depth: Sequence[dict[str, Samples]]) -> Iterator[Ro
             over = slope / slopes["inductor"] if min(slopes.values()) > 0 else math.nan
             key = f"growth per block of {metric}"
             yield setup.row("compile", name, key, [slope], ratio_to_inductor=over)
-
-
-def _slope(xs: Sequence[float], ys: Sequence[float]) -> float:
-    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
-    above = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
-    return above / sum((x - x_mean) ** 2 for x in xs)
 
 
 def memory(setup: Setup) -> Iterator[Row]:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import functools
-import os
-import subprocess
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -17,28 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@functools.cache
-def machine() -> str:
-    """The CPU's model, with its family and model numbers and the number of cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    found = {key.strip(): value.strip() for key, _, value in (n.partition(":") for n in lines)}
-    name = " ".join(found.get("model name", "unknown CPU").split())
-    numbers = f"family {found.get('cpu family')} model {found.get('model')}"
-    return f"{name} {numbers} {os.cpu_count()} cores"
-
-
-@functools.cache
-def commit() -> str:
-    """The commit of the working tree, with a ``+`` when it has changes; empty without git."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
-        return ""
-    status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    return head.stdout.strip() + ("+" if status.stdout.strip() else "")
+from benchmarks import records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +30,12 @@ class Row:
     target: str = ""
     prediction: float | None = None
     config: str = ""
-    machine: str = field(default_factory=machine)
+    machine: str = records.stamped("machine")
     threads: int = field(default_factory=torch.get_num_threads)
-    torch: str = field(default_factory=lambda: version("torch"))
-    nmcompile: str = field(default_factory=lambda: version("nmcompile"))
-    commit: str = field(default_factory=commit)
-    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    torch: str = records.stamped("torch")
+    nmcompile: str = records.stamped("nmcompile")
+    commit: str = records.stamped("commit")
+    time: str = records.stamped("time")
 
     @property
     def missed(self) -> bool:
@@ -74,6 +47,9 @@ class Row:
         return not (value <= bound if self.target[:2] == "<=" else value >= bound)
 
 
+COLUMNS = [f.name for f in fields(Row)]
+
+
 def percentiles(samples: Sequence[float]) -> dict[str, float]:
     """``p20``, ``p50`` and ``p80`` of the samples."""
     if len(samples) == 1:
@@ -82,26 +58,9 @@ def percentiles(samples: Sequence[float]) -> dict[str, float]:
     return {"p20": fifths[0], "p50": median(samples), "p80": fifths[3]}
 
 
-def write_csv(path: Path, rows: Iterable[Row], modes: Iterable[str]) -> None:
-    """Write ``rows``; rows that the file has of other modes or thread counts stay."""
-    names = [f.name for f in fields(Row)]
-    replaced = {(mode, str(torch.get_num_threads())) for mode in modes}
-    kept = []
-    if path.exists():
-        with path.open(newline="") as file:
-            kept = [r for r in csv.DictReader(file) if (r["mode"], r["threads"]) not in replaced]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
-        for row in rows:
-            values = {name: getattr(row, name) for name in names}
-            writer.writerow({k: _short(v) for k, v in values.items()})
-
-
-def _short(value: object) -> object:
-    return f"{value:.5g}" if isinstance(value, float) else value
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write ``rows`` in the place of those that the file has of the same mode and threads."""
+    records.replace(path, map(asdict, rows), ("mode", "threads"), COLUMNS)
 
 
 def show(rows: Sequence[Row], console: Console) -> None:

@@ -23,8 +23,9 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from benchmarks import sections
 from benchmarks.gpt import FULL, QUICK
+from benchmarks.records import RESULTS as FOLDER
 from benchmarks.sections import Setup
-from benchmarks.table import ROOT, Row, show, write_csv
+from benchmarks.table import Row, show, write_csv
 
 SECTIONS: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "bitwise": sections.bitwise,
@@ -35,7 +36,7 @@ SECTIONS: dict[str, Callable[[Setup], Iterator[Row]]] = {
 }
 #: Those that start no process with a cold cache, each of which compiles for half a minute.
 QUICK_SECTIONS = ("bitwise", "step", "eager")
-RESULTS = ROOT / "benchmarks" / "results" / "training_step_cpu.csv"
+RESULTS = FOLDER / "training_step_cpu.csv"
 app = typer.Typer(add_completion=False)
 
 
@@ -81,7 +82,7 @@ def main(
                 finished.append(name)
                 rows += found
                 progress.console.print(f"finished: {name}")
-                write_csv(out, rows, finished)
+                write_csv(out, rows)
         except KeyboardInterrupt:
             progress.console.print("interrupted: finished sections are kept")
     if rows:

@@ -5,19 +5,18 @@
 
 Environments are kept in .versions/ (PyPI's torch for Linux brings the CUDA libraries: about 5 GB
 each); a second run uses them again. The core is every test that is not marked slow; tests of other
-libraries' trainers and models skip themselves. Writes benchmarks/results/versions.csv.
+libraries' trainers and models skip themselves. Each version's row replaces its earlier one in
+benchmarks/results/versions.csv.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +24,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.table import ROOT, commit, machine
+from benchmarks import records
+from benchmarks.records import ROOT
 
-RESULTS = ROOT / "benchmarks" / "results" / "versions.csv"
+RESULTS = records.RESULTS / "versions.csv"
 DEFAULT = ["2.11.0", "2.13.0", "newest"]
 VERSIONS = (
     "import json, platform, torch, triton; "
@@ -48,9 +48,9 @@ class Row:
     skipped: int
     seconds: int
     failures: str  # names of the first ones
-    machine: str = field(default_factory=machine)
-    commit: str = field(default_factory=commit)
-    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    machine: str = records.stamped("machine")
+    commit: str = records.stamped("commit")
+    time: str = records.stamped("time")
 
 
 def environment(version: str, folder: Path) -> Path:
@@ -121,11 +121,8 @@ def main(
         python = environment(version, folder)
         console.print(f"torch {version}: tests")
         rows.append(run(python, workers, tests.split()))
+        records.replace(out, [asdict(rows[-1])], ("torch",))
         console.print(show(rows[-1:]))
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
     console.print(show(rows))
     raise typer.Exit(code=any(row.failed or not row.passed for row in rows))
 

@@ -21,7 +21,8 @@ import torch
 import typer
 from rich.console import Console
 
-from fuzzing.campaign import Summary, append_row
+from benchmarks import records
+from fuzzing.campaign import Summary
 from fuzzing.case import Case
 from fuzzing.checks import check
 from fuzzing.supervisor import Run, supervise
@@ -60,7 +61,7 @@ def main(
         summary = Summary.at(finds, seed, compiled_share)
         row = summary.row()
         if csv is not None:
-            append_row(csv, row)
+            records.replace(csv, [row], ("seeds", "commit"))
         for name, value in row.items():
             console.print(f"{name:16} {value}", markup=False, highlight=False)
     raise typer.Exit(1 if summary.finds else 0)

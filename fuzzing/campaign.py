@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import json
 import time
@@ -10,13 +9,11 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import records
 from benchmarks.process import Process
-from benchmarks.table import commit, machine
 from fuzzing.case import Case, Find, Tally
 from fuzzing.checks import check
 from fuzzing.generate import generate
@@ -51,10 +48,7 @@ class Summary:
         return cls(seed, seed, compiled_share)
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / "summary.json.part"
-        part.write_text(json.dumps(asdict(self), indent=2))
-        part.replace(folder / "summary.json")
+        records.save(folder / "summary.json", json.dumps(asdict(self), indent=2))
 
     def add(self, case: Case, tally: Tally) -> None:
         self.networks += 1
@@ -75,10 +69,7 @@ class Summary:
             "finds": len(self.finds),
             "upstream_finds": len(self.upstream),
             "seconds": round(self.seconds),
-            "machine": machine(),
-            "torch": version("torch"),
-            "commit": commit(),
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            **records.origin("machine", "torch", "commit", "time"),
         }
 
 
@@ -137,17 +128,3 @@ def record_dead(summary: Summary, folder: Path, exitcode: int) -> str:
 
 def _generate(channel: Any, seed: int) -> None:
     generate(seed)
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add the run to the CSV; a row of the same seeds and commit is replaced."""
-    old: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            old = list(csv.DictReader(file))
-    same = (str(row["seeds"]), row["commit"])
-    rows = [r for r in old if (r["seeds"], r["commit"]) != same]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*rows, row])

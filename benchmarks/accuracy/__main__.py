@@ -19,8 +19,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks import records
 from benchmarks.accuracy import plots, summary
-from benchmarks.accuracy.results import curve_rows, read_csv, run_rows, write, write_csv
+from benchmarks.accuracy.results import curve_rows, read_csv, run_rows
 from benchmarks.accuracy.studies import ARMS, STUDIES, Study
 from benchmarks.accuracy.workers import Job, train
 
@@ -40,7 +41,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes, of one thread each
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 
 _CORES = min(8, os.cpu_count() or 1)
-_OUT = Path("benchmarks/results")
+_OUT = records.RESULTS
 
 
 @app.command()
@@ -107,8 +108,8 @@ def _study(
     runs = sorted(outcome.runs, key=lambda run: (order.index((run.network, run.arm)), run.seed))
     ending = "_partial" if outcome.stopped else ""
     if runs:
-        write_csv(_path(out, study, f"{ending}.csv"), run_rows(runs, study.metric))
-        write_csv(_path(out, study, f"{ending}_curves.csv"), curve_rows(runs, study.metric))
+        records.write(_path(out, study, f"{ending}.csv"), run_rows(runs, study.metric))
+        records.write(_path(out, study, f"{ending}_curves.csv"), curve_rows(runs, study.metric))
     if outcome.stopped:
         kept = f"kept in {_path(out, study, '_partial.csv')}" if runs else "nothing is written"
         total = sum(len(job.seeds) for job in jobs)
@@ -122,8 +123,8 @@ def _render(study: Study, out: Path) -> None:
     rows = read_csv(_path(out, study, ".csv"))
     curves = read_csv(_path(out, study, "_curves.csv"))
     summary.show(console, study, rows)
-    write(_path(out, study, ".md"), summary.markdown(study, rows).encode())
-    write(_path(out, study, ".png"), plots.draw(study, rows, curves))
+    records.save(_path(out, study, ".md"), summary.markdown(study, rows))
+    records.save(_path(out, study, ".png"), plots.draw(study, rows, curves))
     console.print(f"written: {_path(out, study, '.*')}", highlight=False)
 
 

@@ -1,31 +1,24 @@
-"""The CSV files of a study: one row per run, and its curves. Every file appears whole or not."""
+"""The rows of a study: one per run, and its curves."""
 
 from __future__ import annotations
 
-import csv
-import importlib.metadata
-import io
-import os
-import platform
-import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks import records
 from benchmarks.accuracy.studies import Metric
 from benchmarks.accuracy.training import Run
 
 Row = dict[str, Any]
 
-_TEXT = ("network", "arm", "cpu", "python", "torch", "nmcompile", "commit")
+_ORIGIN = ("machine", "python", "torch", "nmcompile", "commit", "time")
+_TEXT = ("network", "arm", *_ORIGIN)
 
 
 def run_rows(runs: Iterable[Run], metric: Metric) -> list[Row]:
     """A row per run, with the machine and the versions."""
-    where = machine()
+    where = records.origin(*_ORIGIN)
     return [
         {
             "network": run.network,
@@ -64,78 +57,15 @@ def curve_rows(runs: Iterable[Run], metric: Metric) -> list[Row]:
     ]
 
 
-def machine() -> dict[str, str]:
-    """What the numbers were measured on."""
-    return {
-        "cpu": _cpu(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "nmcompile": importlib.metadata.version("nmcompile"),
-        "commit": _commit(),
-    }
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """Numbers with six significant digits."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    write(path, out.getvalue().encode())
-
-
 def read_csv(path: Path) -> list[Row]:
-    """The rows of a file of :func:`write_csv`; an empty cell is None."""
-    with path.open(newline="") as file:
-        return [{k: _value(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    """The rows of a file; an empty cell is None."""
+    return [{k: _value(k, v) for k, v in row.items()} for row in records.read(path)]
 
 
 def _value(column: str, text: str) -> Any:
     if column in _TEXT:
         return text
     return float(text) if text else None
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    def git(*words: str) -> str:
-        found = subprocess.run(
-            ["git", *words],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return found.stdout.strip()
-
-    try:
-        dirty = "+dirty" if git("status", "--porcelain") else ""
-        return git("rev-parse", "--short", "HEAD") + dirty
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def arms_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:

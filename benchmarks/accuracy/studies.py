@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.accuracy.data import HELD_OUT, Digits, Text
 from benchmarks.accuracy.models import GPT, ResNet, ViT
 from benchmarks.accuracy.training import Setting
+from benchmarks.records import ROOT
 
-_POLICIES = Path(__file__).resolve().parents[2] / "examples" / "policies"
+_POLICIES = ROOT / "examples" / "policies"
 
 
 class Pruning(NamedTuple):

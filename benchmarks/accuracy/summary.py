@@ -112,9 +112,9 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
         "batches in every arm. AdamW, linear warm-up over a tenth of the steps, then cosine to 0. "
         "The hyperparameters were chosen for `dense` and are the same in every arm.",
         "",
-        f"Made by `python -m benchmarks.accuracy {study.name}` on {first['cpu']}, one thread per "
-        f"run, float32, simulated (mask, then a dense product). Python {first['python']}, torch "
-        f"{first['torch']}, nmcompile {first['nmcompile']}, commit {first['commit']}.",
+        f"Made by `python -m benchmarks.accuracy {study.name}` on {first['machine']}, one thread "
+        f"per run, float32, simulated (mask, then a dense product). Python {first['python']}, "
+        f"torch {first['torch']}, nmcompile {first['nmcompile']}, commit {first['commit']}.",
         "",
     ]
     for network in arms_of(rows):

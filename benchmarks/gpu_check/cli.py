@@ -26,17 +26,11 @@ from rich.table import Table
 
 from benchmarks.gpu_check import cases
 from benchmarks.gpu_check.device import Rehearsal
-from benchmarks.gpu_check.events import (
-    RESULTS,
-    Case,
-    Event,
-    Results,
-    commit,
-    refuse_rehearsal_in_results,
-)
+from benchmarks.gpu_check.events import Case, Event, Results, refuse_rehearsal_in_results
 from benchmarks.gpu_check.supervise import deadlines, supervise
 from benchmarks.gpu_check.targets import verdict
 from benchmarks.gpu_check.worker import run_cases
+from benchmarks.records import RESULTS, commit
 
 #: Seconds of each section on an H200; benchmarks/README.md says why.
 BUDGETS = {"probe": 15.0, "kernels": 90.0, "products": 95.0, "training": 310.0}

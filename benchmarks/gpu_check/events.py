@@ -14,24 +14,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import table
+from benchmarks import records
 from benchmarks.gpu_check.device import Device
 from benchmarks.gpu_check.targets import target_of
-from benchmarks.table import ROOT, Row, percentiles
+from benchmarks.records import RESULTS
+from benchmarks.table import COLUMNS, Row, percentiles
 
 Event = dict[str, Any]
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -96,22 +92,7 @@ def stamp(environment: dict[str, Any], commit: str) -> dict[str, Any]:
     """The fields of a row that are the same for all."""
     shown = ("gpu", "cuda", "cusparselt", "triton")
     machine = ", ".join(f"{k} {environment[k]}" for k in shown if environment.get(k))
-    return {"machine": machine, "nmcompile": _own_version(), "commit": commit}
-
-
-def commit() -> str:
-    """``$NM_COMMIT`` (a copy without .git), else what git says."""
-    try:
-        return os.environ.get("NM_COMMIT") or table.commit()
-    except OSError:
-        return ""
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("nmcompile")
-    except metadata.PackageNotFoundError:
-        return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+    return {"machine": machine, **records.origin("nmcompile"), "commit": commit}
 
 
 class Results:
@@ -138,7 +119,7 @@ class Results:
             section, key = self.sections[event["section"]], (event["section"], event["case"])
             if key not in self._ran:
                 self._ran.add(key)
-                section["time"] = datetime.now(UTC).isoformat(timespec="seconds")
+                section |= records.origin("time")
                 section["environment"] = self.environment
                 section["cases"][key[1]] = {
                     "status": "running", "rows": [], "checks": [], "notes": {}
@@ -212,14 +193,9 @@ class Results:
             text = json.dumps(_plain(content), indent=1)
             for folder in folders:
                 refuse_rehearsal_in_results(self.rehearsal, folder)
-                folder.mkdir(parents=True, exist_ok=True)
                 path = folder / f"{self.stem}.json"
-                partial = path.with_suffix(".tmp")
-                partial.write_text(text)
-                partial.replace(path)
-                rows = self.rows()
-                path.with_suffix(".csv").unlink(missing_ok=True)
-                table.write_csv(path.with_suffix(".csv"), rows, {row.mode for row in rows})
+                records.save(path, text)
+                records.write(path.with_suffix(".csv"), map(asdict, self.rows()), COLUMNS)
                 written.append(path)
             return written
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from benchmarks import records
 from benchmarks.zoo import ENTRIES, table
 from benchmarks.zoo.check import check
 
@@ -76,8 +77,7 @@ def main(
                 failed.append(name)
             else:
                 rows = table.write(out, [table.row(outcome)], list(ENTRIES))
-                page.parent.mkdir(parents=True, exist_ok=True)
-                page.write_text(table.page(rows))
+                records.save(page, table.page(rows))
                 text = f"{name}: {len(outcome.report.sites)} products, {seconds:.0f} s"
                 progress.console.print(text, markup=False)
             progress.advance(task)

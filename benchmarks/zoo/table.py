@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.table import ROOT, commit, machine
+from benchmarks import records
 from benchmarks.zoo.check import Outcome
 
-RESULTS = ROOT / "benchmarks" / "results" / "zoo.csv"
-PAGE = ROOT / "docs" / "zoo.md"
+RESULTS = records.RESULTS / "zoo.csv"
+PAGE = records.ROOT / "docs" / "zoo.md"
 Row = dict[str, str]
 
 #: Columns of the page and their headings; the CSV has those of the machine and versions as well.
@@ -33,8 +31,8 @@ SHOWN = {
     "compile_dense_s": "compile (s)",
     "compile_ratio": "full / dense",
 }
-_HIDDEN = ("family", "unlisted", "note", "machine", "torch", "transformers", "diffusers", "commit")
-COLUMNS = (*SHOWN, *_HIDDEN)
+_ORIGIN = ("machine", "torch", "transformers", "diffusers", "commit")
+COLUMNS = (*SHOWN, "family", "unlisted", "note", *_ORIGIN)
 
 
 def row(outcome: Outcome) -> Row:
@@ -59,31 +57,20 @@ def row(outcome: Outcome) -> Row:
         "compile_dense_s": f"{outcome.seconds['dense']:.2f}",
         "compile_ratio": f"{outcome.seconds['full'] / outcome.seconds['dense']:.2f}",
         "note": outcome.entry.note,
-        "machine": machine(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "diffusers": version("diffusers"),
-        "commit": commit(),
+        **records.origin(*_ORIGIN),
     }
 
 
 def read(path: Path = RESULTS) -> list[Row]:
     """The rows of a CSV; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return records.read(path)
 
 
 def write(path: Path, rows: Iterable[Row], order: Sequence[str]) -> list[Row]:
     """Write ``rows`` beside those of other entries that the file has; those not in ``order`` go."""
     by_name = {r["name"]: r for r in (*read(path), *rows)}
     kept = [by_name[name] for name in order if name in by_name]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
+    records.write(path, kept, COLUMNS)
     return kept
 
 

@@ -124,6 +124,18 @@ def test_an_interrupted_study_keeps_what_is_finished(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("name", ["digits", "text"])
+def test_the_published_page_is_made_of_the_published_rows(name: str) -> None:
+    from benchmarks.accuracy.results import read_csv
+    from benchmarks.accuracy.studies import STUDIES
+    from benchmarks.accuracy.summary import markdown
+    from benchmarks.records import RESULTS
+
+    rows = read_csv(RESULTS / f"accuracy_{name}.csv")
+    page = (RESULTS / f"accuracy_{name}.md").read_text()
+    assert page == markdown(STUDIES[name], rows)
+
+
 def works(channel: Any) -> None:
     """Finishes each job at once, but dies of those of the arm ``full``."""
     while True:
@@ -197,7 +209,7 @@ def test_digits_study(tmp_path: Path) -> None:
     assert rows.keys() == {"dense", "full"}
     assert rows["dense"].keys() >= {
         *("network", "seed", "steps", "train_loss", "validation_loss", "validation_accuracy"),
-        *("seconds", "cpu", "torch", "nmcompile", "commit"),
+        *("seconds", "machine", "torch", "nmcompile", "commit", "time"),
     }
     assert float(rows["dense"]["pruned_flops_share"]) == 0
     assert float(rows["full"]["pruned_flops_share"]) == 1

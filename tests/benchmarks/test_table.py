@@ -22,8 +22,8 @@ def test_a_target_is_missed_by_the_ratio_where_there_is_one():
 
 def test_a_run_replaces_the_rows_of_its_own_sections(tmp_path):
     path = tmp_path / "sub" / "results.csv"
-    table.write_csv(path, [row(mode="a"), row(mode="b")], ["a", "b"])
-    table.write_csv(path, [row(mode="b", p50=7.0)], ["b"])
+    table.write_csv(path, [row(mode="a"), row(mode="b")])
+    table.write_csv(path, [row(mode="b", p50=7.0)])
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["mode"], r["p50"]) for r in rows] == [("a", "2"), ("b", "7")]

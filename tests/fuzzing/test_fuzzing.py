@@ -265,6 +265,7 @@ def fails_at_once(channel: Any, run: Run) -> None:
     raise ValueError("outside of any case")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_a_dead_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

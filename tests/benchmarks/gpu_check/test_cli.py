@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from benchmarks.gpu_check import __main__ as entry
 from benchmarks.gpu_check.cli import app, choose
-from benchmarks.gpu_check.events import RESULTS, Results
+from benchmarks.gpu_check.events import Results
+from benchmarks.records import RESULTS
 from tests.benchmarks.gpu_check.rehearsal import rehearse, statuses
 
 
