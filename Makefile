@@ -1,46 +1,54 @@
-# Both commands set up everything they need in .venv (or in $(VENV)).
+# Each command sets up all that it needs in .venv (or in $(VENV)).
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# What is installed so far: with the accuracy study's libraries, with those of development.
+STUDY := $(VENV)/.study
+DEV := $(VENV)/.dev
 
-.PHONY: digits study text test quick check static benchmark zoo fuzz versions
+.PHONY: help digits study text test quick check static benchmark zoo fuzz versions resolve
 
-digits: $(READY)      ## train a ResNet and a ViT dense and N:M sparse (3 minutes on 2 cores)
+help:                 ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+digits: $(STUDY)      ## train a ResNet and a ViT dense and N:M sparse (3 minutes on 2 cores)
 	$(BIN)/python -m examples.accuracy digits
 
-text: $(READY)        ## the same for a small GPT on Python's standard library
+text: $(STUDY)        ## the same for a small GPT on Python's standard library
 	$(BIN)/python -m examples.accuracy text
 
 study: digits text    ## both
 
-test: $(READY)        ## the whole test suite, in two processes
+test: $(DEV)          ## the whole test suite, in two processes
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-quick: $(READY)       ## the tests that compile little
+quick: $(DEV)         ## the tests that compile little
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-check: $(READY)       ## lint and types
+check: $(DEV)         ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-static: $(READY)      ## cross-compile every kernel for GPUs and read the machine code (2 minutes)
+static: $(DEV)        ## cross-compile every kernel for GPUs and read the machine code (2 minutes)
 	$(BIN)/python -m benchmarks.static_check
 
-benchmark: $(READY)   ## step time, compile time and memory against Inductor
+benchmark: $(DEV)     ## step time, compile time and memory against Inductor
 	$(BIN)/python -m benchmarks.training_step
 
-zoo: $(READY)         ## every architecture of the model zoo, checked and trained (10 minutes)
+zoo: $(DEV)           ## every architecture of the model zoo, checked and trained (10 minutes)
 	$(BIN)/python -m benchmarks.zoo
 
-fuzz: $(READY)        ## random networks under random policies, for ten minutes
+fuzz: $(DEV)          ## random networks under random policies, for ten minutes
 	$(BIN)/python -m fuzzing --minutes 10
 
-versions: $(READY)    ## the core of the test suite under several versions of PyTorch
+versions: $(DEV)      ## the core of the test suite under several versions of PyTorch
 	$(BIN)/python -m benchmarks.versions
 
-$(READY): pyproject.toml constraints.txt
+resolve:              ## whether the installs resolve on a machine with nothing of its own (2 minutes)
+	$(PYTHON) .ci/resolve.py
+
+$(STUDY) $(DEV): $(VENV)/.%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
+	touch $@ $(STUDY) # dev holds study

@@ -62,7 +62,7 @@ def environment(version: str, folder: Path) -> Path:
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
     pip = [str(python), "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, *(["--upgrade"] if version == "newest" else []), wanted], check=True)
-    subprocess.run([*pip, "-e", f"{ROOT}[examples,test]"], check=True)
+    subprocess.run([*pip, "-e", f"{ROOT}[study,test]"], check=True)
     return python
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-pytest.importorskip("typer", reason="the benchmarks need nmcompile[examples]")
+pytest.importorskip("typer", reason="the benchmarks need nmcompile[study]")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import nmcompile
