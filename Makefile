@@ -12,10 +12,10 @@ help:                 ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 digits: $(STUDY)      ## train a ResNet and a ViT dense and N:M sparse (3 minutes on 2 cores)
-	$(BIN)/python -m examples.accuracy digits
+	$(BIN)/python -m benchmarks.accuracy digits
 
 text: $(STUDY)        ## the same for a small GPT on Python's standard library
-	$(BIN)/python -m examples.accuracy text
+	$(BIN)/python -m benchmarks.accuracy text
 
 study: digits text    ## both
 
@@ -25,10 +25,11 @@ test: $(DEV)          ## the whole test suite, in two processes
 quick: $(DEV)         ## the tests that compile little
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-check: $(DEV)         ## lint and types
+check: $(DEV)         ## lint, types and the law of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 static: $(DEV)        ## cross-compile every kernel for GPUs and read the machine code (2 minutes)
 	$(BIN)/python -m benchmarks.static_check
