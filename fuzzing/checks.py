@@ -17,6 +17,7 @@ from fuzzing.graphs import check_masks_in_graphs
 from fuzzing.masks import is_pruned
 from fuzzing.network import load
 from fuzzing.policies import DETERMINISTIC, UNBIASED, policy_of
+from fuzzing.rewritten import RewrittenNetwork
 from fuzzing.rounding import dtypes, tolerances
 from fuzzing.simulation import Simulation, form
 
@@ -78,9 +79,9 @@ def _check_planned(case: Case, tally: Tally) -> None:
     if dtypes(network) != {torch.float64} or _incomplete(planned.sites):
         return
     if case.kind == DETERMINISTIC:
-        _compare_masked("masks", found, simulated, allowed, simulation, tally)
+        compare_masked("masks", found, simulated, allowed, simulation, tally)
     elif case.kind == UNBIASED:
-        _compare_expectation(planned, simulated, simulation, tally)
+        compare_expectation(planned, simulated, simulation, tally)
 
 
 def _check_compiled(case: Case, tally: Tally) -> None:
@@ -107,7 +108,7 @@ def _check_compiled(case: Case, tally: Tally) -> None:
     if exact and case.kind == DETERMINISTIC:
         expected = run(load(network, wide=True, checkpoints=False))
         allowed = tolerances(network, expected)
-        _compare_masked("compiled masks", ours, simulated, allowed, simulation, tally)
+        compare_masked("compiled masks", ours, simulated, allowed, simulation, tally)
 
 
 _DENSE = nmcompile.Policy.recipe("dense")
@@ -244,7 +245,7 @@ class _Watch:
             raise Find("N:M", f"{method} {n}:{m} changed a kept value")
 
 
-def _compare_masked(
+def compare_masked(
     check: str,
     found: Results,
     simulated: Results,
@@ -267,8 +268,11 @@ def _compare_masked(
             raise Find(check, f"result {i} is off by {off:.3g}, bound {bound:.3g}")
 
 
-def _compare_expectation(
-    planned: PlannedNetwork, expected: Results, simulation: Simulation, tally: Tally
+def compare_expectation(
+    planned: PlannedNetwork | RewrittenNetwork,
+    expected: Results,
+    simulation: Simulation,
+    tally: Tally,
 ) -> None:
     """The mean over many runs. What fails at first is looked at again with fresh, more numbers."""
     tally.checks["expectation"] += 1
@@ -282,7 +286,9 @@ def _compare_expectation(
     raise Find("expectation", wrong)
 
 
-def _biased(planned: PlannedNetwork, expected: Results, count: int, seed: int) -> str | None:
+def _biased(
+    planned: PlannedNetwork | RewrittenNetwork, expected: Results, count: int, seed: int
+) -> str | None:
     """Fixed random projections of every result: sums of many elements, so that rare masks count."""
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)

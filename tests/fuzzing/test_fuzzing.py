@@ -292,6 +292,7 @@ def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     assert summary.networks == len(SEEDS)
     assert summary.pruned_products > 50
     assert summary.checks["masks"] > 3
+    assert summary.checks["expectation"] > 2
     again = Summary.at(tmp_path, SEEDS.start, 0.0)
     assert again == summary, "a run goes on where it stopped"
     assert list(seeds(again, len(SEEDS), None)) == []

@@ -11,7 +11,6 @@ from torch.func import functional_call, grad_and_value
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import nmcompile
-from tests.end_to_end.networks import Conv
 from tests.setups.steps import MSE, assert_close, assert_equal, eager_step, loss_of, mlp, roles
 
 Tensors = dict[str, Tensor]
@@ -66,11 +65,22 @@ def test_a_step_with_its_optimizer(tracing: str, gradients: Any) -> None:
     assert_equal([dense[0], *dense[1]], [(r := step(params, x))[0], *r[1]])
 
 
+class PointwiseConv(nn.Module):
+    """Features of tokens, [B, T, 4], through a convolution over the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.transpose(1, 2)).transpose(1, 2)
+
+
 def test_strides_are_those_that_the_kernels_gave() -> None:
     # A fake layer norm gives its gradient the strides of the incoming one, the kernel row by row;
     # the view that leads to the linear layer's weight gradient is possible of the latter alone.
     norms = [nn.LayerNorm(4), nn.LayerNorm(4)]
-    model = nn.Sequential(nn.Linear(8, 4, bias=False), *norms, Conv(4, 4, 1, 1, flat=True)).double()
+    model = nn.Sequential(nn.Linear(8, 4, bias=False), *norms, PointwiseConv()).double()
     x = torch.randn(2, 9, 8, dtype=torch.float64)
     traced = make_fx(lambda p, x: by_autograd(model, p, x))(parameters(model), x)
     rewritten = nmcompile.rewrite(traced, MSE, weights="p_*")
