@@ -17,9 +17,10 @@ from fuzzing.graphs import check_masks_in_graphs
 from fuzzing.masks import is_pruned
 from fuzzing.network import load
 from fuzzing.policies import DETERMINISTIC, UNBIASED, policy_of
+from fuzzing.products import form
 from fuzzing.rewritten import RewrittenNetwork
 from fuzzing.rounding import dtypes, tolerances
-from fuzzing.simulation import Simulation, form
+from fuzzing.simulation import Simulation
 
 #: A mask whose decision is nearer to a tie than this may differ in float64.
 TIE = 1e-9

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fuzzing.case import Find
-from fuzzing.simulation import LEFT
+from fuzzing.products import LEFT
 
 aten, nm = torch.ops.aten, torch.ops.nm
 _VIEWS = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)

@@ -7,13 +7,9 @@ from typing import Any
 
 import nmcompile
 from fuzzing.network import Network, load
+from fuzzing.products import ROLES
 
 FORMATS = ("1:2", "2:4", "2:4", "1:4", "3:4", "2:6", "4:8", "2:8")
-ROLES = {
-    "activation": ("fprop", "wgrad"),
-    "weight": ("fprop", "dgrad"),
-    "gradient": ("dgrad", "wgrad"),
-}
 OPS = ("linear", "conv", "matmul")
 RANDOM = ("mvue", "approx-mvue", "uniform")
 DETERMINISTIC, UNBIASED, ANY = "deterministic", "unbiased", "any"
