@@ -21,6 +21,7 @@ from fuzzing.products import form
 from fuzzing.rewritten import RewrittenNetwork
 from fuzzing.rounding import dtypes, tolerances
 from fuzzing.simulation import Simulation
+from nmcompile.reason import Code
 
 #: A mask whose decision is nearer to a tie than this may differ in float64.
 TIE = 1e-9
@@ -216,7 +217,7 @@ def _key(site: Any, sizes: bool) -> tuple[Any, ...]:
 
 def _incomplete(sites: Sequence[Any]) -> bool:
     """Whether a report says itself that ``backward = "exact"`` could not be had everywhere."""
-    return any("reads the unpruned" in s.reason for s in sites)
+    return any(s.has(Code.READS_UNPRUNED) for s in sites)
 
 
 class _Watch:

@@ -10,6 +10,7 @@ from torch import fx
 
 from fuzzing.case import Find
 from fuzzing.products import LEFT
+from nmcompile.reason import Code
 
 aten, nm = torch.ops.aten, torch.ops.nm
 _VIEWS = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
@@ -21,7 +22,7 @@ def check_masks_in_graphs(graphs: Sequence[fx.Graph], sites: Sequence[Any]) -> N
     Twins are merged after the report was made, and checkpointed products appear twice: what is
     compared are the kinds of products, not their numbers.
     """
-    exact = any("(backward = exact)" in s.reason for s in sites)
+    exact = any(s.has(Code.MASKED_RESULT) or s.has(Code.READS_PRUNED) for s in sites)
     found = {mark for graph in graphs for node in graph.nodes for mark in _marks(node, exact)}
     wanted = {_wanted(s) for s in sites if s.pruned}
     if missing := wanted - found:

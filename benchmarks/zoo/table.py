@@ -39,7 +39,7 @@ def row(outcome: Outcome) -> Row:
     """The cells of one entry."""
     report, sites = outcome.report, outcome.report.sites
     roles = Counter(str(site.role) for site in sites)
-    skipped = Counter(s.reason.partition(":")[0] for s in report.skipped)
+    skipped = Counter(s.reason.code.replace("-", " ") for s in report.skipped)
     return {
         "name": outcome.entry.name,
         "family": outcome.entry.family,
