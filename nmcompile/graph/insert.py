@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+from nmcompile.gemm import size_hint
 from nmcompile.ops.call import Call
 from nmcompile.ops.schemas import Mm
 
@@ -86,7 +87,9 @@ class Inserter:
         return self.call(site, call.operator, *call.args, mark=mark, name=name)
 
     def permute(self, site: fx.Node, x: fx.Node, order: list[int]) -> fx.Node:
-        """``x`` with its dimensions in another order."""
+        """``x`` with its dimensions in this order; ``x`` itself where that is its own."""
+        if order == sorted(order):
+            return x
         return self.call(site, aten.permute.default, x, order)
 
     def reshape(self, site: fx.Node, x: fx.Node, shape: list[Any]) -> fx.Node:
@@ -94,11 +97,22 @@ class Inserter:
         return self.call(site, aten.reshape.default, x, shape)
 
     def masked(self, site: fx.Node, mask: fx.Node, value: fx.Node) -> fx.Node:
-        """``value`` where ``mask``, else zero."""
+        """``value`` where ``mask``, else zero; it lies in memory as ``value`` does.
+
+        PyTorch's ``where`` gives a result that lies as the mask does, and readers of ``value`` may
+        look at it through views that its own order allows.
+        """
         like = value.meta["val"]
         options = {"dtype": like.dtype, "device": like.device}
         zero = self.call(site, aten.full.default, [], 0.0, **options)
-        return self.call(site, aten.where.self, mask, value, zero)
+        if _strides(mask.meta["val"]) == _strides(like):
+            return self.call(site, aten.where.self, mask, value, zero)
+        order = sorted(range(like.dim()), key=lambda d: -size_hint(like.stride(d)))
+        rows = self.permute(site, mask, order)
+        contiguous: dict[str, Any] = {"memory_format": torch.contiguous_format}
+        rows = self.call(site, aten.clone.default, rows, **contiguous)
+        result = self.call(site, aten.where.self, rows, self.permute(site, value, order), zero)
+        return self.permute(site, result, [order.index(d) for d in range(like.dim())])
 
     def size(self, site: fx.Node, x: fx.Node, dim: int) -> int | fx.Node:
         """The size of ``x`` along ``dim``: a number, or a node where it is symbolic."""
@@ -108,6 +122,12 @@ class Inserter:
     def sizes(self, site: fx.Node, x: fx.Node) -> list[int | fx.Node]:
         """All sizes of ``x``, each as of ``size``."""
         return [self.size(site, x, d) for d in range(x.meta["val"].dim())]
+
+
+def _strides(value: torch.Tensor) -> list[int]:
+    """Of the dimensions that have more than one element, where they matter."""
+    sizes = zip(value.stride(), value.shape, strict=True)
+    return [size_hint(stride) for stride, size in sizes if size_hint(size) != 1]
 
 
 def in_backward(node: fx.Node) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from nmcompile.codegen.kernel_spec import STORAGE
 from nmcompile.gemm import Role
-from nmcompile.graph.aten import OPERANDS, argument, is_product
+from nmcompile.graph.aten import CONVERSIONS, OPERANDS, argument, is_product, is_view, view_base
 from nmcompile.ops.schemas import Compress, FusedCompress, KeepMask, Mm, Prune, UnpackMask
 from nmcompile.passes.lower_kernels import can_lower
 from nmcompile.passes.plan import Decision, Kernels, Plan, Simulated
@@ -66,12 +66,11 @@ def backward_pruned(plan: Plan) -> Iterator[str]:
 def gradients_masked(plan: Plan) -> Iterator[str]:
     """Where ``backward = "exact"`` masks a gradient, the mask is one of a pruned operand."""
     for site, masked in plan.masked.items():
-        mask = argument(masked, "condition")
-        while mask.target not in (KeepMask.operator, UnpackMask.operator):
-            if not mask.all_input_nodes:
-                yield f"the gradient of site {site} is masked by {mask}"
-                break
+        mask = argument(view_base(masked), "condition")
+        while is_view(mask) or mask.target in CONVERSIONS:
             mask = mask.all_input_nodes[0]
+        if mask.target not in (KeepMask.operator, UnpackMask.operator):
+            yield f"the gradient of site {site} is masked by {mask}"
 
 
 def one_compression_a_tensor(plan: Plan) -> Iterator[str]:

@@ -24,8 +24,6 @@ from nmcompile.graph.honest import Snapshot, dishonest
 
 log = logging.getLogger(__name__)
 
-CHECK = os.environ.get("NMCOMPILE_CHECK_PASSES") == "1"
-
 #: What holds in a state: yields a sentence for everything that contradicts it.
 Fact = Callable[[Any], Iterable[str]]
 
@@ -56,12 +54,13 @@ def run(passes: Sequence[Pass], state: Any, title: str) -> None:
         NMError: a pass failed, lacks what it needs, or broke what holds; the message names it.
     """
     held: list[Fact] = []
+    checks = _checks()
     shown = _dump(state.graph, "", title, 0, "before")
     for number, step in enumerate(passes, 1):
         lacking = [_name(fact) for fact in step.needs if fact not in held]
         if lacking:
             raise NMError(f"pass {step.name} needs {', '.join(lacking)}: no earlier pass leaves it")
-        start, before = time.perf_counter(), Snapshot.of(state.graph) if CHECK else None
+        start, before = time.perf_counter(), Snapshot.of(state.graph) if checks else None
         with owned(f"pass {step.name}"):
             step.run(state)
         log.debug("%s: %s, %.1f ms", title, step.name, 1e3 * (time.perf_counter() - start))
@@ -69,6 +68,11 @@ def run(passes: Sequence[Pass], state: Any, title: str) -> None:
         held += step.leaves
         if before is not None:
             _check(step, state, held, before)
+
+
+def _checks() -> bool:
+    """Read at every run: whoever sets it may come after the first import (a conftest does)."""
+    return os.environ.get("NMCOMPILE_CHECK_PASSES") == "1"
 
 
 def _check(step: Pass, state: Any, held: Sequence[Fact], before: Snapshot) -> None:

@@ -34,8 +34,11 @@ from fuzzing.script import write_script
 from fuzzing.shrink import shrink
 from fuzzing.simulation import Simulation
 from fuzzing.supervisor import Run
+from nmcompile.graph.aten import argument
 from nmcompile.inductor.interpreter import PlannedInterpreter
 from nmcompile.masks import reference
+from nmcompile.ops.schemas import Prune
+from nmcompile.passes.plan import Decision, Plan, Simulated
 
 SEEDS = range(24)
 
@@ -135,7 +138,14 @@ def test_tolerances_hold_eager_and_no_more() -> None:
 
 
 def mask_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nmcompile.passes.prune_products, "simulated_product", lambda plan, d: None)
+    def unmasked(plan: Plan, d: Decision) -> Simulated:
+        product = plan.products[d.site]
+        assert product.operand is not None
+        operand = argument(product.node, product.operand.arg)
+        return Simulated(product.node, operand, operand)
+
+    monkeypatch.delenv("NMCOMPILE_CHECK_PASSES")  # which would find it first
+    monkeypatch.setattr(nmcompile.passes.prune_products, "simulated_product", unmasked)
 
 
 def pass_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +185,7 @@ def nothing_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def dense_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = {torch.ops.nm.prune.default: lambda x, *_: x * (1 + 1e-12)}
+    wrong = {Prune.operator: (Prune, lambda call: call.x * (1 + 1e-12))}
     monkeypatch.setattr(nmcompile.inductor.interpreter, "_DENSE", wrong)
 
 

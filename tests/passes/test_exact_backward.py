@@ -5,6 +5,7 @@ from __future__ import annotations
 import expecttest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import nmcompile
 from nmcompile import Policy, Rule
@@ -71,3 +72,21 @@ def test_not_for_products_of_two_activations() -> None:
     (site,) = nmcompile.explain(lambda x: x @ x, a, policy=Policy(rules=[rule])).sites
     assert site.pruned is None
     assert "needs a product with a weight" in site.reason
+
+
+def test_a_masked_gradient_lies_in_memory_as_it_did() -> None:
+    """Its readers look at it through views, which another order in memory would not allow."""
+
+    def step(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        w = w.detach().requires_grad_()
+        loss = torch.einsum("bti,oi->bot", x, w.view(4, 8)).square().sum()
+        (dw,) = torch.autograd.grad(loss, w)
+        return dw
+
+    w, x = torch.randn(32), torch.randn(4, 1, 8)
+    gm = make_fx(step)(w, x)
+    result = nmcompile.rewrite(gm, exact("weight"), weights="w_*")
+    assert [str(s.pruned) for s in result.meta["nm_report"].sites if s.pruned] == ["weight"]
+    mask = nmcompile.functional.keep_mask(w.view(4, 8))
+    dy = 2 * x[:, 0] @ (w.view(4, 8) * mask).t()
+    torch.testing.assert_close(result(w, x), (dy.t() @ x[:, 0] * mask).view(32))
