@@ -40,8 +40,8 @@ def _stack(x0, x1, x2, x3):
 
 @triton.jit
 def _unstack(x):
-    """The inverse of ``_stack``."""
-    even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1], 2, 2]))
+    """``[K, 4]`` to four ``[K]``."""
+    even, odd = tl.split(tl.reshape(x, [x.shape[0], 2, 2]))
     x0, x2 = tl.split(even)
     x1, x3 = tl.split(odd)
     return x0, x1, x2, x3
@@ -57,20 +57,36 @@ def _load_strips(OPERAND: tl.constexpr, inputs, at, R, C, FIT: tl.constexpr, ISA
 
 
 @triton.jit
-def _stacked_rows(fragments, i: tl.constexpr):
-    """The words ``[S, G, 4]`` of the rows 4 b + i: four blocks b of each strip."""
-    a, b, c, d = fragments[i], fragments[4 + i], fragments[8 + i], fragments[12 + i]
-    return _stack(a[0], b[0], c[0], d[0]), _stack(a[1], b[1], c[1], d[1])
+def _even_odd(x0, x1, x2, x3):
+    """The words ``[S, G]`` of four blocks of each strip to those of the even and of the odd groups,
+    ``[K, 4]`` with K = S * G / 2.
+
+    In two dimensions there is one order of threads that stores 16 bytes at a time, and it is the
+    one that the loads gave, so that nothing goes through shared memory. In three, versions of
+    Triton differ in which of the first two the threads walk along first.
+    """
+    x = _stack(x0, x1, x2, x3)
+    half: tl.constexpr = x.shape[1] // 2
+    even, odd = tl.split(tl.permute(tl.reshape(x, [x.shape[0], half, 2, 4]), [0, 1, 3, 2]))
+    k: tl.constexpr = x.shape[0] * half
+    return tl.reshape(even, [k, 4]), tl.reshape(odd, [k, 4])
 
 
 @triton.jit
-def _random_words_of_columns(zeros, at, C, stream, seed, N: tl.constexpr, FIT: tl.constexpr):
-    """Four words a block, ``[S, G, 4]``, one for each column of a group; and those of the second
+def _rows_of_blocks(fragments, i: tl.constexpr):
+    """The words of the rows 4 b + i, four blocks b of each strip: two of the even groups, two of
+    the odd ones."""
+    a, b, c, d = fragments[i], fragments[4 + i], fragments[8 + i], fragments[12 + i]
+    even0, odd0 = _even_odd(a[0], b[0], c[0], d[0])
+    even1, odd1 = _even_odd(a[1], b[1], c[1], d[1])
+    return (even0, even1), (odd0, odd1)
+
+
+@triton.jit
+def _random_words_of_columns(block, group, C, stream, seed, N: tl.constexpr, FIT: tl.constexpr):
+    """Four words a block, ``[K, 4]``, one for each column of a group; and those of the second
     halves of the blocks (1:2)."""
-    row0, rows, group0, groups, _ = at
-    block = zeros + ((row0 + rows)[:, :, None] // 4 + tl.arange(0, 4)[None, None, :])
     block *= 2 // N
-    group = (group0 + groups)[:, :, None]
     if FIT == "ragged":
         first = block.to(tl.int64) * C + 4 * group
         a = (
@@ -104,29 +120,38 @@ def _column(x0, x1, x2, x3, i: tl.constexpr, ISA: tl.constexpr):
 
 
 @triton.jit
-def _even_odd(x):
-    """``[S, G, 4]`` to the even and the odd groups, ``[G / 2, S, 4]``."""
-    apart = tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2, 4])
-    return tl.split(tl.permute(apart, [1, 0, 3, 2]))
+def _compress_groups(
+    values_ptr, x0, x1, x2, x3, row0, group0, rows, per_row, C, stream, seed, HALF: tl.constexpr,
+    METHOD: tl.constexpr, N: tl.constexpr, STORAGE: tl.constexpr, FIT: tl.constexpr,
+    ISA: tl.constexpr,
+):  # fmt: skip
+    """Store the values of the groups ``group0``, ``group0 + 2``, ...; returns the ``quad_bytes`` of
+    their columns, ``[K, 4]``.
 
-
-@triton.jit
-def _store_values_of_columns(
-    ptr, values, row0, group, i: tl.constexpr, rows, per_row, FIT: tl.constexpr
-):
-    """Values ``[G / 2, S, 4]`` of column i of the groups ``group`` ``[G / 2]``.
-
-    In this order of dimensions Triton's choice of threads for the store (the last dimension, then
-    the first) is the one that the loads gave, so that nothing goes through shared memory.
+    One half of the groups at a time, so that a thread holds half as many random words.
     """
-    column = (4 * group + i)[:, None, None]
-    strips = tl.arange(0, values.shape[1])[None, :, None]
-    block = row0 // 4 + 4 * strips + tl.arange(0, 4)[None, None, :]
-    to = ptr + column.to(tl.int64) * per_row + block
-    if FIT == "full":
-        tl.store(to, values)
-    else:
-        tl.store(to, values, mask=(column < rows) & (block < per_row))
+    k = tl.arange(0, x0[0].shape[0])[:, None]
+    group = group0 + 2 * (k % HALF)
+    block = row0 // 4 + 4 * (k // HALF) + tl.arange(0, 4)[None, :]
+    if METHOD == "mvue":
+        numbers = zero_like(x0[0], ISA) + block
+        random, second = _random_words_of_columns(numbers, group, C, stream, seed, N, FIT)
+    nibbles = ()
+    for i in tl.static_range(4):
+        w01, w23 = _column(x0, x1, x2, x3, i, ISA)
+        if METHOD == "mse":
+            values, code = pack_block(w01, w23, 0, 0, METHOD, N, STORAGE, ISA)
+        else:
+            values, code = pack_block(w01, w23, random[i], second[i], METHOD, N, STORAGE, ISA)
+        column = 4 * group + i
+        to = values_ptr + column.to(tl.int64) * per_row + block
+        if FIT == "full":
+            tl.store(to, values)
+        else:
+            tl.store(to, values, mask=(column < rows) & (block < per_row))
+        nibbles += (quad_bytes(_unstack(code), METHOD, ISA),)
+    pairs = tl.join(tl.join(nibbles[0], nibbles[2]), tl.join(nibbles[1], nibbles[3]))
+    return tl.reshape(pairs, [x0[0].shape[0], 4])
 
 
 @triton.jit
@@ -139,36 +164,30 @@ def compress_strips(
     """``compress_columns``; AGAIN if the program has read its tile before."""
     at = strip_position(ROWS, COLUMNS, AGAIN)
     fragments = _load_strips(OPERAND, inputs, at, R, C, FIT, ISA)
-    x0, x1 = _stacked_rows(fragments, 0), _stacked_rows(fragments, 1)
-    x2, x3 = _stacked_rows(fragments, 2), _stacked_rows(fragments, 3)
+    even0, odd0 = _rows_of_blocks(fragments, 0)
+    even1, odd1 = _rows_of_blocks(fragments, 1)
+    even2, odd2 = _rows_of_blocks(fragments, 2)
+    even3, odd3 = _rows_of_blocks(fragments, 3)
     # Of the blob: its rows are the columns of x.
     rows, per_row = padded_rows(C, LAYOUT), padded_columns(R, LAYOUT, 4)
     columns = padded_columns(R, LAYOUT, 1)
     values_ptr = blob.to(tl.pointer_type(tl.int32))
     metadata = blob.to(tl.pointer_type(tl.int8)) + tl.cast(rows, tl.int64) * columns
-    row0, row, group0, groups, _ = at
-    half: tl.constexpr = groups.shape[1] // 2
-    even_group = group0 + 2 * tl.arange(0, half)
-    if METHOD == "mvue":
-        zeros = zero_like(x0[0], ISA)
-        random, second = _random_words_of_columns(zeros, at, C, stream, seed, N, FIT)
-    nibbles = ()
-    for i in tl.static_range(4):
-        w01, w23 = _column(x0, x1, x2, x3, i, ISA)
-        if METHOD == "mse":
-            values, code = pack_block(w01, w23, 0, 0, METHOD, N, STORAGE, ISA)
-        else:
-            values, code = pack_block(w01, w23, random[i], second[i], METHOD, N, STORAGE, ISA)
-        even, odd = _even_odd(values)
-        _store_values_of_columns(values_ptr, even, row0, even_group, i, rows, per_row, FIT)
-        _store_values_of_columns(values_ptr, odd, row0, even_group + 1, i, rows, per_row, FIT)
-        nibbles += (quad_bytes(_unstack(code), METHOD, ISA),)
-    # [S, G, 4], by strip, group and column of the group.
-    stacked = _stack(nibbles[0], nibbles[1], nibbles[2], nibbles[3])
-    strips: tl.constexpr = row.shape[0]
-    # The rows r and r + 8 of the blob are the same column of the groups g and g + 2.
-    apart = tl.reshape(stacked, [strips // 2, 2, half // 2, 2, 2, 4])
-    even, odd = tl.split(tl.permute(apart, [0, 2, 4, 5, 3, 1]))
+    row0, _, group0, _, _ = at
+    half: tl.constexpr = COLUMNS // 8
+    even = _compress_groups(
+        values_ptr, even0, even1, even2, even3, row0, group0, rows, per_row, C, stream, seed, half,
+        METHOD, N, STORAGE, FIT, ISA,
+    )  # fmt: skip
+    odd = _compress_groups(
+        values_ptr, odd0, odd1, odd2, odd3, row0, group0 + 1, rows, per_row, C, stream, seed, half,
+        METHOD, N, STORAGE, FIT, ISA,
+    )  # fmt: skip
+    # By pair of strips, strip, group // 4, group // 2, column of the group, group % 2. The rows r
+    # and r + 8 of the blob are the same column of the groups g and g + 2.
+    strips: tl.constexpr = ROWS // 16
+    apart = tl.reshape(tl.join(even, odd), [strips // 2, 2, half // 2, 2, 4, 2])
+    even, odd = tl.split(tl.permute(apart, [0, 2, 5, 4, 3, 1]))
     upper, lower = tl.split(even)
     even = tl.reshape(merge_bytes(upper, lower, LAYOUT, ISA), [strips // 2, 4 * half])
     upper, lower = tl.split(odd)
