@@ -73,7 +73,9 @@ def resolve(python: Path, extra: str, constraints: Path, folder: Path) -> list[s
     """What is wrong with one install."""
     # A copy, because pip writes metadata into the folder that it installs.
     source, report = folder / "source", folder / "report.json"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build"))
+    shutil.copytree(ROOT / "nmcompile", source / "nmcompile")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     command = [str(python), "-m", "pip", "install", "--dry-run", "--report", str(report)]
     # Reads the metadata alone out of the wheels of an index that does not serve it apart.
     command += ["--use-feature=fast-deps", "-c", str(constraints), "-e", f"{source}[{extra}]"]

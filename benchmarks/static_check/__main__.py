@@ -13,9 +13,10 @@ import triton
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.static_check.cases import LAYOUTS, all_cases
+from benchmarks.static_check.cases import LAYOUTS, Case, all_cases
 from benchmarks.static_check.model import SIDE, Result, examine
 from benchmarks.static_check.throughput import DEVICES
+from nmcompile.codegen import loader
 
 RESULTS = Path(__file__).parent.parent / "results" / "static_check.csv"
 COLUMNS = (
@@ -64,18 +65,32 @@ def show(results: Sequence[Result], console: Console) -> None:
             console.print(f"FAILED {result.case.arch} {result.case.name}: {failure}", style="red")
 
 
+def write_sources(folder: Path, cases: Iterable[Case]) -> None:
+    """One file a printed kernel: to compare what two versions of the package generate."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        path = folder / f"{case.source_name.replace(':', '_')}.py"
+        path.write_text(loader.kernel_path(case.spec).read_text())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the kernels; 1 if one fails."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.static_check", description=__doc__)
     parser.add_argument("--arch", action="append", choices=sorted(LAYOUTS), help="default: all")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
     parser.add_argument("--csv", type=Path, help=f"default when all are checked: {RESULTS.name}")
+    parser.add_argument(
+        "--sources", type=Path, metavar="DIR", help="write the printed kernels there; no check"
+    )
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(arguments)
     cases = all_cases(tuple(options.arch or LAYOUTS))
     cases = [case for case in cases if options.kernel in case.name]
     if not cases:
         parser.error(f"no kernel's name contains {options.kernel!r}")
+    if options.sources:
+        write_sources(options.sources, cases)
+        return 0
     with ProcessPoolExecutor(options.workers) as pool:
         results = list(pool.map(examine, cases))
     show(results, Console(width=None if sys.stdout.isatty() else 200))

@@ -10,7 +10,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from nmcompile.codegen.device import exemplars, host
+from benchmarks.static_check.prologues import PROLOGUES
+from nmcompile.codegen import launch, loader
+from nmcompile.codegen.device import host
+from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec
+from nmcompile.codegen.printer import parameters
+from nmcompile.compressed.layouts import Layout
 
 # The layouts that the sparse matrix products of each architecture read; the first one is checked
 # in all combinations. row_major stands for architectures whose layout is not known.
@@ -19,7 +24,9 @@ LAYOUTS = {
     "sm_90": ("cusparselt_sm90", "row_major"),
     "sm_100": ("row_major",),
 }
-ORIENTATIONS = ("rows", "columns", "both")
+#: By name: the dimensions that the blocks run along.
+ORIENTATIONS = {"rows": (1,), "columns": (0,), "both": (1, 0)}
+_DTYPES = {storage: str(dtype).removeprefix("torch.") for dtype, storage in STORAGE.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,8 @@ class Case:
 
     Attributes:
         arch: "sm_80", "sm_90" or "sm_100".
-        method, n, orientations, storage, layout, prologue: as of the device functions.
+        method, n, orientations, storage, layout: as of the device functions.
+        prologue: "identity", "gelu" or "swiglu".
         fit: what it may assume of the sizes.
         tile: None for the package's own choice.
         isa: None for the architecture's own, 0 for plain Triton.
@@ -48,9 +56,29 @@ class Case:
     @property
     def name(self) -> str:
         """What ``--kernel`` matches."""
+        return "-".join((self.source_name, *(() if self.fit == "full" else (self.fit,))))
+
+    @property
+    def source_name(self) -> str:
+        """The same, without what is chosen after the kernel is printed."""
         parts = (self.method, f"{self.n}:{2 * self.n}", self.orientations, self.storage)
-        extra = (self.layout, self.prologue, *(() if self.fit == "full" else (self.fit,)))
-        return "-".join((*parts, *extra))
+        return "-".join((*parts, self.layout, self.prologue))
+
+    @property
+    def spec(self) -> KernelSpec:
+        """What the printer is given."""
+        prologue, dtype = PROLOGUES[self.prologue], _DTYPES[self.storage]
+        return KernelSpec(
+            inputs=prologue.inputs_of(dtype),
+            statements=prologue.statements,
+            dims=ORIENTATIONS[self.orientations],
+            n=self.n,
+            m=2 * self.n,
+            method=self.method,
+            layout=Layout(self.layout),
+            dtype=dtype,
+            keep_dense=prologue.keep_dense,
+        )
 
     @property
     def shape(self) -> host.Tile:
@@ -71,42 +99,37 @@ def all_cases(architectures: tuple[str, ...]) -> list[Case]:
             if arch == "sm_90" and (n == 2 or orientations == "rows"):
                 cases.append(replace(case, storage="fp16"))
             if arch == "sm_90" and n == 2:
-                cases.append(replace(case, prologue="gelu"))
+                cases += [replace(case, prologue=name) for name in ("gelu", "swiglu")]
                 cases.append(replace(case, fit="aligned"))
     return cases
 
 
 def compile_case(case: Case, ones: Collection[str] = ()) -> CompiledKernel:
-    """The compiled kernel.
+    """The compiled kernel, as printed and loaded.
 
     ``ones`` names the sizes and strides that are 1, of which Triton makes constants at a launch.
     """
-    kernel = getattr(exemplars, f"{case.orientations}_kernel")
+    spec = case.spec
+    kernel = loader.load(spec)
     capability = int(case.arch.removeprefix("sm_"))
-    pointer = "*bf16" if case.storage == "bf16" else "*fp16"
-    types = {"seed": "*i64", "x": pointer, "blob": pointer, "transposed_blob": pointer}
+    tensors = [*(i.name for i in spec.inputs), *launch.result_names(spec)]
+    types = dict.fromkeys(tensors, f"*{case.storage}") | {"seed": "*i64"}
     constants = {
-        "PROLOGUE": case.prologue,
-        "METHOD": case.method,
-        "N": case.n,
-        "LAYOUT": case.layout,
-        "STORAGE": case.storage,
         "ROWS": case.shape.rows,
         "COLUMNS": case.shape.columns,
         "FIT": case.fit,
         "ISA": capability if case.isa is None else case.isa,
     }
+    constants |= dict.fromkeys(ones, 1)
     signature, values, attributes = {}, {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in ones:
-            signature[name], values[(index,)] = "constexpr", 1
-        elif name in constants:
+    for index, name in enumerate([*parameters(spec), "ROWS", "COLUMNS", "FIT", "ISA"]):
+        if name in constants:
             signature[name], values[(index,)] = "constexpr", constants[name]
-        else:
-            signature[name] = types.get(name, "i32")
-            # What a launch finds out by itself: pointers and sizes that are multiples of 16.
-            if "stream" not in name and name != "seed" and case.fit != "ragged":
-                attributes[(index,)] = [["tt.divisibility", 16]]
+            continue
+        signature[name] = types.get(name, "i32")
+        # What a launch finds out by itself: pointers and sizes that are multiples of 16.
+        if not name.startswith("stream") and name != "seed" and case.fit != "ragged":
+            attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, values, attributes)
     target = GPUTarget("cuda", capability, 32)
     return triton.compile(source, target=target, options={"num_warps": case.shape.warps})

@@ -22,11 +22,12 @@ class Result:
     Attributes:
         case: the kernel.
         machine: its code.
-        load_width, store_width: bytes of one access to the operand and to the values.
+        load_width, store_width: bytes of one access to the inputs, and to the values and the dense
+            result.
         instructions: per element of the operand, all counted alike.
         weighted: per element, by their throughput (``throughput.weighted``).
         pipe: the busiest pipe.
-        bytes_floor: bytes of the operand, values and metadata per element.
+        bytes_floor: bytes of the inputs, values, metadata and dense results per element.
         microseconds: predicted for 8192 x 8192: the larger of the time of the bytes and that of the
             busiest pipe. None without figures of a device.
         ratio: of that to the time of ``bytes_floor``.
@@ -50,9 +51,9 @@ class Result:
         if self.machine.spilled:
             found.append(f"spills {self.machine.spilled} bytes")
         if self.load_width < 16:
-            found.append(f"loads the operand {self.load_width} bytes at a time")
+            found.append(f"loads its inputs {self.load_width} bytes at a time")
         if self.store_width < 16:
-            found.append(f"stores values {self.store_width} bytes at a time")
+            found.append(f"stores its results {self.store_width} bytes at a time")
         if self.machine.loop:
             found.append("has a loop: its instructions cannot be counted")
         limit = LIMITS[self.case.method, _orientations(self.case)]
@@ -81,7 +82,8 @@ def judge(case: Case, machine: Machine) -> Result:
     orientations = _orientations(case)
     cost = weighted(machine.opcodes, case.arch) / elements
     pipe, clocks = busiest(machine.opcodes, case.arch)
-    floor = 2 + 1.125 * orientations
+    loaded, dense = 2 * len(case.spec.inputs), 2 * case.spec.keep_dense
+    floor = loaded + dense + 1.125 * orientations
     microseconds = ratio = None
     if device := DEVICES.get(case.arch):
         memory = floor / device.bandwidth
@@ -92,8 +94,8 @@ def judge(case: Case, machine: Machine) -> Result:
         case,
         machine,
         # A kernel may read its tile again from the first-level cache: that moves no other bytes.
-        covering_width(machine, "LDG", 2 * elements),
-        covering_width(machine, "STG", elements * orientations),
+        covering_width(machine, "LDG", loaded * elements),
+        covering_width(machine, "STG", (orientations + dense) * elements),
         machine.opcodes.total() / elements,
         cost,
         pipe,

@@ -1,15 +1,16 @@
-"""Run the exemplar kernels in Triton's interpreter and compare them with the oracle, bit for bit.
+"""Run printed kernels in Triton's interpreter and compare them with the oracle, bit for bit.
 
-Started by ``test_device.py`` in a process of its own with TRITON_INTERPRET=1. bfloat16 is right
-here, although the interpreter's arithmetic in it is not: the device functions compute on bits and
-in float32.
+They are the static check's, on tiles of 64 x 64. Started by ``test_device.py`` in a process of its
+own with TRITON_INTERPRET=1. bfloat16 is right here, although the interpreter's arithmetic in it is
+not: the device functions compute on bits and in float32.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
@@ -17,15 +18,20 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
-from nmcompile.codegen.device import exemplars, host, primitives
-from nmcompile.codegen.device.functions import gelu_tanh
+from benchmarks.static_check.cases import Case
+from nmcompile.codegen import launch, loader
+from nmcompile.codegen.device import host, primitives
+from nmcompile.codegen.device.functions import silu
 from nmcompile.codegen.device.philox import philox
+from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
 
 SEED = -0x123456789ABCDEF
+STREAMS = (-7, -6)
 ROWS, COLUMNS = 64, 64
 
 
@@ -45,54 +51,66 @@ def hard_operand(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 
-def launch(
-    orientations: str, x: Tensor, method: str, n: int, layout: Layout, prologue: str = "identity"
-) -> list[tuple[Tensor, int, int]]:
-    """The packed results of one exemplar, each with its dimension and its stream."""
-    rows, columns = x.shape
-    fit = host.fit_of(rows, columns, [x.stride(0)], [0], ROWS, COLUMNS)
-    dims = {"rows": (1,), "columns": (0,), "both": (1, 0)}[orientations]
-    results = []
-    for stream, dim in enumerate(dims, start=-7):
-        operand = (rows, columns) if dim == 1 else (columns, rows)
-        shape = layout.packed_shape(*operand, x.dtype)
-        # Every element must be written: what is not is a NaN.
-        results.append((torch.full(shape, torch.nan, dtype=x.dtype), dim, stream))
-    kernel = getattr(exemplars, f"{orientations}_kernel")
-    kernel[host.launch_grid(rows, columns, ROWS, COLUMNS)](
-        x, *(packed for packed, _, _ in results), rows, columns, x.stride(0), torch.tensor([SEED]),
-        *(stream for _, _, stream in results), PROLOGUE=prologue, METHOD=method, N=n,
-        LAYOUT=str(layout), STORAGE="bf16" if x.dtype == torch.bfloat16 else "fp16", ROWS=ROWS,
-        COLUMNS=COLUMNS, FIT=fit, ISA=0,
+#: What the prologues compute, in float32.
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "identity": lambda x: x,
+    "gelu": functools.partial(F.gelu, approximate="tanh"),
+    "swiglu": lambda gate, up: F.silu(gate) * up,
+}
+
+
+def run(spec: KernelSpec, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The results of a kernel, as of ``launch.run``; its streams are -7 and -6."""
+    rows, columns = inputs[0].shape
+    strides = launch.row_strides(spec, inputs, columns)
+    fit = host.fit_of(rows, columns, list(strides.values()), [0], ROWS, COLUMNS)
+    # Every element must be written: what is not is a NaN.
+    shapes = launch.result_shapes(spec, rows, columns)
+    results = [torch.full(shape, torch.nan, dtype=inputs[0].dtype) for shape in shapes]
+    loader.load(spec)[host.launch_grid(rows, columns, ROWS, COLUMNS)](
+        **launch.tensor_arguments(spec, inputs, results, torch.tensor([SEED])),
+        **launch.number_arguments(spec, rows, columns, strides, STREAMS),
+        ROWS=ROWS, COLUMNS=COLUMNS, FIT=fit, ISA=0,
     )  # fmt: skip
     return results
 
 
 def check(
-    orientations: str, x: Tensor, method: str, n: int, layout: Layout, prologue: str = "identity"
+    orientations: str,
+    inputs: Sequence[Tensor],
+    method: str,
+    n: int,
+    layout: Layout,
+    prologue: str = "identity",
 ) -> None:
-    """One exemplar against the oracle."""
-    operand = x
-    if prologue == "gelu":
-        operand = torch.nn.functional.gelu(x.float(), approximate="tanh").to(x.dtype)
-    for packed, dim, stream in launch(orientations, x, method, n, layout, prologue):
+    """One kernel of the static check against the oracle."""
+    dtype = inputs[0].dtype
+    storage = "bf16" if dtype == torch.bfloat16 else "fp16"
+    spec = Case("sm_90", method, n, orientations, storage, str(layout), prologue).spec
+    results = run(spec, inputs)
+    operand = FUNCTIONS[prologue](*(x.float() for x in inputs)).to(dtype)
+    if spec.keep_dense:
+        # exp differs in its last place, and then the rounding; the masks are of what was written.
+        torch.testing.assert_close(results[-1], operand, rtol=2e-3, atol=1e-6)
+        operand = results[-1]
+    for packed, dim, stream in zip(results, spec.dims, STREAMS, strict=False):
         expected = packing.compress(
             operand, torch.tensor([SEED]), stream, NMFormat(n, 2 * n), dim, method, layout
         )
-        rows, columns = x.shape if dim == 1 else x.shape[::-1]
+        rows, columns = operand.shape if dim == 1 else operand.shape[::-1]
         (mine, metadata), (values, wanted) = (
             packing.split(p, rows, columns, layout) for p in (packed, expected)
         )
         same = (mine.view(torch.int16) == values.view(torch.int16)) | (
             mine.isnan() & values.isnan()
         )
-        if prologue == "gelu":
-            # exp differs in its last place: a rounding, or a tie, falls the other way now and then.
+        if spec.statements and not spec.keep_dense:
+            # A rounding, or a tie, falls the other way now and then.
             assert same.float().mean() > 0.99
             assert (metadata == wanted).float().mean() > 0.99
         else:
-            assert same.all(), (orientations, dim, method, n, layout, x.dtype, x.shape)
-            assert torch.equal(metadata, wanted), (orientations, dim, method, n, layout, x.shape)
+            assert same.all(), (spec.name, dim, layout, dtype, operand.shape)
+            assert torch.equal(metadata, wanted), (spec.name, dim, layout, dtype, operand.shape)
 
 
 def whole_tiles() -> None:
@@ -104,21 +122,24 @@ def whole_tiles() -> None:
         x = hard_operand(128, 128, dtype)
         formats = (2, 1) if dtype == torch.bfloat16 else (2,)
         for orientations, method, n in product(("rows", "columns"), ("mse", "mvue"), formats):
-            check(orientations, x, method, n, Layout.CUSPARSELT_SM90)
-        check("both", x, "mvue", 2, Layout.CUSPARSELT_SM90)
+            check(orientations, [x], method, n, Layout.CUSPARSELT_SM90)
+        check("both", [x], "mvue", 2, Layout.CUSPARSELT_SM90)
 
 
 def ragged_tiles() -> None:
     """All layouts; sizes that are no multiple of anything; rows with gaps; one row; one column."""
     for layout, dtype in zip(Layout, (torch.float16, torch.bfloat16) * 2, strict=True):
-        check("both", hard_operand(70, 100, dtype), "mse", 2, layout)
+        check("both", [hard_operand(70, 100, dtype)], "mse", 2, layout)
     for layout in (Layout.CUSPARSELT_SM90, Layout.CUSPARSELT_SM80):
-        check("both", hard_operand(80, 112, torch.float16)[:, :96], "mvue", 2, layout)
+        check("both", [hard_operand(80, 112, torch.float16)[:, :96]], "mvue", 2, layout)
     for n in (2, 1):
-        check("both", hard_operand(37, 35, torch.float16), "mvue", n, Layout.ROW_MAJOR)
+        check("both", [hard_operand(37, 35, torch.float16)], "mvue", n, Layout.ROW_MAJOR)
     for rows, columns in ((1, 64), (96, 1)):
-        check("both", hard_operand(rows, columns, torch.float16), "mse", 1, Layout.ROW_MAJOR)
-    check("rows", torch.randn(64, 64).half(), "mse", 2, Layout.CUSPARSELT_SM90, "gelu")
+        check("both", [hard_operand(rows, columns, torch.float16)], "mse", 1, Layout.ROW_MAJOR)
+    gate, up = torch.randn(2, 64, 64).half()
+    check("rows", [gate], "mse", 2, Layout.CUSPARSELT_SM90, "gelu")
+    for orientations, method in (("columns", "mse"), ("both", "mvue")):
+        check(orientations, [gate, up], method, 2, Layout.CUSPARSELT_SM90, "swiglu")
 
 
 @triton.jit
@@ -131,7 +152,7 @@ def _primitives(
     tl.store(total + i, primitives.dot_bytes(x, 0x40100402, 5, 0))
     u, v = x.to(tl.float32, bitcast=True), y.to(tl.float32, bitcast=True)
     tl.store(rounded + i, primitives.round_pair(u, v, STORAGE, 0))
-    tl.store(function + i, gelu_tanh(tl.load(function + i), 0))
+    tl.store(function + i, silu(tl.load(function + i), 0))
     w = philox(tl.load(words + i), tl.load(words + i) * 0, 0, tl.load(random) * 0)
     tl.store(random + i, w[0].to(tl.int64) | (w[3].to(tl.int64) << 32))
 
@@ -158,8 +179,7 @@ def plain_primitives() -> None:
             expected = source.view(torch.float32).to(dtype)
             equal = mine.view(torch.int16) == expected.view(torch.int16)
             assert (equal | (mine.isnan() & expected.isnan())).all()
-        gelu = torch.nn.functional.gelu(x, approximate="tanh")
-        torch.testing.assert_close(function, gelu, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(function, F.silu(x), rtol=1e-5, atol=1e-6)
         # Random123's known answer for counter 0 and key 0 with seven rounds.
         assert int(random[0]) & (2**64 - 1) == 0x4F730A48_5F6FB709
 

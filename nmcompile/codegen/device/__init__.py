@@ -65,7 +65,7 @@ prologue, ``return load_words(x, x_stride, at, R, C, FIT)``), ``load_per_row(ptr
 (one piece ``[T, 1]``, used for all four columns) and ``load_scalar(ptr)``. ``load`` takes any
 input type, but only 16-bit types are read 16 bytes at a time. An input of one row or one column is
 a broadcast. Pieces outside the operand are zero before the prologue, and its result is zeroed
-there by ``round_words``. ``functions`` has sigmoid, silu and gelu with half the instructions of
+there by ``round_words``. ``functions`` has sigmoid and silu with half the instructions of
 ``tl.exp`` and a division.
 
 Arguments: ``R, C`` and row strides are int32 (elements; the last dimension is contiguous); ``seed``

@@ -31,12 +31,3 @@ def sigmoid(x, ISA: tl.constexpr):
 def silu(x, ISA: tl.constexpr):
     """x * sigmoid(x)."""
     return x * sigmoid(x, ISA)
-
-
-@triton.jit
-def gelu_tanh(x, ISA: tl.constexpr):
-    """GELU, tanh approximation, as of ``torch.nn.functional.gelu(approximate="tanh")``.
-
-    (1 + tanh(z)) / 2 is sigmoid(2 z).
-    """
-    return x * sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * (x * x)), ISA)
