@@ -3,8 +3,9 @@
     python -m benchmarks.zoo                  # all; writes results/zoo.csv and docs/zoo.md
     python -m benchmarks.zoo llama mixtral    # some: their rows are replaced
     python -m benchmarks.zoo --list
+    python -m benchmarks.zoo --reports DIR    # what is decided, as JSON; nothing is compiled
 
-It needs ``pip install nmcompile[integrations,examples]``. The exit status is 1 when a check fails;
+It needs ``pip install nmcompile[integrations,study]``. The exit status is 1 when a check fails;
 nothing is written for a model that fails.
 """
 
@@ -27,6 +28,7 @@ from rich.table import Table
 from benchmarks import records
 from benchmarks.zoo import ENTRIES, table
 from benchmarks.zoo.check import check
+from benchmarks.zoo.reports import write_reports
 
 app = typer.Typer(add_completion=False)
 
@@ -50,11 +52,19 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help="Models; all if none.")] = None,
     out: Annotated[Path, typer.Option(help="The CSV.")] = table.RESULTS,
     page: Annotated[Path, typer.Option(help="The page written from the CSV.")] = table.PAGE,
+    reports: Annotated[
+        Path | None, typer.Option(help="Write the reports into this folder; check nothing.")
+    ] = None,
     list_models: Annotated[bool, typer.Option("--list", help="List the models and stop.")] = False,
 ) -> None:
     console = Console(width=150, highlight=False)
     if list_models:
         _list(console)
+        return
+    if reports is not None:
+        for name in chosen(names or []):
+            paths = write_reports(ENTRIES[name], reports)
+            console.print(f"written: {', '.join(map(str, paths))}", markup=False)
         return
     torch.set_num_threads(1)
     # A second run would find its graphs and measure no compilation.

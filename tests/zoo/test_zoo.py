@@ -7,6 +7,7 @@ which would only keep the C++ compiler busy, are interpreted after all passes;
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 for package in ("typer", "transformers", "diffusers"):
-    pytest.importorskip(package, reason="the model zoo needs nmcompile[integrations,examples]")
+    pytest.importorskip(package, reason="the model zoo needs nmcompile[integrations,study]")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.zoo import ENTRIES, table  # noqa: E402
@@ -65,3 +66,24 @@ def test_a_run_replaces_the_rows_of_its_own_models(tmp_path: Path) -> None:
     table.write(path, rows("gpt2", "bert", "gone", loss="1"), ["bert", "gpt2", "gone"])
     table.write(path, rows("gpt2", loss="2"), ["bert", "gpt2"])
     assert [(r["name"], r["loss_last"]) for r in table.read(path)] == [("bert", "1"), ("gpt2", "2")]
+
+
+def test_reports_without_compiling(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        result = CliRunner().invoke(app, ["vit", "--reports", str(folder)])
+        assert result.exit_code == 0, result.output
+    written = {path.name: path.read_text() for path in folders[0].iterdir()}
+    assert written.keys() == {"vit.full.json", "vit.full-exact.json"}
+    assert written == {path.name: path.read_text() for path in folders[1].iterdir()}
+    for name, text in written.items():
+        (graph,) = json.loads(text)["graphs"]
+        roles = [site["role"] for site in graph["sites"]]
+        row = next(row for row in table.read() if row["name"] == "vit")
+        assert [roles.count(role) for role in ("fprop", "dgrad", "wgrad")] == [
+            int(row[role]) for role in ("fprop", "dgrad", "wgrad")
+        ]
+        exact = any("reads the pruned activation" in site["reason"] for site in graph["sites"])
+        assert exact == ("exact" in name)
