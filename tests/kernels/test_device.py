@@ -48,6 +48,9 @@ from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.formats import NMFormat
+from nmcompile.passes.pipeline import POST_GRAD
+from nmcompile.passes.plan import Kernels
+from nmcompile.passes.run import run
 from tests.kernels import ptx
 from tests.kernels.device_interpreted import hard_operand
 
