@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from nmcompile.codegen.kernel_spec import STORAGE
 from nmcompile.gemm import Role
 from nmcompile.graph.aten import CONVERSIONS, OPERANDS, argument, is_product, is_view, view_base
+from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Compress, FusedCompress, KeepMask, Mm, Prune, UnpackMask
 from nmcompile.passes.lower_kernels import can_lower
 from nmcompile.passes.plan import Decision, Kernels, Plan, Simulated
@@ -87,6 +88,7 @@ def kernels_generated(kernels: Kernels) -> Iterator[str]:
         call = Compress.of(node)
         value = call.x.meta["val"]
         plain = value.is_contiguous() and len(set(call.dims)) == len(call.dims)
+        plain = plain and call.method in (Method.MSE, Method.MVUE)
         if plain and value.device.type in kernels.devices and value.dtype in STORAGE:
             yield f"{node} of {value.dtype} on {value.device} could be a kernel"
 
@@ -112,9 +114,7 @@ def _unpruned(plan: Plan, roles: set[Role]) -> Iterator[str]:
         elif isinstance(result, Simulated):
             assert product.operand is not None
             operand = argument(product.node, product.operand.arg)
-            while operand.target is not Prune.operator and operand.all_input_nodes:
-                operand = operand.all_input_nodes[0]  # channel groups are reshaped around it
-            if operand.target is not Prune.operator:
+            if view_base(operand).target is not Prune.operator:  # channel groups are reshaped
                 yield f"{product.node} of site {d.site} reads the unpruned {product.operand.kind}"
         elif product.node.target is not Mm.operator:
             yield f"site {d.site} runs sparse and is {product.node.target}"

@@ -78,8 +78,8 @@ def _checks() -> bool:
 def _check(step: Pass, state: Any, held: Sequence[Fact], before: Snapshot) -> None:
     with owned(f"pass {step.name}"):
         state.graph.lint()
-    wrong = [*dishonest(state.graph, before)]
-    wrong += [f"{_name(fact)}: {text}" for fact in held for text in fact(state)]
+        wrong = [*dishonest(state.graph, before)]
+        wrong += [f"{_name(fact)}: {text}" for fact in held for text in fact(state)]
     if wrong:
         raise NMError(f"pass {step.name} left a graph in which " + "; ".join(wrong[:5]))
 
