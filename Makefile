@@ -25,9 +25,10 @@ test: $(DEV)          ## the whole test suite, in two processes
 quick: $(DEV)         ## the tests that compile little
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-check: $(DEV)         ## lint, types and the law of imports
+check: $(DEV)         ## lint, spelling, types and the law of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
