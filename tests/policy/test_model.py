@@ -11,6 +11,7 @@ from pydantic import Field
 from nmcompile.errors import PolicyError
 from nmcompile.policy import Policy, Rule
 from nmcompile.policy.model import keys_of
+from tests.policy.samples import PRUNE
 
 
 class Shade(StrEnum):
@@ -26,9 +27,6 @@ class Coloured(Rule):
     depth_: Annotated[float, Field(strict=True)] | None = Field(
         default=None, alias="depth", description="a depth in metres, such as 1.5"
     )
-
-
-PRUNE = {"prune": "gradient", "format": "2:4"}
 
 
 @pytest.mark.parametrize(
@@ -73,20 +71,20 @@ def test_every_key_says_what_to_write(table):
     assert unsaid == []
 
 
-@pytest.mark.parametrize(
-    ("change", "same"),
-    [
-        ({"module": "x"}, False),
-        ({"class": "x"}, False),
-        ({"op": "conv"}, False),
-        ({"op": ["conv", "linear"]}, True),  # what no op means, in another order
-        ({"role": "dgrad"}, False),
-        ({"role": ["wgrad", "dgrad"]}, True),
-        ({"dtype": "float16"}, False),
-        ({"min_flops": 1}, False),
-        ({"format": "1:2"}, True),  # no condition
-        ({"execution": "sparse"}, True),
-    ],
-)
-def test_the_conditions_of_a_rule(change, same):
-    assert (Rule(**{**PRUNE, **change}).conditions == Rule(**PRUNE).conditions) is same
+def test_python_objects_raise_the_same_errors():
+    with pytest.raises(PolicyError, match="role = \"wgard\": did you mean 'wgrad'") as caught:
+        Rule(role="wgard", **PRUNE)
+    assert caught.value.__cause__ is not None
+    with pytest.raises(PolicyError, match="rule 2: role = \"wgard\": did you mean 'wgrad'"):
+        Policy(rules=[Rule(dense=True), {**PRUNE, "role": "wgard"}])
+    with pytest.raises(PolicyError, match="unknown key \"extend\": did you mean 'extends'"):
+        Policy(extend="full")
+    with pytest.raises(PolicyError, match="rule = 3"):
+        Policy(rules=3)
+
+
+def test_a_policy_cannot_be_changed():
+    with pytest.raises(Exception, match="frozen"):
+        Policy.recipe("full").execution = "sparse"
+    with pytest.raises(Exception, match="frozen"):
+        Policy.recipe("full").rules[0].dense = True

@@ -1,92 +1,27 @@
+"""A policy: which rule decides, what it may be made of, what identifies it, its text."""
+
 from __future__ import annotations
 
+import copy
+import os
+import pickle
+import re
+import tomllib
 import warnings
-from dataclasses import dataclass, replace
-from importlib import resources
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nmcompile.errors import NMWarning
+from nmcompile.errors import NMWarning, PolicyError
 from nmcompile.gemm import KINDS_OF_ROLE, Op, OperandKind, Role
-from nmcompile.masks.formats import NMFormat
+from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.policy import Policy, Rule, recipe_names
+from tests.policy.samples import PRUNE, SITE, message, one_rule, rule
 
 
-@dataclass(frozen=True)
-class FakeSite:
-    path: str = "encoder.layers.0.mlp.fc1"
-    module_class: str = "Linear"
-    op: Op = Op.LINEAR
-    role: Role = Role.WGRAD
-    dtype: str = "bfloat16"
-    flops: float | None = 1e9
-
-
-SITE = FakeSite()
-PRUNE = {"prune": "gradient", "format": "2:4"}
-
-
-def rule(**keys: object) -> Rule:
-    return Rule(**{**PRUNE, **keys})
-
-
-def one_rule(body: str) -> str:
-    return f"schema = 1\n\n[[rule]]\n{body}\n"
-
-
-# Matching
-
-
-@pytest.mark.parametrize(
-    ("condition", "hit", "miss"),
-    [
-        ({"module": "*.mlp.*"}, {"path": "a.b.mlp.fc1.x"}, {"path": "mlp.fc1"}),
-        ({"module": "head"}, {"path": "head"}, {"path": "Head"}),
-        ({"module": "layers.[0-3].fc"}, {"path": "layers.2.fc"}, {"path": "layers.4.fc"}),
-        ({"module": ""}, {"path": ""}, {"path": "a"}),
-        ({"module": r"re:layers\.\d+\.fc"}, {"path": "layers.12.fc"}, {"path": "layers.1.fc1"}),
-        ({"class": "*Conv*"}, {"module_class": "MyConv2d"}, {"module_class": "Linear"}),
-        ({"class_": "Linear"}, {"module_class": "Linear"}, {"module_class": "QLinear"}),
-        ({"op": "conv"}, {"op": Op.CONV}, {"op": Op.LINEAR}),
-        ({"op": ["conv", "matmul"]}, {"op": Op.MATMUL}, {"op": Op.LINEAR}),
-        ({}, {"op": Op.CONV}, {"op": Op.MATMUL}),
-        ({"role": "dgrad"}, {"role": Role.DGRAD}, {"role": Role.WGRAD}),
-        ({"role": ["dgrad", "wgrad"]}, {"role": Role.WGRAD}, {"role": Role.FPROP}),
-        ({}, {"role": Role.DGRAD}, {"role": Role.FPROP}),
-        ({"dtype": "float16"}, {"dtype": "float16"}, {"dtype": "bfloat16"}),
-        ({"dtype": ["float16", "float32"]}, {"dtype": "float32"}, {"dtype": "float64"}),
-        ({"min_flops": 100}, {"flops": 100.0}, {"flops": 99.0}),
-        ({"min_flops": 100}, {"flops": None}, {"flops": 0.0}),
-    ],
-)
-def test_a_condition_matches_and_does_not_match(condition, hit, miss):
-    assert rule(**condition).matches(replace(SITE, **hit))
-    assert not rule(**condition).matches(replace(SITE, **miss))
-
-
-def test_every_condition_must_hold():
-    both = rule(module="*.fc1", dtype="bfloat16")
-    assert both.matches(SITE)
-    assert not both.matches(replace(SITE, path="a.fc2"))
-    assert not both.matches(replace(SITE, dtype="float32"))
-
-
-@pytest.mark.parametrize("kind", OperandKind)
-def test_without_a_role_a_rule_matches_where_its_operand_exists(kind):
-    expected = tuple(role for role in Role if kind in KINDS_OF_ROLE[role])
-    assert rule(prune=kind).roles == expected
-
-
-def test_a_dense_rule_matches_every_op_and_role():
-    dense = Rule(dense=True)
-    assert all(dense.matches(replace(SITE, op=op, role=role)) for op in Op for role in Role)
-
-
-@pytest.mark.parametrize(
-    ("kind", "method"), [("activation", "mse"), ("weight", "mse"), ("gradient", "mvue")]
-)
-def test_the_method_depends_on_the_operand(kind, method):
-    assert rule(prune=kind).method == method
+# Which rule decides
 
 
 def test_the_first_match_wins():
@@ -112,78 +47,7 @@ def test_own_rules_come_before_those_of_the_recipe():
     assert len(policy.all_rules) == 3
 
 
-# Recipes
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("dense", {}),
-        ("activations", {"fprop": "activation mse 2:4"}),
-        ("gradients", {"dgrad": "gradient mvue 2:4", "wgrad": "gradient mvue 2:4"}),
-        (
-            "full",
-            {
-                "fprop": "activation mse 2:4",
-                "dgrad": "gradient mvue 2:4",
-                "wgrad": "gradient mvue 2:4",
-            },
-        ),
-        (
-            "weights",
-            {
-                "fprop": "weight transposable 2:4",
-                "dgrad": "weight transposable 2:4",
-                "wgrad": "gradient mvue 2:4",
-            },
-        ),
-        ("paper-1:2", {"wgrad": "gradient mvue 1:2"}),
-        ("mse-gradients", {"dgrad": "gradient mse 2:4", "wgrad": "gradient mse 2:4"}),
-    ],
-)
-def test_what_a_recipe_prunes(name, expected):
-    policy = Policy.recipe(name)
-    decided = {role: policy.decide(replace(SITE, role=role)) for role in Role}
-    assert expected == {
-        role: f"{found.prune} {found.method} {found.format}"
-        for role, found in decided.items()
-        if found and not found.dense
-    }
-    assert all(found.backward == "straight-through" for found in policy.rules)
-
-
-def test_every_recipe_file_has_a_name_and_a_header():
-    folder = resources.files("nmcompile.policy") / "recipes"
-    files = [f for f in folder.iterdir() if f.name[0] != "_"]
-    assert {file.name for file in files} == {
-        f"{name.replace(':', '-')}.toml" for name in recipe_names()
-    }
-    for file in files:
-        header = file.read_text().split("schema = 1")[0]
-        assert header.startswith("# Prunes ")
-        assert ("straight-through" in header) == (
-            file.name in ("full.toml", "activations.toml", "weights.toml")
-        )
-
-
-def test_no_recipe_prunes_a_matmul_of_two_activations():
-    for name in recipe_names():
-        for role in Role:
-            found = Policy.recipe(name).decide(replace(SITE, op=Op.MATMUL, role=role))
-            assert found is None or found.dense
-
-
-def test_a_rule_knows_which_recipe_it_is_of():
-    policy = Policy.loads(
-        one_rule("dense = true").replace("schema = 1", 'schema = 1\nextends = "paper-1:2"'),
-        origin="recipe of mine.toml",  # a file's name does not make it one
-    )
-    assert [found.recipe for found in policy.all_rules] == [None, "paper-1:2"]
-    moved = Policy(rules=[Rule(dense=True), *Policy.recipe("full").rules])
-    assert [found.recipe for found in moved.rules] == [None, "full", "full"]
-
-
-# Resolving
+# What it is made of
 
 
 def test_resolve_accepts_none_names_paths_policies_and_mappings(tmp_path, monkeypatch):
@@ -212,3 +76,234 @@ def test_a_rule_that_a_twin_shadows_is_warned_about():
         warnings.simplefilter("error")
         Policy.loads(text + twin + "module = 'x'")
         Policy.loads("extends = 'full'\n" + text)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("ful", "did you mean 'full'? (the path of a policy file ends in .toml)"),
+        ("paper-1-2", "did you mean 'paper-1:2'?"),
+        ("Full", "did you mean 'full'?"),
+        ("no/such.toml", "no/such.toml: no such policy file (in "),
+        ("such.toml", "such.toml: no such policy file (in "),
+        ("a\0/b", "not a path"),
+        (os.sep, "is a directory; name a policy file in it"),
+        (3, "a policy is a recipe's name, a path, a Policy or a mapping, not 3"),
+        ({"rules": []}, "<python>: unknown key \"rules\": did you mean 'rule'?"),
+        ({"rule": [{"dense": True}, {"rol": "x"}]}, '<python>, rule 2: unknown key "rol"'),
+        ({"rule": ["x"]}, "<python>, rule 1: 'x' is not a rule"),
+        ({1: 2, "rule": [{3: 4}]}, '<python>, rule 1: unknown key "3"'),
+    ],
+)
+def test_what_resolve_refuses(value, words):
+    with pytest.raises(PolicyError, match=re.escape(words)):
+        Policy.resolve(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "policy.toml: schema is missing: write schema = 1 on the first line"),
+        ("schema = 2\nnew_key = 1", "policy.toml: schema = 2: this nmcompile reads schema 1"),
+        ("schema = true", "schema = true: this nmcompile reads schema 1"),
+        ('schema = "1"', 'schema = "1": this nmcompile reads schema 1'),
+        ("schema = 1\nrules = []", "unknown key \"rules\": did you mean 'rule'?"),
+        ("schema = 1\nexecution = 'sprase'", "execution = \"sprase\": did you mean 'sparse'?"),
+        ("schema = 1\nfallback = 3", 'fallback = 3: write one of "dense", "simulate", "error"'),
+        ("schema = 1\nextends = 'ful'", "extends: recipe 'ful' does not exist: did you mean 'full"),
+        ("schema = 1\nextends = 1", "extends = 1: write the name of a built-in recipe in quotes"),
+        ("schema = 1\nprune = 'weight'", 'key "prune" is in the wrong place: move it below a [[ru'),
+        ("schema = 1\n[rule]\ndense = true", "[rule] is a single table: write [[rule]], with two"),
+        ("schema = 1\nrule = 3", "rule = 3: write rules, each below a [[rule]] header"),
+        ("schema = 1\nrule = [3]", "policy.toml, rule 1: 3 is not a rule"),
+    ],
+)
+def test_what_is_refused_at_the_top_of_a_file(text, words):
+    found = message(text)
+    assert words in found
+    assert found.startswith("policy.toml")
+    assert "\n" not in found
+
+
+def test_all_problems_of_a_file_are_listed():
+    found = message(
+        """extend = "full"
+
+[[rule]]
+role = "wgard"
+op = ["linear", "cnov"]
+prune = "gradient"
+format = "5:4"
+
+[[rule]]
+dense = true
+prune = "weight"
+fromat = "2:4"
+"""
+    )
+    assert found.splitlines() == [
+        "policy.toml: 7 problems",
+        "  policy.toml: schema is missing: write schema = 1 on the first line",
+        "  policy.toml: unknown key \"extend\": did you mean 'extends'?",
+        "  policy.toml:3 (rule 1): op = \"cnov\": did you mean 'conv'?",
+        "  policy.toml:3 (rule 1): role = \"wgard\": did you mean 'wgrad'?",
+        "  policy.toml:3 (rule 1): format: 5:4 is not an N:M format: 1 <= N <= M <= 32 must hold, "
+        'for example "2:4" keeps 2 of every 4 elements',
+        "  policy.toml:9 (rule 2): prune: the rule also says dense = true: remove one of the two",
+        "  policy.toml:9 (rule 2): unknown key \"fromat\": did you mean 'format'?",
+    ]
+
+
+# Identity
+
+
+def test_policies_are_equal_by_content():
+    read = Policy.loads(one_rule("prune = 'gradient'\nformat = '2:4'"), origin="policy.toml")
+    made = Policy(rules=[Rule(prune="gradient", format=NMFormat(2, 4), method=Method.MVUE)])
+    assert read == made
+    assert hash(read) == hash(made)
+    assert (read.rules[0].label, made.rules[0].label) == (
+        "policy.toml:3 (rule 1)",
+        "<python>, rule 1",
+    )
+
+
+def test_a_copy_keeps_content_and_places():
+    policy = Policy.recipe("full")
+    for other in (pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy)):
+        assert other == policy
+        assert other.digest == policy.digest
+        assert {rule.recipe for rule in other.rules} == {"full"}
+
+
+BASE = {"prune": "weight", "format": "2:4", "role": "fprop"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"module": "*"},
+        {"class": "*"},
+        {"op": "linear"},
+        {"role": "dgrad"},
+        {"dtype": "float16"},
+        {"min_flops": 1},
+        {"prune": "activation"},
+        {"format": "1:2"},
+        {"method": "transposable"},
+        {"backward": "exact"},
+        {"execution": "sparse"},
+        {"fallback": "error"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_digest_changes_with_every_key_of_a_rule(change):
+    before = Policy(rules=[Rule(**BASE)])
+    assert Policy(rules=[Rule(**{**BASE, **change})]).digest != before.digest
+    assert Policy(rules=[Rule(**BASE)]).digest == before.digest
+
+
+def test_the_digest_changes_with_everything_else_that_shows():
+    one, two = rule(module="a"), rule(module="b")
+    text = one_rule("dense = true")
+    policies = [
+        Policy(),
+        Policy(execution="sparse"),
+        Policy(fallback="error"),
+        Policy(extends="full"),
+        Policy(extends="gradients"),
+        Policy(rules=[one, two]),
+        Policy(rules=[two, one]),
+        Policy(rules=[Rule(dense=True)]),
+        Policy.loads(text, origin="a.toml"),
+        Policy.loads(text, origin="b.toml"),
+        Policy.loads("\n" + text, origin="b.toml"),
+    ]
+    digests = {policy.digest for policy in policies}
+    assert len(digests) == len(policies)
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+
+
+# Round trip
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_round_trips(name):
+    policy = Policy.recipe(name)
+    assert Policy.loads(policy.to_toml()) == policy
+
+
+def test_written_toml_looks_like_written_by_hand():
+    policy = Policy(extends="full", rules=[Rule(class_="Linear", role="wgrad", **PRUNE)])
+    text = """schema = 1
+extends = "full"
+execution = "auto"
+fallback = "dense"
+margin = 1.05
+
+[[rule]]
+class = "Linear"
+role = "wgrad"
+prune = "gradient"
+format = "2:4"
+method = "mvue"
+"""
+    assert policy.to_toml() == text
+    keys = {"schema", "extends", "execution", "fallback", "margin", "rule"}
+    assert set(tomllib.loads(text)) == keys
+
+
+def words(values: object) -> st.SearchStrategy:
+    return st.none() | st.lists(st.sampled_from(list(values)), min_size=1, max_size=3)
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Rule:
+    keys: dict[str, object] = {
+        "module": draw(st.none() | st.text().filter(lambda s: not s.startswith("re:"))),
+        "class_": draw(st.none() | st.sampled_from(["*Conv*", "re:Linear|Conv.d", '"\\\n'])),
+        "op": draw(words(Op)),
+        "dtype": draw(words(["float16", "bfloat16", "float32", "float64"])),
+        "min_flops": draw(st.none() | st.floats(0, allow_nan=False, allow_infinity=False)),
+    }
+    if draw(st.booleans()):
+        return Rule(**keys, role=draw(words(Role)), dense=True)
+    kind = draw(st.sampled_from(OperandKind))
+    keys["role"] = draw(words(role for role in Role if kind in KINDS_OF_ROLE[role]))
+    form = draw(
+        st.integers(1, 32).flatmap(lambda m: st.builds(NMFormat, st.integers(1, m), st.just(m)))
+    )
+    methods = [None, Method.MSE, Method.MVUE, Method.UNIFORM]
+    methods += [Method.APPROX_MVUE] if form == NMFormat(2, 4) else []
+    methods += [Method.TRANSPOSABLE] if kind == "weight" and form.m in (2, 4) else []
+    method = draw(st.sampled_from(methods))
+    deterministic = method in (None, Method.MSE, Method.TRANSPOSABLE)
+    exact = deterministic and set(keys["role"] or ()) == {Role.FPROP} and draw(st.booleans())
+    return Rule(
+        **keys,
+        prune=kind,
+        format=form,
+        method=method,
+        backward="exact" if exact else "straight-through",
+        execution=draw(st.sampled_from([None, "simulate", "sparse", "auto"])),
+        fallback=draw(st.sampled_from([None, "dense", "simulate", "error"])),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*decides nothing")
+@settings(max_examples=200, deadline=None)
+@given(
+    st.builds(
+        Policy,
+        extends=st.sampled_from([None, *recipe_names()]),
+        execution=st.sampled_from(["simulate", "sparse", "auto"]),
+        fallback=st.sampled_from(["dense", "simulate", "error"]),
+        rules=st.lists(rules(), max_size=4),
+    )
+)
+def test_any_policy_round_trips_with_its_lines(policy):
+    text = policy.to_toml()
+    read = Policy.loads(text)
+    assert read == policy
+    headers = [i for i, line in enumerate(text.split("\n"), 1) if line == "[[rule]]"]
+    assert [found.line for found in read.rules] == headers

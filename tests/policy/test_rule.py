@@ -1,139 +1,18 @@
+"""One rule: what it matches, what is refused in it, and where it was written."""
+
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from nmcompile.errors import PolicyError
+from nmcompile.gemm import KINDS_OF_ROLE, Op, OperandKind, Role
 from nmcompile.policy import Policy, Rule
-
-PRUNE = {"prune": "gradient", "format": "2:4"}
-
-
-def one_rule(body: str) -> str:
-    return f"schema = 1\n\n[[rule]]\n{body}\n"
-
-
-def message(text: str) -> str:
-    with pytest.raises(PolicyError) as caught:
-        Policy.loads(text, origin="policy.toml")
-    return str(caught.value)
-
-
-# Names and paths
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        ("ful", "did you mean 'full'? (the path of a policy file ends in .toml)"),
-        ("paper-1-2", "did you mean 'paper-1:2'?"),
-        ("Full", "did you mean 'full'?"),
-        ("no/such.toml", "no/such.toml: no such policy file (in "),
-        ("such.toml", "such.toml: no such policy file (in "),
-        ("a\0/b", "not a path"),
-        (os.sep, "is a directory; name a policy file in it"),
-        (3, "a policy is a recipe's name, a path, a Policy or a mapping, not 3"),
-        ({"rules": []}, "<python>: unknown key \"rules\": did you mean 'rule'?"),
-        ({"rule": [{"dense": True}, {"rol": "x"}]}, '<python>, rule 2: unknown key "rol"'),
-        ({"rule": ["x"]}, "<python>, rule 1: 'x' is not a rule"),
-        ({1: 2, "rule": [{3: 4}]}, '<python>, rule 1: unknown key "3"'),
-    ],
-)
-def test_what_resolve_refuses(value, words):
-    with pytest.raises(PolicyError, match=re.escape(words)):
-        Policy.resolve(value)
-
-
-def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(PolicyError, match="recipe 'gradient' does not exist: did you mean 'gradi"):
-        Policy.recipe("gradient")
-
-
-# Reading files
-
-
-def test_an_unreadable_file(tmp_path, monkeypatch):
-    def refuse(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied")  # chmod would not stop root
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(PolicyError, match=r"policy\.toml: cannot be read: Permission denied"):
-        Policy.load(tmp_path / "policy.toml")
-
-
-def test_a_file_that_is_not_utf8(tmp_path):
-    file = tmp_path / "policy.toml"
-    file.write_bytes(b"schema = 1 # caf\xe9\n")
-    with pytest.raises(PolicyError, match=r"not UTF-8 \(byte 16 is 0xe9\); save the file as UTF-8"):
-        Policy.load(file)
-
-
-def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
-    file = tmp_path / "policy.toml"
-    text = one_rule('module = "é"\ndense = true').replace("\n", "\r\n")
-    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    (found,) = Policy.load(file).rules
-    assert (found.module, found.line) == ("é", 3)
-    assert found.label == f"{file}:3 (rule 1)"
-
-
-def test_toml_that_does_not_parse_keeps_its_line_and_column():
-    words = message(one_rule("format = 2:4"))
-    assert "policy.toml: not valid TOML" in words
-    assert "(at line 4, column 11)" in words
-    assert 'format = "2:4"' in words
-
-
-def test_toml_nested_too_deeply():
-    assert "nested too deeply" in message("a = " + "[" * 100_000)
-
-
-@pytest.mark.parametrize(
-    ("text", "lines"),
-    [
-        ("schema = 1\n[[rule]]\ndense = true\n  [[ 'rule' ]] # x\nop = 'conv'\ndense=true", [2, 4]),
-        # rules without a header, and a header that is none
-        ("schema = 1\nrule = [{dense = true}, {op = 'conv', dense = true}]", [None, None]),
-        ("schema = 1\n[[rule]]\ndense = true\nmodule = '''\n[[rule]]'''", [None]),
-        # "\u2028" ends a line for str.splitlines, not for TOML
-        ("schema = 1 # \u2028\n[[rule]]\ndense = true", [2]),
-    ],
-)
-def test_the_lines_of_rules(text, lines):
-    rules = Policy.loads(text).rules
-    assert [found.line for found in rules] == lines
-    assert [found.number for found in rules] == list(range(1, len(lines) + 1))
-
+from tests.policy.samples import PRUNE, SITE, message, one_rule, rule
 
 # What is refused
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "policy.toml: schema is missing: write schema = 1 on the first line"),
-        ("schema = 2\nnew_key = 1", "policy.toml: schema = 2: this nmcompile reads schema 1"),
-        ("schema = true", "schema = true: this nmcompile reads schema 1"),
-        ('schema = "1"', 'schema = "1": this nmcompile reads schema 1'),
-        ("schema = 1\nrules = []", "unknown key \"rules\": did you mean 'rule'?"),
-        ("schema = 1\nexecution = 'sprase'", "execution = \"sprase\": did you mean 'sparse'?"),
-        ("schema = 1\nfallback = 3", 'fallback = 3: write one of "dense", "simulate", "error"'),
-        ("schema = 1\nextends = 'ful'", "extends: recipe 'ful' does not exist: did you mean 'full"),
-        ("schema = 1\nextends = 1", "extends = 1: write the name of a built-in recipe in quotes"),
-        ("schema = 1\nprune = 'weight'", 'key "prune" is in the wrong place: move it below a [[ru'),
-        ("schema = 1\n[rule]\ndense = true", "[rule] is a single table: write [[rule]], with two"),
-        ("schema = 1\nrule = 3", "rule = 3: write rules, each below a [[rule]] header"),
-        ("schema = 1\nrule = [3]", "policy.toml, rule 1: 3 is not a rule"),
-    ],
-)
-def test_what_is_refused_at_the_top_of_a_file(text, words):
-    found = message(text)
-    assert words in found
-    assert found.startswith("policy.toml")
-    assert "\n" not in found
 
 
 @pytest.mark.parametrize(
@@ -219,42 +98,99 @@ def test_an_exact_backward_is_accepted_in_fprop(method):
     assert kept.backward == "exact"
 
 
-def test_all_problems_of_a_file_are_listed():
-    found = message(
-        """extend = "full"
+# What matches
 
-[[rule]]
-role = "wgard"
-op = ["linear", "cnov"]
-prune = "gradient"
-format = "5:4"
 
-[[rule]]
-dense = true
-prune = "weight"
-fromat = "2:4"
-"""
-    )
-    assert found.splitlines() == [
-        "policy.toml: 7 problems",
-        "  policy.toml: schema is missing: write schema = 1 on the first line",
-        "  policy.toml: unknown key \"extend\": did you mean 'extends'?",
-        "  policy.toml:3 (rule 1): op = \"cnov\": did you mean 'conv'?",
-        "  policy.toml:3 (rule 1): role = \"wgard\": did you mean 'wgrad'?",
-        "  policy.toml:3 (rule 1): format: 5:4 is not an N:M format: 1 <= N <= M <= 32 must hold, "
-        'for example "2:4" keeps 2 of every 4 elements',
-        "  policy.toml:9 (rule 2): prune: the rule also says dense = true: remove one of the two",
-        "  policy.toml:9 (rule 2): unknown key \"fromat\": did you mean 'format'?",
+@pytest.mark.parametrize(
+    ("condition", "hit", "miss"),
+    [
+        ({"module": "*.mlp.*"}, {"path": "a.b.mlp.fc1.x"}, {"path": "mlp.fc1"}),
+        ({"module": "head"}, {"path": "head"}, {"path": "Head"}),
+        ({"module": "layers.[0-3].fc"}, {"path": "layers.2.fc"}, {"path": "layers.4.fc"}),
+        ({"module": ""}, {"path": ""}, {"path": "a"}),
+        ({"module": r"re:layers\.\d+\.fc"}, {"path": "layers.12.fc"}, {"path": "layers.1.fc1"}),
+        ({"class": "*Conv*"}, {"module_class": "MyConv2d"}, {"module_class": "Linear"}),
+        ({"class_": "Linear"}, {"module_class": "Linear"}, {"module_class": "QLinear"}),
+        ({"op": "conv"}, {"op": Op.CONV}, {"op": Op.LINEAR}),
+        ({"op": ["conv", "matmul"]}, {"op": Op.MATMUL}, {"op": Op.LINEAR}),
+        ({}, {"op": Op.CONV}, {"op": Op.MATMUL}),
+        ({"role": "dgrad"}, {"role": Role.DGRAD}, {"role": Role.WGRAD}),
+        ({"role": ["dgrad", "wgrad"]}, {"role": Role.WGRAD}, {"role": Role.FPROP}),
+        ({}, {"role": Role.DGRAD}, {"role": Role.FPROP}),
+        ({"dtype": "float16"}, {"dtype": "float16"}, {"dtype": "bfloat16"}),
+        ({"dtype": ["float16", "float32"]}, {"dtype": "float32"}, {"dtype": "float64"}),
+        ({"min_flops": 100}, {"flops": 100.0}, {"flops": 99.0}),
+        ({"min_flops": 100}, {"flops": None}, {"flops": 0.0}),
+    ],
+)
+def test_a_condition_matches_and_does_not_match(condition, hit, miss):
+    assert rule(**condition).matches(replace(SITE, **hit))
+    assert not rule(**condition).matches(replace(SITE, **miss))
+
+
+def test_every_condition_must_hold():
+    both = rule(module="*.fc1", dtype="bfloat16")
+    assert both.matches(SITE)
+    assert not both.matches(replace(SITE, path="a.fc2"))
+    assert not both.matches(replace(SITE, dtype="float32"))
+
+
+@pytest.mark.parametrize("kind", OperandKind)
+def test_without_a_role_a_rule_matches_where_its_operand_exists(kind):
+    expected = tuple(role for role in Role if kind in KINDS_OF_ROLE[role])
+    assert rule(prune=kind).roles == expected
+
+
+def test_a_dense_rule_matches_every_op_and_role():
+    dense = Rule(dense=True)
+    assert all(dense.matches(replace(SITE, op=op, role=role)) for op in Op for role in Role)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("activation", "mse"), ("weight", "mse"), ("gradient", "mvue")]
+)
+def test_the_method_depends_on_the_operand(kind, method):
+    assert rule(prune=kind).method == method
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"module": "x"}, False),
+        ({"class": "x"}, False),
+        ({"op": "conv"}, False),
+        ({"op": ["conv", "linear"]}, True),  # what no op means, in another order
+        ({"role": "dgrad"}, False),
+        ({"role": ["wgrad", "dgrad"]}, True),
+        ({"dtype": "float16"}, False),
+        ({"min_flops": 1}, False),
+        ({"format": "1:2"}, True),  # no condition
+        ({"execution": "sparse"}, True),
+    ],
+)
+def test_the_conditions_of_a_rule(change, same):
+    assert (Rule(**{**PRUNE, **change}).conditions == Rule(**PRUNE).conditions) is same
+
+
+# Where it was written
+
+
+def test_a_rule_keeps_its_own_place_when_it_is_used_in_a_policy():
+    mine = Rule(dense=True)
+    policy = Policy(rules=[mine, *Policy.recipe("full").rules])
+    assert [r.label for r in policy.rules] == [
+        "<python>, rule 1",
+        "recipe full, rule 1",
+        "recipe full, rule 2",
     ]
+    assert mine.number is None
 
 
-def test_python_objects_raise_the_same_errors():
-    with pytest.raises(PolicyError, match="role = \"wgard\": did you mean 'wgrad'") as caught:
-        Rule(role="wgard", **PRUNE)
-    assert caught.value.__cause__ is not None
-    with pytest.raises(PolicyError, match="rule 2: role = \"wgard\": did you mean 'wgrad'"):
-        Policy(rules=[Rule(dense=True), {**PRUNE, "role": "wgard"}])
-    with pytest.raises(PolicyError, match="unknown key \"extend\": did you mean 'extends'"):
-        Policy(extend="full")
-    with pytest.raises(PolicyError, match="rule = 3"):
-        Policy(rules=3)
+def test_a_rule_knows_which_recipe_it_is_of():
+    policy = Policy.loads(
+        one_rule("dense = true").replace("schema = 1", 'schema = 1\nextends = "paper-1:2"'),
+        origin="recipe of mine.toml",  # a file's name does not make it one
+    )
+    assert [found.recipe for found in policy.all_rules] == [None, "paper-1:2"]
+    moved = Policy(rules=[Rule(dense=True), *Policy.recipe("full").rules])
+    assert [found.recipe for found in moved.rules] == [None, "full", "full"]
