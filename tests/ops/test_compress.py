@@ -1,38 +1,22 @@
-"""``nm::compress``, ``nm::decompress`` and ``nm::mm`` on the CPU, and their registration."""
+"""``nm::compress`` and ``nm::fused_compress`` on the CPU, and what is read back of them."""
 
 from __future__ import annotations
-
-import itertools
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
 
+from nmcompile.codegen.evaluate import evaluate
 from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import FormatError
 from nmcompile.masks.formats import NMFormat
-from nmcompile.ops.product import by_library
-from nmcompile.ops.schemas import Mm
+from nmcompile.ops.schemas import FusedCompress
+from tests.kernels.specs import PROLOGUES, inputs_of, spec
+from tests.ops.packed import LAYOUTS, pack, same_bits
 
-LAYOUTS = [str(layout) for layout in Layout]
-INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def same_bits(a, b):
-    kind = INTEGER[a.itemsize]
-    return a.shape == b.shape and torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
-
-
-def pack(x, layout, dim=1, method="mse", n=2, m=4):
-    seed = None if method == "mse" else torch.tensor([9])
-    (packed,) = torch.ops.nm.compress(x, seed, [3], [dim], n, m, method, layout)
-    return packed
-
-
-def dense_product(lhs, rhs, bias=None):
-    return torch.mm(lhs, rhs) if bias is None else torch.addmm(bias, lhs, rhs)
+SEED = torch.tensor([7])
 
 
 # -- compress and decompress -------------------------------------------------------------------
@@ -143,75 +127,24 @@ def test_symbolic_sizes(layout):
     assert len(graphs) == 1
 
 
-# -- products on the CPU -----------------------------------------------------------------------
-
-# Of a matrix with one row or column nobody can say how it lies, and BLAS chooses by that.
-SIZE = st.integers(2, 50)
+# -- fused with a prologue ----------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    SIZE, SIZE, SIZE, st.sampled_from(LAYOUTS),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), st.booleans(), st.booleans(),
-    st.booleans(),
-)  # fmt: skip
-def test_mm_on_the_left_is_the_dense_product(
-    rows, k, columns, layout, dtype, across, has_bias, transposed
-):
-    """A = prune(x) with blocks along its columns, or prune(x).t() with blocks along x's rows."""
-    x = torch.randn((k, rows) if across else (rows, k)).to(dtype)
-    dense = (
-        torch.randn(columns, k).to(dtype).t() if transposed else torch.randn(k, columns).to(dtype)
-    )
-    bias = torch.randn(rows).to(dtype) if has_bias else None
-    pruned = torch.ops.nm.prune(x, None, 0, 2, 4, [0 if across else 1], "mse")
-    a = pruned.t() if across else pruned
-    result = torch.ops.nm.mm(
-        pack(x, layout, 0 if across else 1), dense, rows, layout, bias, column_major=across
-    )
-    assert result.is_contiguous()
-    assert same_bits(result, dense_product(a, dense, None if bias is None else bias[:, None]))
+@pytest.mark.parametrize("prologue", PROLOGUES)
+@pytest.mark.parametrize("method", ["mse", "mvue"])
+def test_fused_compress_is_its_prologue_then_compress(prologue: str, method: str) -> None:
+    kind = spec(prologue, (0, 1), method, dtype="bfloat16")
+    inputs = inputs_of(kind, 40, 72)
+    seed = SEED if method == "mvue" else None
+    results = FusedCompress(inputs, seed, [3, 4], kind.to_json()).run()
+    operand = evaluate(kind, inputs, 40, 72)
+    expected = torch.ops.nm.compress(operand, seed, [3, 4], [0, 1], 2, 4, method, str(kind.layout))
+    for mine, theirs in zip(results, [*expected, operand], strict=False):
+        assert torch.equal(mine.view(torch.int16), theirs.view(torch.int16))
+    assert len(results) == 2 + kind.keep_dense
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    SIZE, SIZE, SIZE, st.sampled_from(LAYOUTS),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), st.booleans(), st.booleans(),
-    st.booleans(),
-)  # fmt: skip
-def test_mm_on_the_right_is_the_dense_product(
-    rows, k, columns, layout, dtype, across, has_bias, transposed
-):
-    """``dY @ prune(W)`` (across: blocks along W's rows) and ``X @ prune(W).t()``."""
-    weight = torch.randn((k, rows) if across else (rows, k)).to(dtype)
-    lhs = torch.randn(k, columns).to(dtype).t() if transposed else torch.randn(columns, k).to(dtype)
-    bias = torch.randn(rows).to(dtype) if has_bias else None
-    pruned = torch.ops.nm.prune(weight, None, 0, 2, 4, [0 if across else 1], "mse")
-    packed = pack(weight, layout, 0 if across else 1)
-    result = torch.ops.nm.mm(packed, lhs.t(), rows, layout, bias, True, across)
-    assert result.is_contiguous()
-    assert same_bits(result, dense_product(lhs, pruned if across else pruned.t(), bias))
-
-
-def test_empty_products():
-    for layout, (rows, k, n) in itertools.product(LAYOUTS, ((0, 8, 3), (5, 0, 3), (5, 8, 0))):
-        packed = pack(torch.randn(rows, k), layout)
-        assert torch.ops.nm.mm(packed, torch.randn(k, n), rows, layout).shape == (rows, n)
-        assert torch.ops.nm.mm(packed, torch.ones(k, n), rows, layout).abs().sum() == 0 or k
-
-
-@pytest.mark.parametrize("product", [torch.ops.nm.mm, lambda *args: by_library(Mm(*args))])
-def test_mismatched_operands_are_refused(product):
-    packed, layout = pack(torch.randn(40, 64).bfloat16(), "cutlass_sm80"), "cutlass_sm80"
-    dense = torch.randn(64, 8).bfloat16()
-    for arguments, error, message in (
-        ((packed, dense[:32], 40, layout), ValueError, "is not that of a 40 x 32 operand"),
-        ((packed, dense, 80, layout), ValueError, r"\(64, 36\) is not that of a 80 x 64 operand"),
-        ((packed, dense.float(), 40, layout), TypeError, "dtypes differ"),
-        ((packed, dense[0], 40, layout), ValueError, "must be 2-D"),
-        ((packed, dense, 40, layout, torch.ones(8).bfloat16()), ValueError, r"shape \(40,\)"),
-        ((packed, dense, 40, layout, torch.ones(40)), ValueError, "it is torch.float32"),
-        ((packed, dense, 40, "row"), ValueError, "did you mean 'row_major'"),
-    ):
-        with pytest.raises(error, match=message):
-            product(*arguments)
+def test_opcheck_of_a_fused_call() -> None:
+    kind = spec("silu_mul_bias", (1, 0), "mvue")
+    inputs = [torch.randn(16, 32).half(), torch.randn(16, 32).half(), torch.randn(32).half()]
+    torch.library.opcheck(FusedCompress.operator, (inputs, SEED, [1, 2], kind.to_json()))

@@ -1,35 +1,104 @@
-"""What surrounds cuSPARSELt and CUTLASS: operands made readable for them, and the layout's check.
+"""``nm::mm``: on the CPU the dense product bit for bit; what surrounds cuSPARSELt and CUTLASS.
 
-No library runs here. Its products are imitated by functions that read memory as it does, so that
-padding, strides, alignment and slicing are checked; its compressor by one that finds survivors
-itself.
+No library runs here: they are imitated by functions that read memory as they do, so that padding,
+strides, alignment and slicing are checked.
 """
 
 from __future__ import annotations
 
-import warnings
+import itertools
 
+import hypothesis.strategies as st
 import pytest
 import torch
-import torch.nn.functional as F
+from hypothesis import given, settings
 from torch.sparse import _semi_structured_conversions as torch_cutlass
 
-from nmcompile.compressed import cusparselt, packing
+from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
-from nmcompile.errors import NMWarning
-from nmcompile.masks.formats import NMFormat
 from nmcompile.ops.product import by_library
 from nmcompile.ops.schemas import Mm
+from tests.ops.packed import LAYOUTS, pack, same_bits
 
-CPU = torch.device("cpu")
+# -- on the CPU --------------------------------------------------------------------------------
+
+# Of a matrix with one row or column nobody can say how it lies, and BLAS chooses by that.
+SIZE = st.integers(2, 50)
 
 
-def pack(x, layout):
-    (packed,) = torch.ops.nm.compress(x, None, [0], [1], 2, 4, "mse", str(layout))
-    return packed
+def dense_product(lhs, rhs, bias=None):
+    return torch.mm(lhs, rhs) if bias is None else torch.addmm(bias, lhs, rhs)
 
 
-# -- products ----------------------------------------------------------------------------------
+@settings(max_examples=80, deadline=None)
+@given(
+    SIZE, SIZE, SIZE, st.sampled_from(LAYOUTS),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), st.booleans(), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+def test_mm_on_the_left_is_the_dense_product(
+    rows, k, columns, layout, dtype, across, has_bias, transposed
+):
+    """A = prune(x) with blocks along its columns, or prune(x).t() with blocks along x's rows."""
+    x = torch.randn((k, rows) if across else (rows, k)).to(dtype)
+    dense = (
+        torch.randn(columns, k).to(dtype).t() if transposed else torch.randn(k, columns).to(dtype)
+    )
+    bias = torch.randn(rows).to(dtype) if has_bias else None
+    pruned = torch.ops.nm.prune(x, None, 0, 2, 4, [0 if across else 1], "mse")
+    a = pruned.t() if across else pruned
+    result = torch.ops.nm.mm(
+        pack(x, layout, 0 if across else 1), dense, rows, layout, bias, column_major=across
+    )
+    assert result.is_contiguous()
+    assert same_bits(result, dense_product(a, dense, None if bias is None else bias[:, None]))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    SIZE, SIZE, SIZE, st.sampled_from(LAYOUTS),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), st.booleans(), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+def test_mm_on_the_right_is_the_dense_product(
+    rows, k, columns, layout, dtype, across, has_bias, transposed
+):
+    """``dY @ prune(W)`` (across: blocks along W's rows) and ``X @ prune(W).t()``."""
+    weight = torch.randn((k, rows) if across else (rows, k)).to(dtype)
+    lhs = torch.randn(k, columns).to(dtype).t() if transposed else torch.randn(columns, k).to(dtype)
+    bias = torch.randn(rows).to(dtype) if has_bias else None
+    pruned = torch.ops.nm.prune(weight, None, 0, 2, 4, [0 if across else 1], "mse")
+    packed = pack(weight, layout, 0 if across else 1)
+    result = torch.ops.nm.mm(packed, lhs.t(), rows, layout, bias, True, across)
+    assert result.is_contiguous()
+    assert same_bits(result, dense_product(lhs, pruned if across else pruned.t(), bias))
+
+
+def test_empty_products():
+    for layout, (rows, k, n) in itertools.product(LAYOUTS, ((0, 8, 3), (5, 0, 3), (5, 8, 0))):
+        packed = pack(torch.randn(rows, k), layout)
+        assert torch.ops.nm.mm(packed, torch.randn(k, n), rows, layout).shape == (rows, n)
+        assert torch.ops.nm.mm(packed, torch.ones(k, n), rows, layout).abs().sum() == 0 or k
+
+
+@pytest.mark.parametrize("product", [torch.ops.nm.mm, lambda *args: by_library(Mm(*args))])
+def test_mismatched_operands_are_refused(product):
+    packed, layout = pack(torch.randn(40, 64).bfloat16(), "cutlass_sm80"), "cutlass_sm80"
+    dense = torch.randn(64, 8).bfloat16()
+    for arguments, error, message in (
+        ((packed, dense[:32], 40, layout), ValueError, "is not that of a 40 x 32 operand"),
+        ((packed, dense, 80, layout), ValueError, r"\(64, 36\) is not that of a 80 x 64 operand"),
+        ((packed, dense.float(), 40, layout), TypeError, "dtypes differ"),
+        ((packed, dense[0], 40, layout), ValueError, "must be 2-D"),
+        ((packed, dense, 40, layout, torch.ones(8).bfloat16()), ValueError, r"shape \(40,\)"),
+        ((packed, dense, 40, layout, torch.ones(40)), ValueError, "it is torch.float32"),
+        ((packed, dense, 40, "row"), ValueError, "did you mean 'row_major'"),
+    ):
+        with pytest.raises(error, match=message):
+            product(*arguments)
+
+
+# -- the libraries -------------------------------------------------------------------------------
 
 
 def cusparselt_product(layout):
@@ -105,71 +174,3 @@ def test_the_libraries_take_sixteen_bits():
     packed = pack(torch.randn(4, 8), "cusparselt_sm90")
     with pytest.raises(TypeError, match="bfloat16 and float16, not"):
         by_library(Mm(packed, torch.ones(8, 2), 4, "cusparselt_sm90"))
-
-
-# -- the check of cuSPARSELt's layout ----------------------------------------------------------
-
-
-def library(layout):
-    """A compressor for ``layout`` that finds the survivors itself, as cuSPARSELt does."""
-
-    def compress(values):
-        return packing.pack(values != 0, values, values.shape, layout, NMFormat(2, 4), "mse")
-
-    return compress
-
-
-@pytest.mark.parametrize("layout", [Layout.CUSPARSELT_SM90, Layout.CUSPARSELT_SM80])
-@pytest.mark.parametrize("dtype", cusparselt.DTYPES)
-def test_the_check_tells_layouts_apart(layout, dtype):
-    for other in Layout:
-        same = cusparselt.writes_layout(library(other), layout, dtype, CPU)
-        assert same == (other is layout)
-
-    def wider(values):
-        return F.pad(library(layout)(values), (0, 8))
-
-    assert not cusparselt.writes_layout(wider, layout, dtype, CPU)
-
-
-def test_another_layout_is_reported_once(monkeypatch):
-    cusparselt._reads.cache_clear()
-    calls = []
-
-    def other(values):
-        calls.append(values.shape)
-        return library(Layout.ROW_MAJOR)(values)
-
-    monkeypatch.setattr(torch, "_cslt_compress", other)
-    key = (Layout.CUSPARSELT_SM90, torch.bfloat16, CPU, 800)
-    with pytest.warns(NMWarning, match="cuSPARSELt 800 on cpu does not write layout"):
-        assert not cusparselt._reads(*key)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not cusparselt._reads(*key)
-    assert len(calls) == 1
-    monkeypatch.setattr(torch, "_cslt_compress", library(Layout.CUSPARSELT_SM90))
-    assert cusparselt._reads(*key[:3], 801)
-    cusparselt._reads.cache_clear()
-
-
-def test_nothing_is_checked_without_cuda():
-    assert cusparselt.reads(Layout.CUSPARSELT_SM90, torch.ones(1, dtype=torch.bfloat16))
-
-
-def test_operands_are_repacked_for_another_layout(monkeypatch):
-    """What ``nm::compress`` returns where the library's layout is not ours."""
-    layout, foreign = Layout.CUSPARSELT_SM90, Layout.CUTLASS_SM80
-    monkeypatch.setattr(torch, "_cslt_compress", library(foreign))
-    monkeypatch.setattr(cusparselt, "reads", lambda *_: False)
-    x = torch.randn(70, 50).bfloat16()
-    packed = pack(x, layout)
-    assert packed.shape == layout.packed_shape(70, 50, x.dtype)
-    r_pad, c_pad = layout.padded(70, 50)
-    dense = packing.unpack(packed, r_pad, c_pad, foreign)[:70, :50]
-    assert torch.equal(dense, torch.ops.nm.prune(x, None, 0, 2, 4, [1], "mse"))
-    with pytest.raises(RuntimeError, match="cuSPARSELt packed this operand"):
-        torch.ops.nm.decompress(packed, 70, 50, str(layout))
-    monkeypatch.setattr(torch, "_cslt_compress", lambda dense: dense)
-    with pytest.raises(ValueError, match="is not that of a 70 x 50"):
-        pack(x, layout)

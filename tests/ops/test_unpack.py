@@ -1,18 +1,14 @@
-"""nm::unpack_mask, nm::compress_like and nm::fused_compress on the CPU."""
+"""``nm::unpack_mask`` and ``nm::compress_like`` on the CPU."""
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import pytest
 import torch
 
 import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
-from nmcompile.codegen.evaluate import evaluate
 from nmcompile.compressed.layouts import Layout
-from nmcompile.ops.schemas import FusedCompress
-from tests.kernels.specs import PROLOGUES, inputs_of, spec
 
 nm = torch.ops.nm
 SEED = torch.tensor([7])
@@ -44,61 +40,8 @@ def test_the_kept_places_of_the_operand_itself_are_the_operand() -> None:
                        packed(x, "row_major"))  # fmt: skip
 
 
-@pytest.mark.parametrize("prologue", PROLOGUES)
-@pytest.mark.parametrize("method", ["mse", "mvue"])
-def test_fused_compress_is_its_prologue_then_compress(prologue: str, method: str) -> None:
-    kind = spec(prologue, (0, 1), method, dtype="bfloat16")
-    inputs = inputs_of(kind, 40, 72)
-    seed = SEED if method == "mvue" else None
-    results = FusedCompress(inputs, seed, [3, 4], kind.to_json()).run()
-    operand = evaluate(kind, inputs, 40, 72)
-    expected = nm.compress(operand, seed, [3, 4], [0, 1], 2, 4, method, str(kind.layout))
-    for mine, theirs in zip(results, [*expected, operand], strict=False):
-        assert torch.equal(mine.view(torch.int16), theirs.view(torch.int16))
-    assert len(results) == 2 + kind.keep_dense
-
-
 def test_opcheck() -> None:
     x = torch.randn(16, 32)
     blob = packed(x, "row_major")
     torch.library.opcheck(nm.unpack_mask.default, (blob, 16, 32, "row_major"))
     torch.library.opcheck(nm.compress_like.default, (x, blob, "row_major"))
-    kind = spec("silu_mul_bias", (1, 0), "mvue")
-    inputs = [torch.randn(16, 32).half(), torch.randn(16, 32).half(), torch.randn(32).half()]
-    torch.library.opcheck(FusedCompress.operator, (inputs, SEED, [1, 2], kind.to_json()))
-
-
-@pytest.mark.parametrize("prologue", [p for p in PROLOGUES if p != "copy"])
-def test_the_expressions_say_what_the_operators_do(prologue: str) -> None:
-    """The oracle runs the operators, the kernel the expressions: here both, in Python."""
-    kind = spec(prologue)
-    inputs = [x.nan_to_num().float() for x in inputs_of(kind, 8, 16)]
-    values = {i.name: x.reshape(1, -1) if i.shape == "per_column" else x
-              for i, x in zip(kind.inputs, inputs, strict=True)}  # fmt: skip
-
-    class tl:  # the functions of Triton's language that expressions use
-        exp, sqrt, erf, abs = torch.exp, torch.sqrt, torch.erf, torch.abs
-        PropagateNan = types.SimpleNamespace(ALL=None)
-
-        @staticmethod
-        def maximum(a: Any, b: Any, propagate_nan: Any) -> torch.Tensor:
-            return torch.maximum(a, b)
-
-        @staticmethod
-        def minimum(a: Any, b: Any, propagate_nan: Any) -> torch.Tensor:
-            return torch.minimum(a, b)
-
-        @staticmethod
-        def where(condition: Any, a: Any, b: Any) -> torch.Tensor:
-            return torch.where(condition, torch.as_tensor(a), torch.as_tensor(b))
-
-    names = {
-        "tl": tl,
-        "ISA": 0,
-        "sigmoid": lambda x, isa: torch.sigmoid(x),
-        "silu": lambda x, isa: torch.nn.functional.silu(x),
-    }
-    for s in kind.statements:
-        values[s.name] = eval(s.code, names, values)
-    expected = evaluate(kind, inputs_of(kind, 8, 16), 8, 16).float()
-    torch.testing.assert_close(values[kind.statements[-1].name], expected, rtol=2e-3, atol=1e-3)

@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from nmcompile.codegen import launch, loader
-from nmcompile.codegen.device import host, unpack
+from nmcompile.codegen.device import host
 from nmcompile.codegen.printer import parameters
 from nmcompile.compressed import cusparselt
 from nmcompile.passes.pipeline import POST_GRAD
@@ -98,24 +98,6 @@ def test_the_copy_that_inductor_makes_is_the_same_kernel(method: str, tmp_path: 
 def test_every_prologue_compiles_for_a_gpu(prologue: str) -> None:
     kind = spec(prologue, (1,), "mse", dtype="bfloat16")
     assert "st.global" in ptx(loader.load(kind), kind)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["decompress", "unpack_mask", "compress_like"])
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_kernels_that_read_packed_operands_compile(name: str, capability: int) -> None:
-    kernel = getattr(unpack, f"{name}_kernel")
-    constants = {"LAYOUT": "cusparselt_sm90", "BLOCK": 1024, "WHOLE": True}
-    sizes = ("R", "C", "rows", "columns")
-    names = kernel.arg_names
-    signature = {n: "i32" if n in sizes else "*bf16" for n in names if n not in constants}
-    source = ASTSource(
-        fn=kernel,
-        signature=signature | dict.fromkeys(constants, "constexpr"),
-        constexprs={(names.index(k),): v for k, v in constants.items()},
-    )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert "st.global" in compiled.asm["ptx"]
 
 
 class FakeDriver:

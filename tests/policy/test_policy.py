@@ -20,7 +20,6 @@ from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.policy import Policy, Rule, recipe_names
 from tests.policy.samples import PRUNE, SITE, message, one_rule, rule
 
-
 # Which rule decides
 
 

@@ -13,7 +13,6 @@ from nmcompile.gemm import Op, Role
 from nmcompile.policy import Policy, recipe_names
 from tests.policy.samples import SITE, message, one_rule
 
-
 # Files
 
 

@@ -1,0 +1,28 @@
+"""The order of the passes, and what each of them may do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import nmcompile
+from nmcompile.passes import pipeline
+from nmcompile.passes.run import run
+from tests.passes.linear import linear_plan
+
+
+def test_logging_names_each_pass(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="nmcompile"):
+        nmcompile.explain(nn.Linear(16, 8), torch.randn(4, 16))
+    text = caplog.text
+    for step in ("find", "assign", "split_convolution_backward", "prune_forward"):
+        assert f"{step}: 2 products" in text
+
+
+def test_finding_and_deciding_change_nothing() -> None:
+    gm, plan = linear_plan("full")
+    before = str(gm.graph)
+    run(pipeline.JOINT[:2], plan, "graph")
+    assert str(gm.graph) == before
+    assert plan.decisions[0].pruning is not None
