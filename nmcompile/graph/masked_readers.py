@@ -99,8 +99,8 @@ class MaskedReaders:
 
     def all_multiply_the_gradient(self) -> bool:
         """Whether nothing of the saved tensors matters where the gradient is masked."""
-        sources = [*self._saved, *self.derived]
-        readers = {u for s in sources for u in s.users if in_backward(u)}
+        readers = {u for s in self._saved for u in s.users if in_backward(u)}
+        readers.update(u for d in self.derived for u in d.users)  # the graph's output too
         inside = all(u in self.gradient or u in self.derived for u in readers)
         with _torch.real_tensors():
             return inside and self._finite_at_zero()
