@@ -11,7 +11,6 @@ import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.compressed.layouts import Layout
 
 nm = torch.ops.nm
-SEED = torch.tensor([7])
 
 
 def packed(x: torch.Tensor, layout: str, format: tuple[int, int] = (2, 4)) -> torch.Tensor:
