@@ -1,0 +1,59 @@
+"""Every operator ``nm``: one class that says what its schema says, and results that are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+
+import pytest
+import torch
+
+import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
+from nmcompile.graph import aten
+from nmcompile.ops import schemas
+from nmcompile.ops.call import Call, check_names
+from tests.kernels.specs import spec
+
+
+def calls(cls: type[Call] = Call) -> Iterator[type[Call]]:
+    """The package's classes that stand for an operator."""
+    for sub in cls.__subclasses__():
+        if sub.__module__ in (schemas.__name__, aten.__name__):
+            if hasattr(sub, "operator"):
+                yield sub
+            yield from calls(sub)
+
+
+EVERY = list(calls())
+OURS = [c for c in EVERY if c.__module__ == schemas.__name__]
+
+
+def test_every_operator_has_a_class() -> None:
+    registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("nm::")}
+    assert {c.operator.name() for c in OURS} == registered
+    assert len(OURS) == len(registered) == 9
+
+
+@pytest.mark.parametrize("call", EVERY, ids=lambda c: c.__name__)
+def test_names_and_defaults_are_those_of_the_schema(call: type[Call]) -> None:
+    check_names(call)
+    for field, argument in zip(fields(call), call.operator._schema.arguments, strict=True):
+        assert (field.default is not MISSING) == argument.has_default_value()
+        if argument.has_default_value():
+            assert field.default == argument.default_value
+    assert call.__doc__
+
+
+@pytest.mark.parametrize("call", OURS, ids=lambda c: c.__name__)
+def test_an_operator_changes_nothing_and_its_results_are_its_own(call: type[Call]) -> None:
+    schema = call.operator._schema
+    assert not schema.is_mutable
+    assert all(r.alias_info is None for r in schema.returns)
+    assert torch.Tag.pt2_compliant_tag in call.operator.tags
+    assert torch.Tag.needs_fixed_stride_order in call.operator.tags
+
+
+def test_a_spec_is_read_once_from_its_text() -> None:
+    kind = spec("silu_mul_bias", (1, 0), "mvue")
+    assert schemas.spec_of(kind.to_json()) == kind
+    assert schemas.spec_of(kind.to_json()) is schemas.spec_of(kind.to_json())
