@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nmcompile.codegen import loader
-from nmcompile.codegen.printer import print_kernel
-from tests.kernels.specs import spec
+from nmcompile.codegen.printer import parameters, print_kernel
+from tests.kernels.specs import all_specs, spec
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +35,44 @@ def test_the_kernels_of_a_graph_are_recorded_once_each() -> None:
     loader.record_kernels("digest", [spec()])
     assert [p.name.split("_")[1] for p in loader.recorded_kernels("digest")] == ["rows", "columns"]
     assert loader.recorded_kernels("another") == ()
+
+
+def test_its_name_tells_kernels_apart_and_says_what_they_do() -> None:
+    paths = {loader.kernel_path(kind): kind for kind in dict.fromkeys(all_specs())}
+    assert len(paths) == len(set(all_specs()))
+    assert all(path.name.startswith(kind.name) for path, kind in paths.items())
+
+
+def test_a_folder_that_cannot_be_written_is_reported_and_the_kernel_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(loader.cache, "folder", lambda: tmp_path / "file" / "nmcompile")
+    path = loader.kernel_path(spec())
+    assert path.read_text() == print_kernel(spec())
+    assert tmp_path not in path.parents
+    assert f"kernel {spec().name} is kept for this process alone" in caplog.text
+    loader.record_kernels("digest", [spec()])
+    assert "a report will not list its kernels" in caplog.text
+    assert loader.recorded_kernels("digest") == ()
+
+
+def test_a_kernel_that_is_gone_is_not_listed() -> None:
+    kinds = [spec(), spec(dims=(0,))]
+    loader.record_kernels("digest", kinds)
+    loader.kernel_path(kinds[0]).unlink()
+    assert loader.recorded_kernels("digest") == (loader.kernel_path(kinds[1]),)
+
+
+def test_a_graph_without_kernels_leaves_no_file(tmp_path: Path) -> None:
+    loader.record_kernels("digest", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_is_imported_once_under_its_name() -> None:
+    pytest.importorskip("triton")
+    loader.load.cache_clear()
+    kernel = loader.load(spec())
+    assert loader.load(spec()) is kernel
+    assert kernel.__name__ == spec().name
+    assert kernel.arg_names == [*parameters(spec()), "ROWS", "COLUMNS", "FIT", "ISA"]
