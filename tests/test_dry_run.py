@@ -39,3 +39,11 @@ def test_explain_raises_policy_errors_as_they_are() -> None:
     )
     with pytest.raises(PolicyError, match="asks for execution"):
         nmcompile.explain(nn.Linear(8, 8), torch.randn(4, 8), policy=Policy(rules=[rule]))
+
+
+def test_explain_needs_no_memory_for_the_model() -> None:
+    with torch.device("meta"):
+        model, x = nn.Linear(8, 8), torch.randn(4, 8)
+    report = nmcompile.explain(model, x)
+    assert {s.device for s in report.sites} == {"meta"}
+    assert report.totals.pruned_share == 1.0

@@ -72,7 +72,9 @@ def _lines(gm: fx.GraphModule, inputs: Sequence[Any], weights: frozenset[int]) -
     yield f"grad={torch.is_grad_enabled()} inference={torch.is_inference_mode_enabled()}"
     # AOTAutograd of torch 2.11 does not tell autocast to bfloat16 from autocast to float16.
     for device in sorted({"cpu", *(v.device.type for v in inputs if isinstance(v, torch.Tensor))}):
-        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        has_autocast = torch.amp.is_autocast_available(device)  # not so the meta device
+        on = has_autocast and torch.is_autocast_enabled(device)
+        autocast = on and torch.get_autocast_dtype(device)
         yield f"autocast {device} {autocast}"
     for index, value in enumerate(inputs):
         if isinstance(value, torch.Tensor):
