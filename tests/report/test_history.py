@@ -1,0 +1,103 @@
+"""Reports belong to the call that made them, and say what no graph holds."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from torch import nn
+
+from nmcompile import NMError, NMWarning, Policy
+from nmcompile.report.history import History, uncompiled
+from tests.report.samples import graph, site, skipped
+
+FULL, DENSE = Policy.recipe("full"), Policy.recipe("dense")
+
+
+class Owner:
+    """Stands for what ``torch.compile`` returned."""
+
+
+def modules(history: History) -> list[str]:
+    return [s.module for s in history.last().sites]
+
+
+def test_graphs_of_one_call_are_one_report() -> None:
+    history, owner, other = History(), Owner(), Owner()
+    history.add(owner, FULL, [graph(site("a"))])
+    history.add(other, FULL, [graph(site("x"))])
+    assert modules(history) == ["x"]
+    history.add(owner, FULL, [graph(site("b")), graph(site("c"))])
+    assert modules(history) == ["a", "b", "c"]
+
+
+def test_another_policy_begins_a_report_of_its_own() -> None:
+    history, owner = History(), Owner()
+    history.add(owner, FULL, [graph(site("a"))])
+    history.add(owner, DENSE, [graph(site("b"))])
+    assert modules(history) == ["b"]
+    assert Policy.loads(history.last().policy) == DENSE
+
+
+def test_a_call_without_an_owner_stands_alone() -> None:
+    history = History()
+    for name in "ab":
+        history.add(None, FULL, [graph(site(name))])
+    assert modules(history) == ["b"]
+
+
+def test_an_owner_that_is_gone_is_not_mistaken_for_a_new_one() -> None:
+    history = History()
+    for _ in range(20):  # each would else be likely to get the address of the one before
+        history.add(Owner(), FULL, [graph(site())])
+        assert len(history.last().sites) == 1
+
+
+def test_before_the_first_and_after_a_reset_there_is_none() -> None:
+    history = History()
+    for _ in range(2):
+        with pytest.raises(NMError, match="nothing has been compiled yet"):
+            history.last()
+        history.add(Owner(), FULL, [graph(site())])
+        history.clear()
+
+
+def test_a_model_is_judged_once_and_when_it_is_complete() -> None:
+    history, owner = History(), Owner()
+    history.add(owner, FULL, [graph(site())])  # more may follow: no warning, which is an error
+    with pytest.warns(NMWarning, match="nothing is pruned of 2 products"):
+        history.add(owner, FULL, [graph(site())], complete=True)
+    history.add(owner, FULL, [graph(site())], complete=True)
+
+
+def test_the_report_lists_the_layers_that_no_graph_holds_while_the_model_lives() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    history = History()
+    history.add(None, FULL, [graph(site("0"))], whole=model)
+    assert history.last().uncompiled == ("2",)
+    del model
+    gc.collect()
+    assert history.last().uncompiled == ()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.conv, self.norm = nn.Conv1d(4, 4, 1), nn.LayerNorm(4)
+
+
+def test_what_a_graph_holds() -> None:
+    def left_out(*graphs: object) -> list[str]:
+        return uncompiled(Net(), graphs)  # type: ignore[arg-type]
+
+    every = ["layers.0", "layers.1", "layers.2", "attention.out_proj", "conv"]
+    assert left_out() == every
+    assert left_out(graph(site("layers.1"), site("conv"))) == [*every[:1], *every[2:4]]
+    # What reads the output projection's weight is a product of the attention itself, or fused.
+    assert left_out(graph(site("attention"))) == [*every[:3], "conv"]
+    assert left_out(graph(skipped=(skipped("attention"),))) == [*every[:3], "conv"]
+    # A row of a region stands for all of its modules.
+    region = ("layers.0", "layers.2")
+    assert left_out(graph(site("layers.{0,2}"), region=region)) == ["layers.1", *every[3:]]
