@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import nmcompile
 from nmcompile import NMError
@@ -30,3 +33,64 @@ def test_a_graph_without_values() -> None:
     gm = torch.fx.symbolic_trace(nn.Linear(4, 4))
     with pytest.raises(NMError, match=r"no meta\['val'\]: trace with .*make_fx"):
         nmcompile.rewrite(gm, "full")
+
+
+def forward() -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
+    """Two products without a gradient."""
+    args = (torch.randn(4, 8), torch.randn(8, 6), torch.randn(6, 8))
+    return make_fx(lambda x, w_in, w_out: x @ w_in @ w_out)(*args), args
+
+
+@pytest.mark.parametrize(
+    ("weights", "pruned"),
+    [
+        ("w_*", 2),
+        (["w_in*"], 1),
+        (["w_in*", "w_out*"], 2),
+        (None, 0),  # nothing tells which of its inputs are parameters
+    ],
+)
+def test_weights_by_name(weights: Any, pruned: int) -> None:
+    gm, args = forward()
+    result = nmcompile.rewrite(gm, "activations", weights=weights)
+    report = result.meta["nm_report"]
+    assert report.totals.pruned_sites == pruned
+    assert [str(s.op) for s in report.sites].count("linear") == pruned
+    assert torch.equal(result(*args), gm(*args)) == (pruned == 0)
+
+
+def test_what_the_module_holds_is_a_weight() -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(8, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.w
+
+    gm = make_fx(Held())(torch.randn(4, 8))
+    (site,) = nmcompile.rewrite(gm, "activations").meta["nm_report"].sites
+    assert [str(k) for k in site.operands] == ["activation", "weight"]
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_the_differentiated_operand_is_the_weight_also_where_the_input_is(
+    needs_gradient: bool,
+) -> None:
+    def step(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((x @ w).sum(), (x, w) if needs_gradient else (w,))
+
+    x, w = torch.randn(4, 8), torch.randn(8, 6, requires_grad=True)
+    gm = make_fx(step)(x.requires_grad_(needs_gradient), w)
+    sites = nmcompile.rewrite(gm, "full").meta["nm_report"].sites
+    found = {str(s.role): [str(k) for k in s.operands] for s in sites}
+    assert found["fprop"] == ["activation", "weight"]
+    assert sorted(found) == ["dgrad", "fprop", "wgrad"][not needs_gradient :]
+
+
+def test_the_given_graph_stays_as_it_is() -> None:
+    gm, _ = forward()
+    before = gm.code
+    result = nmcompile.rewrite(gm, "full", weights="w_*")
+    assert gm.code == before != result.code
+    assert "nm_report" not in gm.meta

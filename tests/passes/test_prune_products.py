@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from nmcompile import Policy
+from nmcompile.gemm import OperandKind, Role
+from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.passes import pipeline
+from nmcompile.passes.assign import assign
+from nmcompile.passes.find import find
+from nmcompile.passes.plan import Plan
+from nmcompile.passes.prune_products import prune_backward, prune_forward
 from nmcompile.passes.run import run
 from tests.passes.linear import linear_plan
 
@@ -17,3 +26,28 @@ def test_a_rewritten_graph_is_valid_and_computes_the_pruned_product() -> None:
     x, w = torch.randn(8, 16), torch.randn(16, 4)
     pruned = torch.ops.nm.prune(x, None, 0, 2, 4, [1], "mse")
     torch.testing.assert_close(gm(x, w), pruned @ w)
+
+
+def test_forward_and_backward_products_are_rewritten_on_their_own() -> None:
+    def step(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((x @ w.t()).sum(), (x, w))
+
+    leaves = (torch.randn(*shape, requires_grad=True) for shape in ((8, 16), (4, 16)))
+    graph = make_fx(step, tracing_mode="fake")(*leaves).graph
+    kinds = operand_kinds(
+        graph,
+        lambda n: OperandKind.WEIGHT if n.name.startswith("w") else OperandKind.ACTIVATION,
+        lambda n: n.target is torch.ops.aten.ones_like.default,
+    )
+    plan = Plan(graph, kinds, Policy.recipe("full"))
+    find(plan)
+    assign(plan)
+    roles = {d.site: d.gemm.role for d in plan.decisions}
+    assert sorted(roles.values()) == sorted(Role)
+    prune_forward(plan)
+    assert [roles[site] for site in plan.results] == [Role.FPROP]
+    prune_backward(plan)
+    assert set(plan.results) == set(roles)
+    for site, result in plan.results.items():
+        assert plan.products[site].node is result.product
+    graph.lint()
