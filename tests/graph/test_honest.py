@@ -1,4 +1,4 @@
-"""What ``dishonest`` finds, and what it lets pass; the runner of passes asks it (``passes.run``)."""
+"""What ``dishonest`` finds and lets pass; the runner of passes asks it (``passes.run``)."""
 
 from __future__ import annotations
 

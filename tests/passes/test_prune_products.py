@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from nmcompile import Policy
-from nmcompile.gemm import OperandKind, Role
-from nmcompile.graph.operand_kinds import operand_kinds
+from nmcompile.gemm import Role
 from nmcompile.passes import pipeline
 from nmcompile.passes.assign import assign
 from nmcompile.passes.find import find
-from nmcompile.passes.plan import Plan
 from nmcompile.passes.prune_products import prune_backward, prune_forward
 from nmcompile.passes.run import run
 from tests.passes.linear import linear_plan
+from tests.passes.plans import plan_of
 
 
 def test_a_rewritten_graph_is_valid_and_computes_the_pruned_product() -> None:
@@ -33,13 +30,7 @@ def test_forward_and_backward_products_are_rewritten_on_their_own() -> None:
         return torch.autograd.grad((x @ w.t()).sum(), (x, w))
 
     leaves = (torch.randn(*shape, requires_grad=True) for shape in ((8, 16), (4, 16)))
-    graph = make_fx(step, tracing_mode="fake")(*leaves).graph
-    kinds = operand_kinds(
-        graph,
-        lambda n: OperandKind.WEIGHT if n.name.startswith("w") else OperandKind.ACTIVATION,
-        lambda n: n.target is torch.ops.aten.ones_like.default,
-    )
-    plan = Plan(graph, kinds, Policy.recipe("full"))
+    plan = plan_of(step, *leaves)
     find(plan)
     assign(plan)
     roles = {d.site: d.gemm.role for d in plan.decisions}
@@ -50,4 +41,4 @@ def test_forward_and_backward_products_are_rewritten_on_their_own() -> None:
     assert set(plan.results) == set(roles)
     for site, result in plan.results.items():
         assert plan.products[site].node is result.product
-    graph.lint()
+    plan.graph.lint()
