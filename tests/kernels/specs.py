@@ -136,9 +136,18 @@ def all_specs() -> Iterator[KernelSpec]:
     for layout in Layout:
         yield spec(dims=(1, 0), layout=layout)
         yield spec(dims=(1, 0), method="mvue", layout=layout)
+    yield from (s for _, s in fused_specs())
+
+
+def fused_specs() -> Iterator[tuple[str, KernelSpec]]:
+    """Every prologue once, by name; one more that keeps no dense result."""
+    every_dims = [(1,), (0,), (1, 0)]
     for k, name in enumerate(PROLOGUES):
-        yield spec(name, dims=every_dims[k % 3], method=("mse", "mvue")[k % 2])
-    yield spec("silu_mul_bias", dims=(0, 1), method="mvue", keep_dense=False)
+        yield name, spec(name, dims=every_dims[k % 3], method=("mse", "mvue")[k % 2])
+    yield (
+        "silu_mul_bias alone",
+        spec("silu_mul_bias", dims=(0, 1), method="mvue", keep_dense=False),
+    )
 
 
 def inputs_of(spec: KernelSpec, rows: int, columns: int, seed: int = 0) -> list[torch.Tensor]:

@@ -1,20 +1,16 @@
-"""The device functions: right in Triton's interpreter, and fast as far as machine code tells.
+"""The device functions without a device: right as PTX, and fast as far as machine code tells.
+
+That their plain forms are right is the suite's (``test_tiles.py``, ``test_primitives.py``).
 
 Claims:
-- The kernels of the static check write what the oracle says, bit for bit, padding included: in
-  bfloat16 and float16, MSE and MVUE, 2:4 and 1:2, all orientations and layouts, on sizes that fit
-  and on sizes that do not (``device_interpreted.py``).
-- So do the inline instructions that stand for plain Triton on a GPU: their PTX, run by an
-  interpreter of its own (``ptx.py``), for 8.0 and for 9.0.
+- The inline instructions that stand for plain Triton on a GPU write what the oracle says: their
+  PTX, run by an interpreter of its own (``ptx.py``), for 8.0 and for 9.0.
 - With plain Triton in the place of every inline instruction the kernels compile too.
 - The static check compiles what the compiler prints, passes good kernels and fails bad ones.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,21 +48,10 @@ from nmcompile.passes.pipeline import POST_GRAD
 from nmcompile.passes.plan import Kernels
 from nmcompile.passes.run import run
 from tests.kernels import ptx
-from tests.kernels.device_interpreted import hard_operand
+from tests.kernels.target import hard_operand
 
-ROOT = Path(__file__).parents[2]
 MSE = Case("sm_90", "mse", 2, "rows", "bf16", "cusparselt_sm90")
 MVUE = Case("sm_90", "mvue", 2, "columns", "bf16", "cusparselt_sm90")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("part", ["plain_primitives", "whole_tiles", "ragged_tiles"])
-def test_interpreted_kernels_equal_the_oracle(part: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.device_interpreted", part],
-        cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 @triton.jit

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
+from nmcompile.compressed.layouts import Layout
+from nmcompile.masks.formats import NMFormat
+
 DTYPES = (torch.bfloat16, torch.float16)
+SEED, STREAMS = 81985529216486895, {1: 3, 0: 4}
 
 
 def word(dtype: torch.dtype) -> str:
@@ -46,6 +51,16 @@ def on(device: str, x: Tensor) -> Tensor:
         return x
     storage = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
     return storage.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def compress(
+    x: Tensor, format: NMFormat, dims: list[int], method: str, layout: Layout, seed: int = SEED
+) -> list[Tensor]:
+    """``nm::compress`` of ``x``, where it lies."""
+    number = torch.tensor([seed], device=x.device) if method == "mvue" else None
+    streams = [STREAMS[dim] for dim in dims]
+    shape = (format.n, format.m, method, str(layout))
+    return torch.ops.nm.compress(x, number, streams, dims, *shape)
 
 
 def difference(actual: Tensor, expected: Tensor) -> str:

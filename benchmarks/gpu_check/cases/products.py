@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
-from benchmarks.gpu_check.cases.kernels import STREAMS
+from benchmarks.gpu_check.cases.inputs import STREAMS
 from benchmarks.gpu_check.device import Call, Device
 from benchmarks.gpu_check.events import Case, Session
 from benchmarks.gpu_check.targets import FLOOR, SPEEDUP

@@ -7,9 +7,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
-from benchmarks.gpu_check.cases.inputs import DTYPES, difference, on, operand, relative_error, word
-from benchmarks.gpu_check.cases.kernels import SEED, STREAMS, compress
+from benchmarks.gpu_check.cases.inputs import (
+    DTYPES,
+    SEED,
+    STREAMS,
+    compress,
+    difference,
+    on,
+    operand,
+    relative_error,
+    word,
+)
 from benchmarks.gpu_check.device import poisoned
 from benchmarks.gpu_check.events import Case, Session
 from nmcompile.compressed import cusparselt, packing

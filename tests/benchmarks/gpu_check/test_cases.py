@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 pytest.importorskip("typer")
 
 from benchmarks.gpu_check import cases
-from benchmarks.gpu_check.cases import inputs, probe
+from benchmarks.gpu_check.cases import inputs, kernels, probe
 from benchmarks.gpu_check.cli import BUDGETS
+from nmcompile.masks import reference
 from tests.benchmarks.gpu_check.rehearsal import (
     assert_targets_are_measured,
+    found,
+    make,
     rehearse,
+    results_of,
     statuses,
 )
 
@@ -24,10 +30,46 @@ def test_probe(tmp_path):
     assert len(checks) == len(probe.UNITS) + 1
 
 
-@pytest.mark.parametrize("only", ["compress bfloat16 mvue 2:4*", "compress c*", "mean*", "mm*"])
+@pytest.mark.parametrize(
+    "only", ["compress bfloat16 mvue 2:4*", "masks *", "layout*", "mean*", "mm*"]
+)
 def test_kernels(tmp_path, only):
     data = rehearse(tmp_path, "--inline", "--only", f"kernels/{only}")
     assert set(statuses(data).values()) == {"ok"}
+    cases_ = data["sections"]["kernels"]["cases"].values()
+    assert all(case["checks"] for case in cases_)
+
+
+def test_the_suite_of_kernels_is_cases_and_checks():
+    name = "compress bfloat16 mvue 2:4 both"
+    assert kernels._names("tests/a.py::test_compress[bfloat16 mvue 2:4 both-3x5 ties]") == (
+        name,
+        "3x5 ties",
+    )
+    names = [case.name for case in kernels.cases(rehearse=False)]
+    assert name in names
+    assert "kernels are generated" in names
+    assert len(names) > 70
+
+
+def test_a_failing_test_of_the_suite_is_a_failed_check(monkeypatch, tmp_path):
+    """Kernels that differ from the oracle: every test of the case says how."""
+    monkeypatch.setattr(reference, "prune_blocks", lambda *_: 1 / 0)
+    name = "kernels/compress bfloat16 mvue 2:4 rows"
+    data = rehearse(tmp_path, "--inline", "--only", name, code=1)
+    assert statuses(data) == {name: "failed"}
+    checks = data["sections"]["kernels"]["cases"][name.partition("/")[2]]["checks"]
+    assert len(checks) == 8
+    assert not any(check["passed"] for check in checks)
+    assert "ZeroDivisionError" in checks[0]["detail"]
+
+
+def test_what_pytest_cannot_run_is_an_error(tmp_path):
+    case = make("gone", partial(kernels.run, keys=["tests/kernels/test_mean.py::test_gone"]))
+    results = results_of([case])
+    assert found(results) == {"gone": "error"}
+    error = results.sections["probe"]["cases"]["gone"]["error"]
+    assert "pytest ended with status 4" in error
 
 
 @pytest.mark.slow
