@@ -57,9 +57,9 @@ def _runs(item: Any) -> bool:
 def device() -> Target:
     """Where the kernels run."""
     target = Target(chosen())
-    if target.kind == "cuda":
-        torch.cuda.set_device(target.name)
-    elif target.kind == "interpreter":
+    if target.kind == "cuda" and (index := torch.device(target.name).index) is not None:
+        torch.cuda.set_device(index)
+    if target.kind == "interpreter":
         assert os.environ.get("TRITON_INTERPRET") == "1", "set TRITON_INTERPRET=1 before the start"
     torch.manual_seed(0)
     return target

@@ -31,7 +31,7 @@ def test_probe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "only", ["compress bfloat16 mvue 2:4*", "masks *", "layout*", "mean*", "mm*"]
+    "only", ["compress bfloat16 mvue 2:4*", "masks*bfloat16 mse 2:4", "layout*", "mean*", "mm*"]
 )
 def test_kernels(tmp_path, only):
     data = rehearse(tmp_path, "--inline", "--only", f"kernels/{only}")
