@@ -8,6 +8,7 @@ checked.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -20,6 +21,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell starts what it runs in the background with Ctrl-C ignored, and so would the processes be
+# that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
