@@ -77,6 +77,6 @@ interpreter, else the compute capability (80, 90, 100). A blob is allocated as
 it, padding too.
 
 The masks do not depend on ``enable_fp_fusion`` (only ISA 0 on a GPU would need it off, for
-``primitives.multiply``). How it is proved without a GPU: ``tests/kernels/test_device.py``; how fast
+``primitives.multiply``). How it is proved without a GPU: ``tests/kernels``; how fast
 it should be: ``python -m benchmarks.static_check``.
 """
