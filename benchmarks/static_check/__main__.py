@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import triton
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import records
 from benchmarks.static_check.cases import LAYOUTS, Case, all_cases
 from benchmarks.static_check.model import SIDE, Result, examine
 from benchmarks.static_check.throughput import DEVICES
 from nmcompile.codegen import loader
 
-RESULTS = Path(__file__).parent.parent / "results" / "static_check.csv"
+RESULTS = records.RESULTS / "static_check.csv"
 COLUMNS = (
     "arch", "kernel", "tile", "load bytes", "store bytes", "registers", "spilled", "shared",
     "instructions", "weighted", "pipe", "bytes floor", "time us", "ratio",
@@ -41,11 +40,11 @@ def row(result: Result) -> tuple[str, ...]:
 
 def write_csv(path: Path, results: Iterable[Result]) -> None:
     """One line a kernel, with Triton's version and the failures."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((*COLUMNS, "failures", "triton"))
-        for result in results:
-            writer.writerow((*row(result), "; ".join(result.failures), triton.__version__))
+    rows = (
+        {**dict(zip(COLUMNS, row(result), strict=True)), "failures": "; ".join(result.failures)}
+        for result in results
+    )
+    records.write(path, ({**cells, **records.origin("triton")} for cells in rows))
 
 
 def show(results: Sequence[Result], console: Console) -> None:
