@@ -24,9 +24,18 @@ from nmcompile.passes.plan import Decision, Plan, Product
 aten = torch.ops.aten
 
 
-def convolution_as_matmul(plan: Plan) -> None:
-    """Rewrite every convolution that was decided to run sparse."""
-    for d in plan.decisions:
+def forward_convolution_as_matmul(plan: Plan) -> None:
+    """Rewrite every fprop convolution that was decided to run sparse."""
+    _rewrite(plan, [d for d in plan.decisions if d.gemm.role is Role.FPROP])
+
+
+def backward_convolution_as_matmul(plan: Plan) -> None:
+    """The same of dgrad and wgrad; ``exact_backward`` has to see them as convolutions."""
+    _rewrite(plan, [d for d in plan.decisions if d.gemm.role is not Role.FPROP])
+
+
+def _rewrite(plan: Plan, decisions: list[Decision]) -> None:
+    for d in decisions:
         if d.gemm.op is Op.CONV and d.execution.how == "sparse":
             plan.products[d.site] = _as_matmul(plan, d)
 

@@ -46,9 +46,18 @@ def one_role_a_node(plan: Plan) -> Iterator[str]:
             yield f"{node} computes {sites[node]} products, and site {d.site} is pruned"
 
 
-def sparse_is_matmul(plan: Plan) -> Iterator[str]:
-    """What runs sparse is a matrix product, or has become ``nm.mm``."""
-    for d in _pruned(plan):
+def forward_is_matmul(plan: Plan) -> Iterator[str]:
+    """What runs sparse in fprop is a matrix product, or has become ``nm.mm``."""
+    yield from _no_matmul(plan, {Role.FPROP})
+
+
+def backward_is_matmul(plan: Plan) -> Iterator[str]:
+    """The same of dgrad and wgrad products."""
+    yield from _no_matmul(plan, {Role.DGRAD, Role.WGRAD})
+
+
+def _no_matmul(plan: Plan, roles: set[Role]) -> Iterator[str]:
+    for d in [d for d in _pruned(plan) if d.gemm.role in roles]:
         node = plan.products[d.site].node
         if d.execution.how == "sparse" and not is_product(node) and node.target is not Mm.operator:
             yield f"site {d.site} runs sparse and is {node.target}"

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from nmcompile.passes import facts
 from nmcompile.passes.assign import assign
-from nmcompile.passes.convolution_as_matmul import convolution_as_matmul
+from nmcompile.passes.convolution_as_matmul import (
+    backward_convolution_as_matmul,
+    forward_convolution_as_matmul,
+)
 from nmcompile.passes.exact_backward import exact_backward
 from nmcompile.passes.find import find
 from nmcompile.passes.fuse_compress import fuse_compress
@@ -28,13 +31,23 @@ JOINT: tuple[Pass, ...] = (
     # dgrad and wgrad of a pruned convolution: a node each
     Pass(split_convolution_backward, needs=[facts.all_decided], leaves=[facts.one_role_a_node]),
     # a 1x1 convolution that runs sparse is a matrix product
-    Pass(convolution_as_matmul, needs=[facts.one_role_a_node], leaves=[facts.sparse_is_matmul]),
+    Pass(
+        forward_convolution_as_matmul,
+        needs=[facts.one_role_a_node],
+        leaves=[facts.forward_is_matmul],
+    ),
     # operands of fprop products
-    Pass(prune_forward, needs=[facts.sparse_is_matmul], leaves=[facts.forward_pruned]),
+    Pass(prune_forward, needs=[facts.forward_is_matmul], leaves=[facts.forward_pruned]),
     # where asked: mask the gradient, let wgrad read the pruned operand
     Pass(exact_backward, needs=[facts.forward_pruned], leaves=[facts.gradients_masked]),
+    # so are its gradients, which exact_backward has to see as convolutions
+    Pass(
+        backward_convolution_as_matmul,
+        needs=[facts.gradients_masked],
+        leaves=[facts.backward_is_matmul],
+    ),
     # operands of dgrad and wgrad products
-    Pass(prune_backward, needs=[facts.gradients_masked], leaves=[facts.backward_pruned]),
+    Pass(prune_backward, needs=[facts.backward_is_matmul], leaves=[facts.backward_pruned]),
     # what only a masked gradient reads is saved at the kept places alone
     Pass(save_kept, needs=[facts.gradients_masked, facts.backward_pruned]),
     # one read of a tensor writes all its compressed forms

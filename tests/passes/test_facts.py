@@ -141,9 +141,14 @@ def join_both_gradients(plan: Plan) -> None:
     move(plan, site(plan, Role.DGRAD), plan.products[site(plan, Role.WGRAD)].node)
 
 
-@case(sparse_convolution, facts.sparse_is_matmul, "site 0 runs sparse and is aten.reshape.default")
+@case(sparse_convolution, facts.forward_is_matmul, "site 0 runs sparse and is aten.reshape.default")
 def run_a_view_sparse(plan: Plan) -> None:
     move(plan, 0, node(plan, aten.reshape.default))
+
+
+@case(sparse_convolution, facts.backward_is_matmul, "runs sparse and is aten.reshape.default")
+def run_a_view_of_a_gradient_sparse(plan: Plan) -> None:
+    move(plan, site(plan, Role.DGRAD), node(plan, aten.reshape.default))
 
 
 # -- pruned operands -----------------------------------------------------------------------------
