@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from nmcompile import NMError, PolicyError
 from nmcompile.graph.dump import readable
+from nmcompile.passes.pipeline import JOINT, POST_GRAD
 from nmcompile.passes.run import Pass, run
 
 aten = torch.ops.aten
@@ -319,16 +320,18 @@ SCRIPT = """
     step(torch.randn(64, 64).bfloat16()).sum().backward()
 """
 
+
+def dumps_of(title: str, steps: Sequence[Pass], changed: Sequence[str]) -> list[tuple[str, ...]]:
+    """Title, number and name of the dump before all and of those passes that changed something."""
+    names = {step.name: f"{number:02d}" for number, step in enumerate(steps, 1)}
+    return [(title, "00", "before"), *((title, names[name], name) for name in changed)]
+
+
 #: Every dump of the script: joint graph, then forward and backward, each where it changed.
 REPLAYED = [
-    ("joint graph", "00", "before"),
-    ("joint graph", "05", "prune_forward"),
-    ("joint graph", "07", "prune_backward"),
-    ("joint graph", "09", "share_compressed"),
-    ("post-grad graph", "00", "before"),
-    ("post-grad graph", "01", "fuse_compress"),
-    ("post-grad graph", "00", "before"),
-    ("post-grad graph", "01", "fuse_compress"),
+    *dumps_of("joint graph", JOINT, ("prune_forward", "prune_backward", "share_compressed")),
+    *dumps_of("post-grad graph", POST_GRAD, ("fuse_compress",)),
+    *dumps_of("post-grad graph", POST_GRAD, ("fuse_compress",)),
 ]
 #: An operator that is in a dump, and not in the one before it.
 NEWCOMERS = {
