@@ -18,12 +18,11 @@ from torch import fx
 
 from nmcompile import _torch
 from nmcompile.codegen import launch
-from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.loader import with_warps
 from nmcompile.compressed import cusparselt
 from nmcompile.graph.aten import item_index
 from nmcompile.graph.insert import Inserter
-from nmcompile.ops.schemas import FusedCompress
+from nmcompile.ops.schemas import FusedCompress, spec_of
 from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten
@@ -47,14 +46,14 @@ def can_lower(node: fx.Node) -> bool:
     static = all(isinstance(s, int) for v in values for s in v.shape)
     if first.device.type != "cuda" or not static or 0 in first.shape:
         return False
-    layout = KernelSpec.from_json(call.spec).layout
+    layout = spec_of(call.spec).layout
     with _torch.real_tensors():
         return cusparselt.reads(layout, first)
 
 
 def _lower(graph: fx.Graph, node: fx.Node, autotune: bool) -> None:
     call, insert = FusedCompress.of(node), Inserter(graph)
-    spec = KernelSpec.from_json(call.spec)
+    spec = spec_of(call.spec)
     values = [x.meta["val"] for x in call.inputs]
     rows, columns = launch.operand_shape(spec, values)
     strides = launch.row_strides(spec, values, columns)
