@@ -102,6 +102,11 @@ class KernelSpec(_Frozen):
         """Of the content; 16 hexadecimal digits."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
+    def __hash__(self) -> int:
+        """Of what tells kernels apart as a rule: a spec is looked up at every launch."""
+        kind = (self.dims, self.n, self.method, self.layout, self.dtype, self.keep_dense)
+        return hash((*kind, *[i.shape for i in self.inputs], *[s.target for s in self.statements]))
+
     def to_json(self) -> str:
         """The spec as one line of JSON, an argument of ``nm::fused_compress``."""
         return json.dumps(self.model_dump(mode="json"), separators=(",", ":"), sort_keys=True)

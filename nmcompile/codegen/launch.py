@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec
 from nmcompile.codegen.loader import load
+from nmcompile.codegen.printer import parameters
 from nmcompile.compressed.hardware import has_triton
 from nmcompile.masks.formats import Method
 
@@ -41,7 +45,12 @@ def operand_shape(spec: KernelSpec, inputs: Sequence[Tensor]) -> tuple[int, int]
 
 
 def constants(
-    spec: KernelSpec, rows: int, columns: int, strides: Sequence[int], addresses: Sequence[int]
+    spec: KernelSpec,
+    rows: int,
+    columns: int,
+    strides: Sequence[int],
+    addresses: Sequence[int],
+    device: torch.device,
 ) -> tuple[dict[str, Any], tuple[int, int, int], int]:
     """The kernel's constants, its grid and its number of warps.
 
@@ -50,12 +59,13 @@ def constants(
         rows, columns: of the operand.
         strides: row strides of the inputs and results ``[R, C]``, in elements.
         addresses: of every tensor that is read or written (0 where it is known to be aligned).
+        device: where it runs.
     """
     from nmcompile.codegen.device import host
 
     tile = host.tile(spec.orientations, spec.method)
     fit = host.fit_of(rows, columns, strides, addresses, tile.rows, tile.columns)
-    isa = 0 if interpreted() else _capability()
+    isa = 0 if interpreted() else _capability(device)
     values = {"ROWS": tile.rows, "COLUMNS": tile.columns, "FIT": fit, "ISA": isa}
     return values, host.launch_grid(rows, columns, tile.rows, tile.columns), tile.warps
 
@@ -66,28 +76,88 @@ def run(
     seed: Tensor | None,
     streams: Sequence[int],
 ) -> list[Tensor]:
-    """Launch the kernel; returns what ``result_shapes`` lists.
+    """Launch the kernel on its inputs' device; returns what ``result_shapes`` lists.
 
     Args:
         spec: the kernel.
         inputs: the tensors of ``spec.inputs``: ``[R, C]`` with rows of any stride, or contiguous.
         seed, streams: as of ``nm::compress``.
     """
-    rows, columns = operand_shape(spec, inputs)
-    options: dict[str, Any] = {
-        "dtype": getattr(torch, spec.dtype),
-        "device": inputs[0].device,
-    }
-    results = [torch.empty(shape, **options) for shape in result_shapes(spec, rows, columns)]
-    if rows * columns == 0:
-        return results
-    strides = row_strides(spec, inputs, columns)
-    tensors = tensor_arguments(spec, inputs, results, seed)
-    numbers = number_arguments(spec, rows, columns, strides, streams)
-    addresses = [x.data_ptr() for x in (*inputs, *results)]
-    values, grid, warps = constants(spec, rows, columns, list(strides.values()), addresses)
-    load(spec)[grid](**tensors, **numbers, **values, num_warps=warps)
+    first = inputs[0]
+    alike = tuple((x.shape, x.stride(), x.data_ptr() % 16) for x in inputs)
+    seed_at = None if seed is None else seed.data_ptr() % 16
+    prepared = _prepare(spec, first.device, alike, seed_at, all(map(_is_int32, streams)))
+    results = [first.new_empty(shape, dtype=prepared.dtype) for shape in prepared.shapes]
+    if prepared.numbers:
+        arguments = tensor_arguments(spec, inputs, results, seed) | prepared.numbers
+        arguments.update(stream_arguments(spec, streams))
+        with on_device(first.device):
+            prepared.launch(arguments)
     return results
+
+
+@dataclass
+class _Prepared:
+    """What all launches of one kernel on tensors that lie alike have in common.
+
+    ``numbers`` are the arguments that are neither tensors nor streams, none for an empty operand.
+    """
+
+    spec: KernelSpec
+    dtype: torch.dtype
+    shapes: list[tuple[int, int]]
+    numbers: dict[str, Any] = field(default_factory=dict)
+    grid: tuple[int, int, int] = (0, 0, 0)
+    warps: int = 0
+    order: list[str] = field(default_factory=list)
+    compiled: Any = None
+
+    def launch(self, arguments: dict[str, Any]) -> None:
+        """Run the kernel, from the second time on without asking Triton which one it is."""
+        if self.compiled is None:
+            kernel = load(self.spec)[self.grid]
+            self.compiled = kernel(**arguments, num_warps=self.warps)
+        else:
+            self.compiled[self.grid](*(arguments[name] for name in self.order))
+
+
+@functools.lru_cache(maxsize=1024)
+def _prepare(
+    spec: KernelSpec,
+    device: torch.device,
+    alike: tuple[tuple[tuple[int, ...], tuple[int, ...], int], ...],
+    seed_at: int | None,
+    narrow: bool,
+) -> _Prepared:
+    """The launch of a kernel on inputs of these shapes, strides and addresses (modulo 16).
+
+    Whatever else Triton makes kernels of their own for is a key too: where the seed lies, and
+    whether the streams are 32-bit numbers.
+    """
+    full = next(k for k, i in enumerate(spec.inputs) if i.shape == "full")
+    rows, columns = alike[full][0]
+    dtype = getattr(torch, spec.dtype)
+    prepared = _Prepared(spec, dtype, result_shapes(spec, rows, columns))
+    if rows * columns:
+        strides = row_strides(spec, [stride for _, stride, _ in alike], columns)
+        places = [place for _, _, place in alike]
+        values, prepared.grid, prepared.warps = constants(
+            spec, rows, columns, list(strides.values()), places, device
+        )
+        prepared.numbers = {"R": rows, "C": columns, **strides, **values}
+        prepared.order = [*parameters(spec), *values]
+    return prepared
+
+
+def _is_int32(number: int) -> bool:
+    return -(2**31) <= number < 2**31
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which kernels are launched there: Triton launches on the current device."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def result_names(spec: KernelSpec) -> list[str]:
@@ -104,24 +174,19 @@ def tensor_arguments(
     return tensors | ({"seed": seed} if spec.method == "mvue" else {})
 
 
-def number_arguments(
-    spec: KernelSpec, rows: int, columns: int, strides: dict[str, int], streams: Sequence[int]
-) -> dict[str, int]:
-    """The kernel's sizes, strides and streams by name."""
-    numbers = {"R": rows, "C": columns, **strides}
-    if spec.method == "mvue":
-        numbers |= {f"stream{k}": stream for k, stream in enumerate(streams)}
-    return numbers
+def stream_arguments(spec: KernelSpec, streams: Sequence[int]) -> dict[str, int]:
+    """The kernel's streams by name; none for a kernel that draws nothing."""
+    return {f"stream{k}": s for k, s in enumerate(streams)} if spec.method == "mvue" else {}
 
 
-def row_strides(spec: KernelSpec, inputs: Sequence[Tensor], columns: int) -> dict[str, int]:
-    """The kernel's stride arguments, in elements."""
-    given = zip(spec.inputs, inputs, strict=True)
-    full = {i.name: x for i, x in given if i.shape == "full"}
-    strides = {f"{name}_stride": int(x.stride(0)) for name, x in full.items()}
-    return strides | ({"dense_stride": columns} if spec.keep_dense else {})
+def row_strides(spec: KernelSpec, strides: Sequence[Sequence[int]], columns: int) -> dict[str, int]:
+    """The kernel's stride arguments, in elements, from the strides of its inputs."""
+    given = zip(spec.inputs, strides, strict=True)
+    full = {f"{i.name}_stride": int(stride[0]) for i, stride in given if i.shape == "full"}
+    return full | ({"dense_stride": columns} if spec.keep_dense else {})
 
 
-def _capability() -> int:
-    major, minor = torch.cuda.get_device_capability()
+@functools.cache
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nmcompile.codegen.kernel_spec import STORAGE
+from nmcompile.codegen.launch import on_device
 from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.hardware import has_triton
 from nmcompile.compressed.layouts import Layout
@@ -64,4 +65,5 @@ def _launch(
     sizes = (rows, columns, *layout.padded(rows, columns))
     whole = columns % 4 == 0 and all(p.data_ptr() % 16 == 0 for p in pointers)
     grid = (-(-blocks // _BLOCK),)
-    kernel[grid](*pointers, *sizes, LAYOUT=str(layout), BLOCK=_BLOCK, WHOLE=whole)
+    with on_device(packed.device):
+        kernel[grid](*pointers, *sizes, LAYOUT=str(layout), BLOCK=_BLOCK, WHOLE=whole)

@@ -34,8 +34,7 @@ def reads(layout: Layout, x: Tensor) -> bool:
     """
     if x.device.type != "cuda" or not layout.by_cusparselt or x.dtype not in DTYPES:
         return True
-    library = torch.backends.cusparselt
-    return not library.is_available() or _reads(layout, x.dtype, x.device, library.version())
+    return _reads(layout, x.dtype, x.device, _version())
 
 
 def check_readable(packed: Tensor, layout: Layout) -> None:
@@ -48,8 +47,15 @@ def check_readable(packed: Tensor, layout: Layout) -> None:
 
 
 @functools.cache
+def _version() -> int | None:
+    """That of the library, None where this torch has none."""
+    library = torch.backends.cusparselt
+    return library.version() if library.is_available() else None
+
+
+@functools.cache
 def _reads(layout: Layout, dtype: torch.dtype, device: torch.device, version: int | None) -> bool:
-    same = writes_layout(_torch.cusparselt_compress, layout, dtype, device)
+    same = version is None or writes_layout(_torch.cusparselt_compress, layout, dtype, device)
     if not same:
         warnings.warn(
             f"cuSPARSELt {version} on {device} does not write layout {layout} for {dtype}: it "

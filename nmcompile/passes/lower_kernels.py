@@ -56,18 +56,19 @@ def _lower(graph: fx.Graph, node: fx.Node, autotune: bool) -> None:
     spec = spec_of(call.spec)
     values = [x.meta["val"] for x in call.inputs]
     rows, columns = launch.operand_shape(spec, values)
-    strides = launch.row_strides(spec, values, columns)
+    strides = launch.row_strides(spec, [v.stride() for v in values], columns)
     names = launch.result_names(spec)
     addresses = [v.storage_offset() * v.element_size() for v in values]
     constants, grid, warps = launch.constants(
-        spec, rows, columns, list(strides.values()), addresses
+        spec, rows, columns, list(strides.values()), addresses, values[0].device
     )
     with insert.before(node):
         options = {"dtype": getattr(torch, spec.dtype), "device": values[0].device}
         empty = aten.empty.memory_format
         outputs = [insert.call(node, empty, list(v.shape), **options) for v in node.meta["val"]]
         tensors = launch.tensor_arguments(spec, call.inputs, outputs, call.seed)
-        numbers = launch.number_arguments(spec, rows, columns, strides, call.streams) | constants
+        numbers = {"R": rows, "C": columns, **strides, **constants}
+        numbers |= launch.stream_arguments(spec, call.streams)
         kernel = with_warps(spec, (4, 8) if autotune else (warps,))
         wrote = _torch.triton_kernel_call(graph, kernel, grid, tensors, numbers, names)
         wrote.meta = {k: v for k, v in node.meta.items() if k != "val"}

@@ -16,6 +16,13 @@ def test_a_spec_survives_json_and_its_digest_covers_all_of_it() -> None:
     assert len({s.digest for s in specs}) == len(specs)
 
 
+def test_equal_specs_are_one_key() -> None:
+    specs = list(dict.fromkeys(all_specs()))
+    again = [KernelSpec.from_json(s.to_json()) for s in specs]
+    assert [{s: s.digest for s in specs}[s] for s in again] == [s.digest for s in specs]
+    assert len({hash(s) for s in specs}) > len(specs) // 2
+
+
 @pytest.mark.parametrize(
     ("dims", "orientations"),
     [((1,), "rows"), ((0,), "columns"), ((1, 0), "both"), ((0, 1), "both")],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,23 +21,36 @@ CONSTANTS = {"ROWS", "COLUMNS", "FIT", "ISA"}
 
 
 class Recorded:
-    """A kernel that notes how it was launched."""
+    """A kernel that notes how it was launched, each time, and how often it was looked for."""
 
     grid: Any = None
     given: dict[str, Any]
+    found = 0
 
     def __getitem__(self, grid: Any) -> Any:
         self.grid = grid
-        return lambda **given: setattr(self, "given", given)
+        return self.find
+
+    def find(self, **given: Any) -> Any:
+        """As Triton: the first launch, which returns what was compiled for it."""
+        self.found += 1
+        self.given = given
+        compiled = Recorded()
+        compiled.find = lambda *values: setattr(self, "again", values)  # type: ignore[method-assign]
+        return compiled
+
+    again: tuple[Any, ...] = ()
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
     pytest.importorskip("triton")
     recorded = Recorded()
     monkeypatch.setattr(launch, "load", lambda spec: recorded)
-    monkeypatch.setattr(launch, "_capability", lambda: 90)
-    return recorded
+    monkeypatch.setattr(launch, "_capability", lambda *_: 90)
+    launch._prepare.cache_clear()
+    yield recorded
+    launch._prepare.cache_clear()
 
 
 @pytest.mark.parametrize("kind", EVERY, ids=lambda s: f"{s.name}-{s.layout}")
@@ -49,6 +64,89 @@ def test_a_kernel_gets_the_arguments_that_are_printed(kind: KernelSpec, kernel: 
     streams = [kernel.given[name] for name in parameters(kind) if name.startswith("stream")]
     assert streams == (list(range(len(kind.dims))) if kind.method == "mvue" else [])
     assert (kernel.given.get("seed") is seed) == (kind.method == "mvue")
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda s: f"{s.name}-{s.layout}")
+def test_the_second_launch_is_that_of_what_was_compiled(kind: KernelSpec, kernel: Recorded) -> None:
+    streams = list(range(7, 7 + len(kind.dims)))
+    for number in range(3):
+        inputs, seed = inputs_of(kind, 40, 72, number), torch.tensor([number])
+        results = launch.run(kind, inputs, seed, streams)
+    assert kernel.found == 1
+    given = dict(
+        zip([*parameters(kind), "ROWS", "COLUMNS", "FIT", "ISA"], kernel.again, strict=True)
+    )
+    assert [given[name] for name in launch.result_names(kind)] == results
+    assert [given[i.name] for i in kind.inputs] == inputs
+    assert (given.get("seed") is seed) == (kind.method == "mvue")
+    tensors = {*launch.result_names(kind), *(i.name for i in kind.inputs), "seed"}
+    same = {k: v for k, v in kernel.given.items() if k not in {*tensors, "num_warps"}}
+    assert {k: v for k, v in given.items() if k not in tensors} == same
+
+
+def test_what_triton_compiles_anew_is_looked_for_anew(kernel: Recorded) -> None:
+    kind, x = spec("copy", (1, 0), "mvue"), torch.zeros(64, 256).half()
+    seeds = torch.zeros(4, dtype=torch.int64)
+    launch.run(kind, [x], seeds[:1], [0, 1])
+    assert kernel.given["FIT"] == "aligned"
+    for number, (values, seed, streams) in enumerate(
+        [
+            (x, seeds[1:2], [0, 1]),  # not at a multiple of 16 bytes
+            (x, seeds[:1], [0, 2**31]),  # not 32 bits
+            (torch.zeros(128, 256).half(), seeds[:1], [0, 1]),
+            (torch.zeros(64, 512).half()[:, :256], seeds[:1], [0, 1]),
+            (torch.zeros(64 * 256 + 4).half()[4:].view(64, 256), seeds[:1], [0, 1]),
+        ]
+    ):
+        for _ in range(2):
+            launch.run(kind, [values], seed, streams)
+        assert kernel.found == number + 2
+    assert kernel.given["FIT"] == "ragged"
+
+
+def test_a_kernel_runs_where_its_tensors_are(
+    kernel: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton launches on the current device, whatever the tensors are on."""
+    entered = []
+
+    @contextmanager
+    def on_device(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        assert kernel.found == 0
+        yield
+        assert kernel.found == 1
+
+    monkeypatch.setattr(launch, "on_device", on_device)
+    launch.run(spec(), [torch.zeros(64, 64).half()], None, [0])
+    assert entered == [torch.device("cpu")]
+
+
+def test_the_current_device_is_changed_where_it_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[Any] = []
+
+    @contextmanager
+    def device(chosen: Any) -> Iterator[None]:
+        entered.append(chosen)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    for name in ("cpu", "cuda:0", "cuda:1"):
+        with launch.on_device(torch.device(name)):
+            pass
+    assert entered == [torch.device("cuda:1")]
+
+
+def test_a_kernel_is_made_for_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    launch._capability.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d: (8, d.index))
+    for index in (0, 6):
+        device = torch.device("cuda", index)
+        values, _, _ = launch.constants(spec(), 64, 64, [64], [0], device)
+        assert values["ISA"] == 80 + index
+    launch._capability.cache_clear()
 
 
 @pytest.mark.parametrize("kind", EVERY, ids=lambda s: f"{s.name}-{s.layout}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +66,29 @@ def test_nothing_is_launched_for_an_empty_operand(name: str, shape: tuple[int, i
     assert found.numel() == 0
     assert found.shape == (packed(*shape).shape if name == "compress_like" else shape)
     assert found.dtype == (torch.bool if name == "unpack_mask" else torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_kernel_runs_where_its_tensors_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from nmcompile.codegen.device import unpack as kernels
+
+    events: list[Any] = []
+
+    @contextmanager
+    def on_device(device: torch.device) -> Iterator[None]:
+        events.append(device)
+        yield
+        events.append("left")
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *_, **__: events.append("launched")
+
+    monkeypatch.setattr(unpack, "on_device", on_device)
+    monkeypatch.setattr(kernels, f"{name}_kernel", Kernel())
+    CALLS[name](64, 4, packed(64, 4))
+    assert events == [torch.device("cpu"), "launched", "left"]
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,32 @@ def test_grid_covers_the_padding_and_the_axis_limit() -> None:
     assert y * z * 64 >= 65535 * 64 + 1
 
 
+@pytest.mark.parametrize("tile", [Tile(64, 64, 4), Tile(64, 256, 8), Tile(128, 128, 4)])
+@pytest.mark.parametrize("tiles", [3, 65535, 65536, 65537, 2 * 65535 + 1])
+def test_full_means_that_no_program_is_beyond_the_operand(tile: Tile, tiles: int) -> None:
+    """More row tiles than one axis of the grid takes: two axes hold a few too many."""
+    columns = max(128, tile.columns)
+    for rows in (128 * tiles, 128 * tiles + 64, 256 * tiles):
+        x, y, z = launch_grid(rows, columns, tile.rows, tile.columns)
+        assert max(y, z) <= 65535
+        assert x * y * z * tile.rows * tile.columns >= rows * columns
+        fit = fit_of(rows, columns, [columns], [0], tile.rows, tile.columns)
+        assert fit == ("full" if y * z * tile.rows == rows else "aligned")
+    assert fit_of(256 * 65535, 128, [128], [0], 128, 128) == "full"
+    assert fit_of(128 * 65537, 128, [128], [0], 128, 128) == "aligned"
+
+
+def test_places_that_32_bits_do_not_hold() -> None:
+    """Rows of an operand, or the distance between them, so long that a tile spans 2^31 words."""
+    assert fit_of(128, 2**26, [2**26], [0], 64, 256) == "full"
+    assert fit_of(64, 2**27, [2**27], [0], 64, 256) == "ragged"
+    assert fit_of(128, 256, [2**27 - 8], [0], 64, 256) == "full"
+    assert fit_of(128, 256, [256, 2**27], [0], 64, 256) == "ragged"
+    assert fit_of(128, 256, [2**26], [0], 128, 128) == "ragged"
+    with pytest.raises(ValueError, match="kernels take at most"):
+        launch_grid(2**31 - 64, 4, 64, 64)
+
+
 def test_fit() -> None:
     assert fit_of(256, 128, [128], [0], 64, 64) == "full"
     assert fit_of(250, 128, [128], [0], 64, 64) == "aligned"

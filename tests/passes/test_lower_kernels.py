@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import fx
 from torch._dynamo.source import ConstantSource
+from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
@@ -43,7 +44,7 @@ aten, nm = torch.ops.aten, torch.ops.nm
 
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_capability", lambda: 90)
+    monkeypatch.setattr(launch, "_capability", lambda *_: 90)
     monkeypatch.setattr(cusparselt, "reads", lambda *_: True)
 
 
@@ -165,6 +166,29 @@ def test_inductor_is_handed_a_kernel_that_writes_its_results_alone(driver: None)
         accesses = wrap.identify_accessed_tensors(kernel, {**values, **numbers}, {})
         written = {d.name for d in accesses.read_writes.writes}
         assert written == {"packed0", "packed1", "dense"}
+
+
+def test_inductor_is_asked_for_the_strides_that_the_kernel_is_told(driver: None) -> None:
+    """It promises their order alone, and pads long rows that are no multiple of 128 bytes."""
+    from torch._higher_order_ops import triton_kernel_wrap as wrap
+    from torch._inductor.fx_passes import post_grad
+
+    mode = FakeTensorMode()
+    graph = cuda_graph(mode)
+    with mode:
+        run(POST_GRAD, Kernels(graph), "graph")
+        (node,) = graph.find_nodes(op="call_function", target=wrap.triton_kernel_wrapper_functional)
+        given = {k: v.meta["val"].stride() for k, v in node.kwargs["kwargs"].items()}
+        assert (given["packed0"], given["dense"]) == ((576, 1), (1024, 1))
+        # As Inductor does: what it lowers is the kernel that writes into its arguments.
+        gm = fx.GraphModule({}, graph)
+        with V.set_fake_mode(mode):
+            post_grad.decompose_triton_kernel_wrapper_functional(gm.graph)
+    mutation = torch.ops.higher_order.triton_kernel_wrapper_mutation
+    (node,) = gm.graph.find_nodes(op="call_function", target=mutation)
+    _, keywords = node.meta["eager_input_vals"]
+    assert {k: v.stride() for k, v in keywords["kwargs"].items()} == given
+    assert set(keywords["kwargs"]) == set(node.kwargs["kwargs"])
 
 
 def test_autotuning_offers_two_numbers_of_warps() -> None:

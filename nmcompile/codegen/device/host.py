@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,10 @@ from dataclasses import dataclass
 _AXIS_LIMIT = 65535
 # From here on the number of a random call may take more than 32 bits.
 _LARGE = 2**34
+# From here on a place inside of a tile, in words of four elements, may take more than 31 bits.
+_WIDE = 2**33
+# Sizes with their padding are 32-bit numbers.
+LARGEST = 2**31 - 1024
 
 
 def _tiles(size: int, unit: int, tile: int) -> int:
@@ -20,8 +25,18 @@ def launch_grid(
 ) -> tuple[int, int, int]:
     """Programs for an x of ``[rows, columns]``: column tiles first, row tiles on two axes.
 
-    ``unit`` is the largest padding unit of the layouts: padding is written by the kernel too.
+    Where they take both axes there may be a few programs beyond the last tile.
+
+    Args:
+        rows, columns: of x.
+        tile_rows, tile_columns: of the kernel.
+        unit: the largest padding unit of the layouts; padding is written by the kernel too.
+
+    Raises:
+        ValueError: the operand has more rows or columns than a kernel can count.
     """
+    if max(rows, columns) > LARGEST:
+        raise ValueError(f"kernels take at most {LARGEST} rows and columns, not {rows} x {columns}")
     row_tiles = _tiles(rows, unit, tile_rows)
     planes = -(-row_tiles // _AXIS_LIMIT)
     return _tiles(columns, unit, tile_columns), -(-row_tiles // planes), planes
@@ -46,14 +61,16 @@ def fit_of(
     aligned = (
         columns % 16 == 0
         and rows * columns < _LARGE
+        and tile_rows * max(columns, *strides) < _WIDE
         and all(stride % 8 == 0 for stride in strides)
         and all(address % 16 == 0 for address in addresses)
     )
     if not aligned:
         return "ragged"
-    # Whole layout tiles as well, so that the blob has no padding.
-    full = rows % max(tile_rows, 128) == 0 and columns % max(tile_columns, 128) == 0
-    return "full" if full else "aligned"
+    # No program beyond the operand, so that the blob has no padding either.
+    programs = math.prod(launch_grid(rows, columns, tile_rows, tile_columns))
+    exact = programs * tile_rows * tile_columns == rows * columns
+    return "full" if exact else "aligned"
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,11 +109,16 @@ def compress_fragment(
 @triton.jit
 def _store_values_of_rows(ptr, values, at, rows, per_row, FIT: tl.constexpr):
     row0, row, group0, groups, _ = at
-    to = ptr + row0.to(tl.int64) * per_row + group0 + (row * per_row + groups)
-    if FIT == "full":
-        tl.store(to, values)
+    inside = (row0 + row < rows) & (group0 + groups < per_row)
+    if FIT == "ragged":
+        to = ptr + (row0 + row).to(tl.int64) * per_row + (group0 + groups)
+        tl.store(to, values, mask=inside)
     else:
-        tl.store(to, values, mask=(row0 + row < rows) & (group0 + groups < per_row))
+        to = ptr + row0.to(tl.int64) * per_row + group0 + (row * per_row + groups)
+        if FIT == "full":
+            tl.store(to, values)
+        else:
+            tl.store(to, values, mask=inside)
 
 
 @triton.jit

@@ -10,8 +10,9 @@ elements before (``both``), so that a dense result is there already.
 FIT says what may be assumed, once for all two-dimensional inputs (``host.fit_of``):
 
     "ragged"    nothing: 16-bit inputs are read an element at a time
-    "aligned"   C % 16 == 0, row strides % 8 == 0, pointers to a multiple of 16 bytes
-    "full"      also that ROWS divides R and COLUMNS divides C: no masks
+    "aligned"   C % 16 == 0, row strides % 8 == 0, pointers to a multiple of 16 bytes, and places
+                inside of a tile are 32-bit numbers
+    "full"      also that every program's tile is whole and inside of the operand: no masks
 """
 
 from __future__ import annotations
