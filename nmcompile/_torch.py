@@ -98,7 +98,42 @@ def triton_kernel_call(
         "kwargs": tensors,
         "tensors_to_clone": written,
     }
-    return graph.call_function(private(module, "triton_kernel_wrapper_functional"), (), keywords)
+    functional = private(module, "triton_kernel_wrapper_functional")
+    return keep_strides(graph.call_function(functional, (), keywords))
+
+
+def keep_strides(node: torch.fx.Node) -> torch.fx.Node:
+    """Let Inductor hand a kernel or operator its tensors with the strides that the graph says.
+
+    It would keep their order alone, and pad rows to whole cache lines. An operator needs the tag
+    ``needs_exact_strides`` as well.
+    """
+    given = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    node.meta["eager_input_vals"] = given
+    return node
+
+
+def compute_once(node: torch.fx.Node) -> None:
+    """Let Inductor write a node's value to memory once, instead of inlining it into each reader."""
+    node.meta["inductor_realize_to_strides"] = True
+
+
+def call_cusparselt_for(operator: Any) -> None:
+    """Let Inductor call cuSPARSELt's product itself wherever a graph calls ``operator``.
+
+    Its arguments are those of ``cusparselt_mm``. A call through Python costs the host five times
+    as long.
+    """
+    module = "torch._inductor.lowering"
+    if operator in private(module, "lowerings"):
+        return
+    target = torch.ops.aten._cslt_sparse_mm.default
+    call = private(module, "fallback_handler")(target, add_to_fallback_set=False)
+
+    def lower(packed: Any, dense: Any, bias: Any = None, transpose_result: bool = False) -> Any:
+        return call(packed, dense, bias, transpose_result=transpose_result)
+
+    private(module, "register_lowering")(operator, type_promotion_kind=None)(lower)
 
 
 def cusparselt_mm(

@@ -85,3 +85,49 @@ def test_a_trace_is_written_where_somebody_listens(monkeypatch: pytest.MonkeyPat
     (record,) = [r for r in records if getattr(r, "metadata", {}).get("artifact")]
     assert record.metadata["artifact"]["name"] == "nmcompile_test"  # type: ignore[attr-defined]
     assert record.payload == "the text"  # type: ignore[attr-defined]
+
+
+def test_inductor_calls_what_stands_for_an_operator_with_the_strides_of_the_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A product of the library, imitated on the CPU; its operand is the transpose of a row."""
+    library = torch.library.Library("nm_test", "DEF")
+    exact = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+    library.define("mm(Tensor p, Tensor d, Tensor? b, bool transpose_result) -> Tensor", tags=exact)
+    library.define("called(Tensor p, Tensor d, Tensor? b, *, bool transpose_result) -> Tensor")
+    seen: list[Any] = []
+
+    def called(p: Any, d: Any, b: Any, *, transpose_result: bool) -> Any:
+        seen.append((d.stride(), b, transpose_result))
+        return p @ d
+
+    for name in ("mm", "called"):
+        fake = lambda p, d, b, transpose_result: p @ d  # noqa: E731
+        torch.library.register_fake(f"nm_test::{name}", fake, lib=library)
+    library.impl("called", called, "CPU")
+    stand_in = torch.ops.nm_test.called
+    monkeypatch.setattr(torch.ops.aten, "_cslt_sparse_mm", stand_in)
+    _torch.call_cusparselt_for(torch.ops.nm_test.mm.default)
+    _torch.call_cusparselt_for(torch.ops.nm_test.mm.default)  # once is enough
+
+    class Strides(CustomGraphPass):  # type: ignore[misc]
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            for node in graph.find_nodes(op="call_function", target=torch.ops.nm_test.mm.default):
+                value = node.args[1].meta["val"]
+                node.args[1].meta["val"] = torch.empty_strided(
+                    value.shape, (96, 1), dtype=value.dtype, device="meta"
+                )
+                _torch.keep_strides(node)
+                node.args[1].meta["val"] = value
+
+        def uuid(self) -> None:
+            return None
+
+    def f(p: Any, x: Any) -> Any:
+        return torch.ops.nm_test.mm(p, x.sin(), None, True)
+
+    p, x = torch.randn(8, 64), torch.randn(64, 64)
+    with _torch.inductor_config.patch(post_grad_custom_pre_pass=Strides()):
+        result = torch.compile(f)(p, x)
+    assert seen == [((96, 1), None, True)]
+    torch.testing.assert_close(result, p @ x.sin())

@@ -1,5 +1,7 @@
 """``nm::mm``: the sparse library of the layout on CUDA, unpack and multiply elsewhere.
 
+``nm::library_mm`` is the call of cuSPARSELt alone, of operands that need nothing else.
+
 On the CPU the unpacked operand A gives what the dense product of the graph gives, bit for bit:
 ``torch.mm(A, dense)``, or with ``transpose_result`` the product that has A on the right,
 ``torch.mm(dense.t(), A.t())``. Float32 products of a few rows depend there on how an operand lies
@@ -91,3 +93,4 @@ def _check(call: Mm, layout: Layout) -> None:
 
 LIBRARY.impl("mm", lambda *args: _unpack_and_multiply(Mm(*args)), "CompositeExplicitAutograd")
 LIBRARY.impl("mm", lambda *args: by_library(Mm(*args)), "CUDA")
+LIBRARY.impl("library_mm", _torch.cusparselt_mm, "CompositeExplicitAutograd")

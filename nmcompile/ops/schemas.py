@@ -34,13 +34,18 @@ LIBRARY = torch.library.Library("nm", "DEF")
 Operator = TypeVar("Operator", bound=Call)
 
 
-def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[type[Operator]], type[Operator]]:
-    """Define an operator; ``fake`` makes its results without values, from the call."""
+def _operator(
+    schema: str,
+    fake: Callable[..., Any],
+    strides: torch.Tag = torch.Tag.needs_fixed_stride_order,
+) -> Callable[[type[Operator]], type[Operator]]:
+    """Define an operator; ``fake`` makes its results without values, from the call.
+
+    ``strides`` is what Inductor keeps of its arguments' strides.
+    """
 
     def define(cls: type[Operator]) -> type[Operator]:
-        LIBRARY.define(
-            schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
-        )
+        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, strides))
         name = schema.partition("(")[0]
         register = torch.library.register_fake(f"nm::{name}", lib=LIBRARY)
         register(lambda *args, **kwargs: fake(cls(*args, **kwargs)))
@@ -228,6 +233,31 @@ class Mm(Call):
     bias: Any = None
     transpose_result: bool = False
     column_major: bool = False
+
+
+def _fake_library_mm(call: LibraryMm) -> torch.Tensor:
+    rows: Any = call.packed.shape[0]
+    return _fake_mm(Mm(call.packed, call.dense, rows, "", call.bias, call.transpose_result))
+
+
+@_operator(
+    "library_mm(Tensor packed, Tensor dense, Tensor? bias=None, bool transpose_result=False) "
+    "-> Tensor",
+    _fake_library_mm,
+    strides=torch.Tag.needs_exact_strides,
+)
+@dataclass(frozen=True)
+class LibraryMm(Call):
+    """``Mm`` of operands that cuSPARSELt takes as they are: what Inductor calls it for.
+
+    Nothing is padded, ``packed`` is contiguous, ``dense`` or its transpose is, and all begin at
+    multiples of 16 bytes. The library checks none of it.
+    """
+
+    packed: Any
+    dense: Any
+    bias: Any = None
+    transpose_result: bool = False
 
 
 @_operator("rank_seed(Tensor seed, int? rank) -> Tensor", lambda call: torch.empty_like(call.seed))

@@ -14,6 +14,7 @@ from nmcompile.graph.aten import CONVERSIONS, OPERANDS, argument, is_product, is
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Compress, FusedCompress, KeepMask, Mm, Prune, UnpackMask
 from nmcompile.passes.lower_kernels import can_lower
+from nmcompile.passes.lower_products import library_takes
 from nmcompile.passes.plan import Decision, Kernels, Plan, Simulated
 from nmcompile.passes.share_compressed import shared_key
 
@@ -107,6 +108,13 @@ def static_kernels_lowered(kernels: Kernels) -> Iterator[str]:
     for node in FusedCompress.nodes(kernels.graph):
         if kernels.lower and can_lower(node):
             yield f"{node} has known sizes on CUDA and is launched by an operator"
+
+
+def static_products_lowered(kernels: Kernels) -> Iterator[str]:
+    """A product that is still ``nm.mm`` pads or copies, or was not to be lowered."""
+    for node in Mm.nodes(kernels.graph):
+        if kernels.lower and library_takes(node):
+            yield f"{node} is cuSPARSELt's product alone and is called by an operator"
 
 
 def _pruned(plan: Plan) -> list[Decision]:

@@ -16,7 +16,9 @@ from nmcompile.passes.exact_backward import exact_backward
 from nmcompile.passes.find import find
 from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
+from nmcompile.passes.lower_products import lower_products
 from nmcompile.passes.prune_products import prune_backward, prune_forward
+from nmcompile.passes.realise_seeds import realise_seeds
 from nmcompile.passes.run import Pass
 from nmcompile.passes.save_kept import save_kept
 from nmcompile.passes.share_compressed import share_compressed
@@ -58,6 +60,10 @@ JOINT: tuple[Pass, ...] = (
 POST_GRAD: tuple[Pass, ...] = (
     # elementwise producers and compression: one kernel
     Pass(fuse_compress, leaves=[facts.kernels_generated]),
+    # one random number for all masks of the graph
+    Pass(realise_seeds),
     # kernels that Inductor launches itself
     Pass(lower_kernels, needs=[facts.kernels_generated], leaves=[facts.static_kernels_lowered]),
+    # products that Inductor calls the library for itself
+    Pass(lower_products, leaves=[facts.static_products_lowered]),
 )

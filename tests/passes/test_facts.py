@@ -18,7 +18,7 @@ from nmcompile.execution.choose import Execution
 from nmcompile.gemm import OperandKind, Role
 from nmcompile.graph.aten import argument, set_argument
 from nmcompile.graph.insert import Inserter
-from nmcompile.ops.schemas import Compress, FusedCompress, KeepMask, Prune, UnpackMask
+from nmcompile.ops.schemas import Compress, FusedCompress, KeepMask, Mm, Prune, UnpackMask
 from nmcompile.passes import facts
 from nmcompile.passes.pipeline import JOINT, POST_GRAD
 from nmcompile.passes.plan import Kernels, Plan
@@ -269,7 +269,8 @@ def test_every_fact_is_broken_here_and_left_by_a_pass() -> None:
         for name, f in inspect.getmembers(facts, inspect.isfunction)
         if not name.startswith("_") and f.__module__ == facts.__name__
     ]
-    broken = {fact for _, fact, _, _ in CASES} | {facts.static_kernels_lowered}  # below
+    below = {facts.static_kernels_lowered, facts.static_products_lowered}
+    broken = {fact for _, fact, _, _ in CASES} | below
     assert set(ours) == broken
     assert set(ours) == {fact for step in (*JOINT, *POST_GRAD) for fact in step.leaves}
 
@@ -328,6 +329,22 @@ def test_what_no_kernel_takes_contradicts_nothing(
     kernels = compressed(x, method, devices)
     assert Compress.nodes(kernels.graph)
     assert [*facts.kernels_generated(kernels)] == []
+
+
+def test_a_product_of_the_library_alone_is_lowered() -> None:
+    """Fake CUDA tensors, as below."""
+    graph, mode = fx.Graph(), FakeTensorMode()
+    packed, dense = graph.placeholder("packed"), graph.placeholder("dense")
+    with mode:
+        packed.meta["val"] = torch.empty(64, 36, dtype=torch.bfloat16, device="cuda")
+        dense.meta["val"] = torch.empty(64, 8, dtype=torch.bfloat16, device="cuda")
+        product = Inserter(graph).op(dense, Mm(packed, dense, 64, "cusparselt_sm90"))
+        graph.output(product)
+    kernels = Kernels(graph, lower=False)
+    assert [*facts.static_products_lowered(kernels)] == []
+    kernels.lower = True
+    text = f"{product} is cuSPARSELt's product alone and is called by an operator"
+    assert [*facts.static_products_lowered(kernels)] == [text]
 
 
 def test_a_kernel_that_inductor_could_launch_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
