@@ -91,11 +91,12 @@ class PostPass(_AfterTheUsers):
         super().__init__(settings, "post_grad_custom_pre_pass")
         self.devices = KERNELS[settings.kernels]
         self.lower = settings.kernels != "operators"
+        self.fuse = settings.kernels != "unfused"
         self.autotune = settings.autotune
         self.digest = digest
 
     def run(self, graph: fx.Graph) -> None:
-        kernels = Kernels(graph, self.devices, self.lower, self.autotune)
+        kernels = Kernels(graph, self.devices, self.lower, self.autotune, self.fuse)
         run(pipeline.POST_GRAD, kernels, "post-grad graph")
         record_kernels(self.digest, kernels.specs)
 

@@ -14,11 +14,12 @@ from nmcompile.policy import Policy
 
 OURS = ("policy", "nm.autotune", "nm.kernels", "nm.region")
 
-#: Where compress kernels are generated: on CUDA; there, but launched by an operator instead of by
-#: Inductor; also on the CPU (where Triton's interpreter or their oracle runs them: to look at them
-#: and to test them); nowhere.
+#: Where compress kernels are generated: on CUDA; there, but without their producers; there, but
+#: launched by an operator instead of by Inductor; also on the CPU (where Triton's interpreter or
+#: their oracle runs them: to look at them and to test them); nowhere.
 KERNELS: dict[str, tuple[str, ...]] = {
     "auto": ("cuda",),
+    "unfused": ("cuda",),
     "operators": ("cuda",),
     "generate": ("cuda", "cpu"),
     "reference": (),

@@ -49,7 +49,7 @@ def fuse_compress(kernels: Kernels) -> None:
     for node in Compress.nodes(kernels.graph):
         match = _match(node, kernels.devices)
         if match is not None:
-            kernels.specs.append(_fuse(kernels.graph, match))
+            kernels.specs.append(_fuse(kernels.graph, match, kernels.fuse))
     kernels.graph.eliminate_dead_code()
 
 
@@ -76,12 +76,12 @@ def _keeps_order(node: fx.Node) -> bool:
     return node.target in FLAT_VIEWS and node.all_input_nodes[0].meta["val"].is_contiguous()
 
 
-def _fuse(graph: fx.Graph, match: _Match) -> KernelSpec:
+def _fuse(graph: fx.Graph, match: _Match, grow: bool) -> KernelSpec:
     node, call, base, others = match.node, match.call, match.base, match.others
     operand = call.x.meta["val"]
     prologue = Prologue(base, operand.shape)
     # Other readers wait for the kernel, which waits for its random numbers.
-    if not others or call.seed is None or call.seed < base:
+    if grow and (not others or call.seed is None or call.seed < base):
         prologue.grow()
     keep_dense = bool(others and prologue.statements)
     spec = KernelSpec(

@@ -120,12 +120,14 @@ class Kernels:
 
     ``devices`` are those whose compress kernels are generated, ``specs`` what was generated.
     ``lower``: hand them to Inductor instead of launching them from operators; ``autotune``: let
-    Inductor time 4 and 8 warps instead of taking the tile's own number.
+    Inductor time 4 and 8 warps instead of taking the tile's own number; ``fuse``: take producers
+    into the kernels.
     """
 
     graph: fx.Graph
     devices: tuple[str, ...] = ("cuda",)
     lower: bool = True
     autotune: bool = False
+    fuse: bool = True
     specs: list[KernelSpec] = field(default_factory=list)
     lowered: int = 0

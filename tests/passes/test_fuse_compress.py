@@ -33,6 +33,12 @@ def test_other_readers_do_not_wait_for_random_numbers_that_come_later() -> None:
     assert not spec.statements
 
 
+def test_producers_stay_where_nothing_is_to_be_fused() -> None:
+    gm, (spec,) = fused(lambda x: compress(x.tanh() * 2.0), half(8, 32), fuse=False)
+    assert not spec.statements
+    assert any(n.target is torch.ops.aten.tanh.default for n in gm.graph.nodes)
+
+
 def test_kernels_of_equal_layers_are_one_kernel() -> None:
     def f(x: Any, y: Any) -> Any:
         return compress(x.tanh() * 2.0), compress(y.tanh() * 2.0)
