@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec
+from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec, Operand
 from nmcompile.graph.aten import FLAT_VIEWS
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.prologue import Prologue
@@ -87,13 +87,12 @@ def _fuse(graph: fx.Graph, match: _Match, grow: bool) -> KernelSpec:
     spec = KernelSpec(
         inputs=prologue.inputs,
         statements=prologue.statements,
-        dims=call.dims,
+        operands=(Operand(value=prologue.value, dims=call.dims, keep_dense=keep_dense),),
         n=call.n,
         m=call.m,
         method=call.method,  # type: ignore[arg-type]
         layout=call.layout,  # type: ignore[arg-type]
         dtype=str(operand.dtype).removeprefix("torch."),
-        keep_dense=keep_dense,
     )
     insert = Inserter(graph)
     with insert.before(base.next if keep_dense else node):

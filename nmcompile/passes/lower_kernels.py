@@ -56,7 +56,7 @@ def _lower(graph: fx.Graph, node: fx.Node, autotune: bool) -> None:
     spec = spec_of(call.spec)
     values = [x.meta["val"] for x in call.inputs]
     rows, columns = launch.operand_shape(spec, values)
-    strides = launch.row_strides(spec, [v.stride() for v in values], columns)
+    strides = launch.row_strides(spec, [v.stride() for v in values])
     names = launch.result_names(spec)
     addresses = [v.storage_offset() * v.element_size() for v in values]
     constants, grid, warps = launch.constants(

@@ -18,7 +18,7 @@ def test_an_operand_with_other_readers_is_written_by_the_kernel_once() -> None:
         return compress(y, (1, 0), seed), y.sum(0)
 
     gm, (spec,) = fused(f, half(8, 32), SEED)
-    assert spec.keep_dense
+    assert spec.dense_results
     assert spec.orientations == "both"
     assert not any(n.target is torch.ops.aten.sigmoid.default for n in gm.graph.nodes)
 

@@ -152,7 +152,7 @@ def test_inductor_is_handed_a_kernel_that_writes_its_results_alone(driver: None)
     graph.lint()
     assert not graph.find_nodes(op="call_function", target=nm.fused_compress.default)
     (node,) = graph.find_nodes(op="call_function", target=wrap.triton_kernel_wrapper_functional)
-    assert node.kwargs["tensors_to_clone"] == ["packed0", "packed1", "dense"]
+    assert node.kwargs["tensors_to_clone"] == ["packed0", "packed1", "dense0"]
     table = wrap.kernel_side_table
     kernel = table.get_kernel(node.kwargs["kernel_idx"])
     (config,) = kernel.configs
@@ -165,7 +165,7 @@ def test_inductor_is_handed_a_kernel_that_writes_its_results_alone(driver: None)
         values = {k: v.meta["val"] for k, v in tensors.items()}
         accesses = wrap.identify_accessed_tensors(kernel, {**values, **numbers}, {})
         written = {d.name for d in accesses.read_writes.writes}
-        assert written == {"packed0", "packed1", "dense"}
+        assert written == {"packed0", "packed1", "dense0"}
 
 
 def test_inductor_is_asked_for_the_strides_that_the_kernel_is_told(driver: None) -> None:
@@ -179,7 +179,7 @@ def test_inductor_is_asked_for_the_strides_that_the_kernel_is_told(driver: None)
         run(POST_GRAD, Kernels(graph), "graph")
         (node,) = graph.find_nodes(op="call_function", target=wrap.triton_kernel_wrapper_functional)
         given = {k: v.meta["val"].stride() for k, v in node.kwargs["kwargs"].items()}
-        assert (given["packed0"], given["dense"]) == ((576, 1), (1024, 1))
+        assert (given["packed0"], given["dense0"]) == ((576, 1), (1024, 1))
         # As Inductor does: what it lowers is the kernel that writes into its arguments.
         gm = fx.GraphModule({}, graph)
         with V.set_fake_mode(mode):
