@@ -43,8 +43,7 @@ def nm_sparse(
             measures dense and sparse products on the GPU instead of predicting their times, and
             tunes the compress kernels;
             ``"nm.kernels"`` is ``"auto"`` (compress kernels are generated on CUDA),
-            ``"unfused"`` (the same, without the elementwise producers of their operands),
-            ``"operators"`` (launched by operators instead of by Inductor),
+            ``"operators"`` (the same, launched by operators instead of by Inductor),
             ``"generate"`` (on the CPU as well) or ``"reference"`` (nowhere). ``"nm.region"`` lists
             the paths of the modules that share the code (``nmcompile.compile`` writes it).
 
