@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nmcompile.backend import last_report, nm_sparse
     from nmcompile.dry_run import explain
     from nmcompile.errors import FormatError, NMError, NMWarning, OptionError, PolicyError
+    from nmcompile.execution.targets import targets
     from nmcompile.in_place import compile
     from nmcompile.masks.formats import NMFormat
     from nmcompile.policy import Policy, Rule, recipe_names
@@ -36,6 +37,7 @@ __all__ = [
     "nm_sparse",
     "recipe_names",
     "rewrite",
+    "targets",
 ]
 
 #: Where the public names live, but for modules.
@@ -55,6 +57,7 @@ _HOMES = {
     "nm_sparse": "backend",
     "recipe_names": "policy",
     "rewrite": "traced_graph",
+    "targets": "execution.targets",
 }
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package

@@ -43,7 +43,8 @@ def nm_sparse(
             measures dense and sparse products on the GPU instead of predicting their times, and
             tunes the compress kernels;
             ``"nm.kernels"`` is ``"auto"`` (compress kernels are generated on CUDA),
-            ``"operators"`` (the same, launched by operators instead of by Inductor),
+            ``"unfused"`` (the same, without the elementwise producers of their operands),
+            ``"operators"`` (launched by operators instead of by Inductor),
             ``"generate"`` (on the CPU as well) or ``"reference"`` (nowhere). ``"nm.region"`` lists
             the paths of the modules that share the code (``nmcompile.compile`` writes it).
 

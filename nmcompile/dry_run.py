@@ -13,6 +13,7 @@ from torch import fx
 from nmcompile._dynamo import BackendCompilerFailed, Caller
 from nmcompile.capture.regions import region_of
 from nmcompile.errors import NMError
+from nmcompile.execution.targets import Target, named
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import plan_only
 from nmcompile.policy import Policy
@@ -24,6 +25,7 @@ def explain(
     model: Callable[..., Any],
     *args: Any,
     policy: str | PathLike[str] | Policy | Mapping[str, Any] | None = None,
+    target: str | Target | None = None,
     **kwargs: Any,
 ) -> Report:
     """Report what the policy does to every product of ``model(*args, **kwargs)``.
@@ -32,31 +34,42 @@ def explain(
     the CPU are put back. In training mode (gradients on and something that requires them) the
     backward products are reported too.
 
+    With a ``target`` everything is decided as for that GPU, whatever the tensors are on: real ones,
+    on the meta device, or fake ones (``FakeTensorMode``), which take no memory. The report then has
+    predicted times, the kernels that would be generated, and totals. The graph is that of the
+    tensors' device, and differs from a GPU's where PyTorch decomposes operators differently there
+    (attention on the CPU and on meta, say).
+
     Args:
         model: a module or a function.
         args: its inputs.
         policy: a recipe's name, a path, a ``Policy`` or a mapping; None means ``full``.
+        target: a name of ``nmcompile.targets()``; None for the device that the tensors are on.
         kwargs: its keyword inputs.
 
     Raises:
+        OptionError: a target that is not known.
         PolicyError: the policy cannot be read, or asks for what a site cannot have.
     """
     chosen = Policy.resolve(policy)
+    place = named(target) if isinstance(target, str) else target
     graphs: list[GraphReport] = []
 
     def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:
-        settings = Settings(chosen, region=region_of(Caller.of(capture)))
+        settings = Settings(chosen, region=region_of(Caller.of(capture)), target=place)
         planned = plan_only(gm, inputs, settings)
-        saved = saved_for_backward(planned.graphs)
-        graphs.extend(r.model_copy(update={"saved": saved}) for r in planned.reports)
+        found: dict[str, Any] = {"saved": saved_for_backward(planned.graphs)}
+        if place is not None:
+            found["kernel_specs"] = tuple(planned.kernels())
+        graphs.extend(r.model_copy(update=found) for r in planned.reports)
         return planned.run
 
-    target = getattr(model, "_orig_mod", model)  # an already compiled module is explained afresh
-    modules = [target] if isinstance(target, torch.nn.Module) else []
+    plain = getattr(model, "_orig_mod", model)  # an already compiled module is explained afresh
+    modules = [plain] if isinstance(plain, torch.nn.Module) else []
     buffers = [(b, b.detach().clone()) for m in modules for b in m.buffers()]
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.compile(_fresh(target), backend=capture, dynamic=False)(*args, **kwargs)
+            torch.compile(_fresh(plain), backend=capture, dynamic=False)(*args, **kwargs)
     except BackendCompilerFailed as error:
         if isinstance(error.inner_exception, NMError):
             raise error.inner_exception from None
@@ -65,7 +78,7 @@ def explain(
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-    return Report.of(chosen, tuple(graphs))
+    return Report.of(chosen, tuple(graphs), target=place)
 
 
 _calls = itertools.count()

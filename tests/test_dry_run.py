@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import nmcompile
-from nmcompile import Policy, PolicyError, Rule
+from nmcompile import OptionError, Policy, PolicyError, Report, Rule
+from nmcompile.compressed.layouts import Layout
+from nmcompile.errors import NMWarning
+from nmcompile.execution.targets import named
+from nmcompile.reason import Code
 from tests.report.net import Net
 
 
@@ -47,3 +54,141 @@ def test_explain_needs_no_memory_for_the_model() -> None:
     report = nmcompile.explain(model, x)
     assert {s.device for s in report.sites} == {"meta"}
     assert report.totals.pruned_share == 1.0
+
+
+# For a GPU that is not there
+
+
+class Layer(nn.Module):
+    """A layer like Llama 3 8B's."""
+
+    def __init__(self, width: int = 4096, hidden: int = 14336, narrow: int = 1024) -> None:
+        super().__init__()
+
+        def linear(inputs: int, outputs: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(outputs, inputs, dtype=torch.bfloat16))
+
+        self.q, self.k, self.v = (linear(width, n) for n in (width, narrow, narrow))
+        self.o, self.gate = linear(width, width), linear(width, hidden)
+        self.up, self.down = linear(width, hidden), linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        f = nn.functional
+        batch, tokens, width = x.shape
+        h = f.rms_norm(x, (width,))
+        q, k, v = (f.linear(h, w).view(batch, tokens, -1, 128) for w in (self.q, self.k, self.v))
+        heads = [t.transpose(1, 2) for t in (q, k, v)]
+        a = f.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+        x = x + f.linear(a.transpose(1, 2).reshape(x.shape), self.o)
+        h = f.rms_norm(x, (width,))
+        return x + f.linear(f.silu(f.linear(h, self.gate)) * f.linear(h, self.up), self.down)
+
+
+def stack(policy: str = "full", target: str = "h100", layers: int = 2) -> Report:
+    """Two layers, 16,384 tokens, on tensors that take no memory."""
+    with FakeTensorMode():
+        model = nn.Sequential(*(Layer() for _ in range(layers)))
+        x = torch.empty(2, 8192, 4096, dtype=torch.bfloat16, requires_grad=True)
+        return nmcompile.explain(model, x, policy=policy, target=target)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Report:
+    start = time.perf_counter()
+    report = stack()
+    assert time.perf_counter() - start < 60  # 7 s on an idle core of today
+    return report
+
+
+@pytest.mark.slow
+class TestOfAnAbsentGpu:
+    def test_every_product_is_decided_as_on_the_gpu(self, llama: Report) -> None:
+        assert llama.target == named("h100")
+        assert {s.execution for s in llama.sites} == {"sparse"}
+        assert {s.layout for s in llama.sites} == {Layout.CUSPARSELT_SM90}
+        assert all(s.has(Code.GAIN) for s in llama.sites)
+        assert {s.device for s in llama.sites} == {"cpu"}  # where it was traced
+
+    def test_products_of_one_operand_are_one_unit(self, llama: Report) -> None:
+        (graph,) = llama.graphs
+        roles = [{str(graph.sites[s].role) for s in row.sites} for row in graph.units]
+        sizes = sorted(len(row.sites) for row in graph.units)
+        # q, k, v; o; gate, up; down. And dgrad with wgrad, for each of the seven.
+        assert sizes == sorted(2 * ([3, 1, 2, 1] + 7 * [2]))
+        assert roles.count({"dgrad", "wgrad"}) == 14
+        assert {row.how for row in graph.units} == {"predicted"}
+
+    def test_the_totals_are_those_of_the_units(self, llama: Report) -> None:
+        (graph,), totals = llama.graphs, llama.totals
+        assert totals.dense_us == pytest.approx(sum(row.dense_us for row in graph.units))
+        assert totals.planned_us == pytest.approx(sum(row.sparse_us for row in graph.units))
+        assert totals.untimed_sites == 0
+        assert 1.1 < totals.dense_us / totals.planned_us < 1.35
+        for row in graph.units:
+            terms = {name: us for name, us in row.terms_us.items() if name != "dense"}
+            assert sum(terms.values()) == pytest.approx(row.sparse_us)
+        assert totals.saved_bytes == sum(s.bytes for s in llama.saved)
+
+    def test_the_kernels_are_those_of_the_units(self, llama: Report) -> None:
+        (graph,) = llama.graphs
+        assert graph.kernel_specs is not None
+        assert len(graph.kernel_specs) == len(graph.units)
+        both = [s for s in graph.kernel_specs if s.orientations == "both"]
+        assert [s.method for s in both] == ["mvue"] * 14
+        assert {s.layout for s in graph.kernel_specs} == {Layout.CUSPARSELT_SM90}
+
+    def test_the_report_says_what_is_predicted(self, llama: Report) -> None:
+        text = str(llama)
+        assert "predicted on h100: products of a step " in text
+        assert "3 of 3 sparse, predicted: dense 10" in text
+        assert "kernel that would be generated: " in text
+        assert Report.model_validate_json(llama.model_dump_json()) == llama
+
+
+@pytest.mark.slow
+def test_an_exact_policy_saves_less() -> None:
+    saved = [stack(policy, layers=1).totals.saved_bytes for policy in ("dense", "full-exact")]
+    assert saved[0]
+    assert saved[1] / saved[0] < 0.8
+
+
+def small(target: str, dtype: torch.dtype = torch.bfloat16, **keys: object) -> Report:
+    with torch.device("meta"):
+        model, x = nn.Linear(4096, 4096, dtype=dtype), torch.randn(8192, 4096, dtype=dtype)
+    return nmcompile.explain(model, x, target=target, **keys)
+
+
+def test_targets_have_their_own_layouts_and_times() -> None:
+    h100, a100 = small("h100"), small("a100")
+    assert {s.layout for s in h100.sites if s.execution == "sparse"} == {Layout.CUSPARSELT_SM90}
+    assert {s.layout for s in a100.sites if s.execution == "sparse"} == {Layout.CUSPARSELT_SM80}
+    assert a100.totals.dense_us > 2 * h100.totals.dense_us
+    assert nmcompile.explain(nn.Linear(8, 8), torch.randn(4, 8)).totals.dense_us is None
+
+
+def test_float32_is_dense_on_a_gpu_and_says_what_autocast_would_give() -> None:
+    with pytest.warns(NMWarning, match="nothing is pruned: none of 2 products"):
+        report = small("h100", torch.float32)
+    assert {s.execution for s in report.sites} == {"dense"}
+    assert "under bfloat16 autocast predicted: dense" in report.sites[0].reason
+    assert report.totals.dense_us is None
+
+
+def test_an_unknown_target_has_the_nearest_name() -> None:
+    with pytest.raises(OptionError, match="'h1000' is no target: did you mean 'h100'"):
+        small("h1000")
+
+
+def test_a_target_that_cannot_is_an_error_with_site_and_reason() -> None:
+    rule = Rule(prune="activation", role="fprop", format="1:4")
+    policy = Policy(rules=[rule], execution="sparse", fallback="error")
+    with pytest.raises(PolicyError, match=r"addmm.*sparse tensor cores take 2:4"):
+        small("h100", policy=policy)
+
+
+def test_saved_bytes_of_a_model_on_the_meta_device_are_those_on_the_cpu() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)), torch.randn(4, 8)
+    meta = nmcompile.explain(model.to("meta"), x.to("meta").requires_grad_())
+    real = nmcompile.explain(model.to_empty(device="cpu"), x.requires_grad_())
+    assert meta.totals.saved_bytes == real.totals.saved_bytes
+    assert real.totals.saved_bytes

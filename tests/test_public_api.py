@@ -33,17 +33,19 @@ NAMES = [
     "nm_sparse",
     "recipe_names",
     "rewrite",
+    "targets",
 ]
 #: How each function is called; types left out.
 SIGNATURES: dict[Callable[..., Any], str] = {
     nmcompile.compile: (
         "(model, policy=None, *, each=None, dynamic=None, fullgraph=False, options=None)"
     ),
-    nmcompile.explain: "(model, *args, policy=None, **kwargs)",
+    nmcompile.explain: "(model, *args, policy=None, target=None, **kwargs)",
     nmcompile.last_report: "()",
     nmcompile.nm_sparse: "(gm, example_inputs, *, mode=None, options=None)",
     nmcompile.recipe_names: "()",
     nmcompile.rewrite: "(gm, policy=None, *, weights=None)",
+    nmcompile.targets: "()",
     functional.prune: "(x, format='2:4', dim=-1, method='mse', generator=None)",
     functional.keep_mask: "(x, format='2:4', dim=-1, method='mse', generator=None)",
     functional.inclusion_probability: "(x, format='2:4', dim=-1, method='mvue')",

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nmcompile.compressed.hardware import target_of
+from nmcompile.compressed.hardware import layout_on
 from nmcompile.compressed.layouts import Layout
 
 Call = Callable[[int], Any]  # its argument selects one of several input sets
@@ -39,10 +39,10 @@ class Device:
     @property
     def layout(self) -> Layout:
         """The layout that the device's library reads."""
-        target = target_of(self.name)
-        if target.layout is None:
-            raise RuntimeError(target.reason)
-        return target.layout
+        reads = layout_on(self.name)
+        if reads.layout is None:
+            raise RuntimeError(reads.reason)
+        return reads.layout
 
     def describe(self) -> dict[str, Any]:
         """The GPU and its software."""

@@ -71,13 +71,12 @@ class Case:
         return KernelSpec(
             inputs=prologue.inputs_of(dtype),
             statements=prologue.statements,
-            dims=ORIENTATIONS[self.orientations],
+            operands=(prologue.operand(ORIENTATIONS[self.orientations]),),
             n=self.n,
             m=2 * self.n,
             method=self.method,
             layout=Layout(self.layout),
             dtype=dtype,
-            keep_dense=prologue.keep_dense,
         )
 
     @property

@@ -82,7 +82,7 @@ def judge(case: Case, machine: Machine) -> Result:
     orientations = _orientations(case)
     cost = weighted(machine.opcodes, case.arch) / elements
     pipe, clocks = busiest(machine.opcodes, case.arch)
-    loaded, dense = 2 * len(case.spec.inputs), 2 * case.spec.keep_dense
+    loaded, dense = 2 * len(case.spec.inputs), 2 * case.spec.dense_results
     floor = loaded + dense + 1.125 * orientations
     microseconds = ratio = None
     if device := DEVICES.get(case.arch):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nmcompile.codegen.kernel_spec import Input, Statement
+from nmcompile.codegen.kernel_spec import Input, Operand, Statement
 from nmcompile.codegen.pointwise import EXPRESSIONS
 
 aten = torch.ops.aten
@@ -37,6 +37,11 @@ class Prologue:
         return tuple(
             Input(name=name, shape="full", dtype=dtype, source=source) for name in self.inputs
         )
+
+    def operand(self, dims: tuple[int, ...]) -> Operand:
+        """What the kernel compresses, in the given orientations."""
+        value = self.calls[-1][0] if self.calls else self.inputs[0]
+        return Operand(value=value, dims=dims, keep_dense=self.keep_dense)
 
     @property
     def statements(self) -> tuple[Statement, ...]:

@@ -12,9 +12,8 @@ from torch import Tensor
 from nmcompile.codegen.kernel_spec import Input, KernelSpec
 
 
-def evaluate(spec: KernelSpec, inputs: Sequence[Tensor], rows: int, columns: int) -> Tensor:
-    """The operand ``[rows, columns]`` of a kernel, rounded once to its dtype."""
-    names = [i.name for i in spec.inputs]
+def evaluate(spec: KernelSpec, inputs: Sequence[Tensor], rows: int, columns: int) -> list[Tensor]:
+    """The operands ``[rows, columns]`` of a kernel, each rounded once to its dtype."""
     known: dict[str, Any] = {
         i.name: _broadcast(i, x, rows, columns) for i, x in zip(spec.inputs, inputs, strict=True)
     }
@@ -23,9 +22,9 @@ def evaluate(spec: KernelSpec, inputs: Sequence[Tensor], rows: int, columns: int
         if statement.target == "aten.where.self":
             arguments = [arguments[0].bool(), *map(_tensor, arguments[1:])]
         known[statement.name] = _operator(statement.target)(*arguments)
-    last = spec.statements[-1].name if spec.statements else names[0]
-    operand: Tensor = known[last].to(getattr(torch, spec.dtype))
-    return operand.expand(rows, columns).contiguous()
+    dtype = getattr(torch, spec.dtype)
+    values = (known[operand.value].to(dtype) for operand in spec.operands)
+    return [value.expand(rows, columns).contiguous() for value in values]
 
 
 def _broadcast(given: Input, x: Tensor, rows: int, columns: int) -> Tensor:

@@ -56,27 +56,18 @@ class Statement(_Frozen):
         )
 
 
-class KernelSpec(_Frozen):
-    """A kernel that computes an operand ``[R, C]`` from its inputs and compresses it.
+class Operand(_Frozen):
+    """What a kernel compresses: ``value``, the name of a statement or of an input.
 
     Attributes:
-        inputs, statements: the elementwise prologue; without statements the operand is the only
-            input as it is. The last statement is the operand.
+        value: the name.
         dims: orientations of the results: 1 compresses the operand along its columns, 0 its
             transpose.
-        n, m, method, layout: as of ``nm::compress``.
-        dtype: of the operand, ``"bfloat16"`` or ``"float16"``.
         keep_dense: whether the operand is also written as it is, for its other readers.
     """
 
-    inputs: tuple[Input, ...]
-    statements: tuple[Statement, ...]
+    value: str
     dims: tuple[int, ...]
-    n: int
-    m: int
-    method: Literal["mse", "mvue"]
-    layout: Layout
-    dtype: str
     keep_dense: bool = False
 
     @property
@@ -86,6 +77,56 @@ class KernelSpec(_Frozen):
             return "both"
         return "rows" if self.dims[0] == 1 else "columns"
 
+
+class KernelSpec(_Frozen):
+    """A kernel that computes operands ``[R, C]`` from its inputs and compresses them.
+
+    Attributes:
+        inputs, statements: the elementwise prologue.
+        operands: what is compressed, all in the same orientations: one, or several that are
+            computed from the same inputs and so from one read of them.
+        n, m, method, layout: as of ``nm::compress``.
+        dtype: of the operands, ``"bfloat16"`` or ``"float16"``.
+    """
+
+    inputs: tuple[Input, ...]
+    statements: tuple[Statement, ...]
+    operands: tuple[Operand, ...]
+    n: int
+    m: int
+    method: Literal["mse", "mvue"]
+    layout: Layout
+    dtype: str
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The orientation of each packed result."""
+        return tuple(dim for operand in self.operands for dim in operand.dims)
+
+    @property
+    def dense_results(self) -> int:
+        """How many operands are also written as they are."""
+        return sum(operand.keep_dense for operand in self.operands)
+
+    @property
+    def orientations(self) -> Literal["rows", "columns", "both"]:
+        """Which tile function of ``codegen.device`` does it."""
+        return self.operands[0].orientations
+
+    def prologue(self, operand: Operand) -> tuple[Statement, ...]:
+        """The statements that an operand needs, in order; none where it is an input."""
+        wanted, found = {operand.value}, []
+        for statement in reversed(self.statements):
+            if statement.name in wanted:
+                found.append(statement)
+                wanted.update(a for a in statement.arguments if isinstance(a, str))
+        return tuple(reversed(found))
+
+    def inputs_of(self, operand: Operand) -> tuple[Input, ...]:
+        """The inputs that an operand is computed from."""
+        read = {operand.value}.union(*(s.arguments for s in self.prologue(operand)))
+        return tuple(i for i in self.inputs if i.name in read)
+
     @property
     def storage(self) -> str:
         """The operand's type as ``codegen.device`` names it."""
@@ -94,8 +135,9 @@ class KernelSpec(_Frozen):
     @property
     def name(self) -> str:
         """A readable name, unique up to the digest."""
-        last = self.statements[-1].target.split(".")[1] if self.statements else "copy"
-        return f"compress_{self.orientations}_{self.method}_{self.n}_{self.m}_{last}"
+        targets = {s.name: s.target.split(".")[1] for s in self.statements}
+        values = "_".join(targets.get(o.value, "copy") for o in self.operands)
+        return f"compress_{self.orientations}_{self.method}_{self.n}_{self.m}_{values}"
 
     @property
     def digest(self) -> str:
@@ -104,7 +146,7 @@ class KernelSpec(_Frozen):
 
     def __hash__(self) -> int:
         """Of what tells kernels apart as a rule: a spec is looked up at every launch."""
-        kind = (self.dims, self.n, self.method, self.layout, self.dtype, self.keep_dense)
+        kind = (self.dims, self.dense_results, self.n, self.method, self.layout, self.dtype)
         return hash((*kind, *[i.shape for i in self.inputs], *[s.target for s in self.statements]))
 
     def to_json(self) -> str:
@@ -126,7 +168,7 @@ def identity(
     return KernelSpec(
         inputs=(x,),
         statements=(),
-        dims=dims,
+        operands=(Operand(value="x", dims=dims),),
         n=n,
         m=m,
         method=method,  # type: ignore[arg-type]

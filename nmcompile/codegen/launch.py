@@ -30,11 +30,11 @@ def is_generated(x: Tensor, method: str) -> bool:
 
 
 def result_shapes(spec: KernelSpec, rows: int, columns: int) -> list[tuple[int, int]]:
-    """Shapes of the results: one packed tensor for each of ``spec.dims``, then the dense one."""
+    """Shapes of the results: one packed tensor for each of ``spec.dims``, then the dense ones."""
     dtype = getattr(torch, spec.dtype)
     sizes = ((rows, columns) if dim == 1 else (columns, rows) for dim in spec.dims)
     packed = [spec.layout.packed_shape(*size, dtype) for size in sizes]
-    return packed + ([(rows, columns)] if spec.keep_dense else [])
+    return packed + [(rows, columns)] * spec.dense_results
 
 
 def operand_shape(spec: KernelSpec, inputs: Sequence[Tensor]) -> tuple[int, int]:
@@ -65,8 +65,10 @@ def constants(
 
     tile = host.tile(spec.orientations, spec.method)
     fit = host.fit_of(rows, columns, strides, addresses, tile.rows, tile.columns)
-    values = {"ROWS": tile.rows, "COLUMNS": tile.columns, "FIT": fit, "ISA": isa(device)}
-    return values, host.launch_grid(rows, columns, tile.rows, tile.columns), tile.warps
+    grid = host.launch_grid(rows, columns, tile.rows, tile.columns, operands=len(spec.operands))
+    isa = 0 if interpreted() else _capability(device)
+    values = {"ROWS": tile.rows, "COLUMNS": tile.columns, "FIT": fit, "ISA": isa}
+    return values, grid, tile.warps
 
 
 def run(
@@ -138,7 +140,7 @@ def _prepare(
     dtype = getattr(torch, spec.dtype)
     prepared = _Prepared(spec, dtype, result_shapes(spec, rows, columns))
     if rows * columns:
-        strides = row_strides(spec, [stride for _, stride, _ in alike], columns)
+        strides = row_strides(spec, [stride for _, stride, _ in alike])
         places = [place for _, _, place in alike]
         values, prepared.grid, prepared.warps = constants(
             spec, rows, columns, list(strides.values()), places, device
@@ -161,7 +163,8 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
 
 def result_names(spec: KernelSpec) -> list[str]:
     """The kernel's names of what ``result_shapes`` lists."""
-    return [*(f"packed{k}" for k in range(len(spec.dims))), *["dense"] * spec.keep_dense]
+    packed = [f"packed{k}" for k in range(len(spec.dims))]
+    return packed + [f"dense{k}" for k, o in enumerate(spec.operands) if o.keep_dense]
 
 
 def tensor_arguments(
@@ -178,16 +181,10 @@ def stream_arguments(spec: KernelSpec, streams: Sequence[int]) -> dict[str, int]
     return {f"stream{k}": s for k, s in enumerate(streams)} if spec.method == "mvue" else {}
 
 
-def row_strides(spec: KernelSpec, strides: Sequence[Sequence[int]], columns: int) -> dict[str, int]:
+def row_strides(spec: KernelSpec, strides: Sequence[Sequence[int]]) -> dict[str, int]:
     """The kernel's stride arguments, in elements, from the strides of its inputs."""
     given = zip(spec.inputs, strides, strict=True)
-    full = {f"{i.name}_stride": int(stride[0]) for i, stride in given if i.shape == "full"}
-    return full | ({"dense_stride": columns} if spec.keep_dense else {})
-
-
-def isa(device: torch.device) -> int:
-    """What inline PTX may use there, as ``codegen.device`` takes it."""
-    return 0 if interpreted() else _capability(device)
+    return {f"{i.name}_stride": int(stride[0]) for i, stride in given if i.shape == "full"}
 
 
 @functools.cache

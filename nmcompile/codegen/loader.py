@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from nmcompile import cache
-from nmcompile.codegen.printer import Spec, print_kernel
+from nmcompile.codegen.kernel_spec import KernelSpec
+from nmcompile.codegen.printer import print_kernel
 
 log = logging.getLogger(__name__)
 
 
-def kernel_path(spec: Spec) -> Path:
+def kernel_path(spec: KernelSpec) -> Path:
     """The kernel's file, beside Inductor's cache; written if it is not there."""
     source = print_kernel(spec)
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
@@ -50,7 +51,7 @@ def _own_folder() -> Path:
 
 
 @functools.cache
-def load(spec: Spec) -> Any:
+def load(spec: KernelSpec) -> Any:
     """The kernel of a spec: a ``triton.JITFunction``, or interpreted under TRITON_INTERPRET=1.
 
     Raises:
@@ -66,7 +67,7 @@ def load(spec: Spec) -> Any:
 
 
 @functools.cache
-def with_warps(spec: Spec, warps: tuple[int, ...]) -> Any:
+def with_warps(spec: KernelSpec, warps: tuple[int, ...]) -> Any:
     """The kernel for Inductor, with the numbers of warps to choose from when it first runs."""
     import triton
 
@@ -74,7 +75,7 @@ def with_warps(spec: Spec, warps: tuple[int, ...]) -> Any:
     return triton.autotune(configurations, key=[])(load(spec))
 
 
-def record_kernels(digest: str, specs: Sequence[Spec]) -> None:
+def record_kernels(digest: str, specs: Sequence[KernelSpec]) -> None:
     """Note which kernels a compiled graph runs; a graph has a forward and a backward."""
     if not specs:
         return

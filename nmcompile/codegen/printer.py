@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
-from typing import Protocol
 
 import jinja2
 
-from nmcompile.codegen.kernel_spec import Input, KernelSpec
+from nmcompile.codegen.kernel_spec import Input, KernelSpec, Statement
 from nmcompile.codegen.pointwise import FUNCTIONS
 
 _LOADS = {
@@ -22,87 +23,96 @@ _LOADS = {
 _IN_PIECES = ("full", "per_column")
 
 
+@dataclass(frozen=True)
+class _Printed:
+    """An operand as the template has it; names of its results and streams along columns first."""
+
+    number: int
+    value: str
+    keep_dense: bool
+    inputs: tuple[Input, ...]
+    statements: tuple[Statement, ...]
+    packed: list[str]
+    random: list[str]
+
+
 def parameters(spec: KernelSpec) -> list[str]:
     """The kernel's arguments before its constants, in order.
 
-    Pointers of the inputs, of the dense result and of the packed ones; R and C; row strides of
-    the inputs ``[R, C]`` and of the dense result; for MVUE the seed's pointer and the streams.
+    Pointers of the inputs and of the results, dense ones first; R and C; row strides of the inputs
+    ``[R, C]``; for MVUE the seed's pointer and the streams.
     """
     full = [i.name for i in spec.inputs if i.shape == "full"]
-    dense = ["dense"] if spec.keep_dense else []
-    names = [i.name for i in spec.inputs] + dense + _blobs(spec) + ["R", "C"]
-    names += [f"{name}_stride" for name in (*full, *dense)]
-    return names + _random(spec)
+    names = [i.name for i in spec.inputs] + _dense(spec) + _numbered("packed", spec) + ["R", "C"]
+    return names + [f"{name}_stride" for name in full] + _random(spec)
 
 
-class Spec(Protocol):
-    """What a kernel's text depends on."""
-
-    @property
-    def name(self) -> str:
-        """Of the kernel."""
-
-    def __hash__(self) -> int: ...
-
-
-@functools.singledispatch
-def print_kernel(spec: Spec) -> str:
+def print_kernel(spec: KernelSpec) -> str:
     """The source of a module that holds the kernel under the name ``spec.name``."""
-    raise NotImplementedError(type(spec))
-
-
-@print_kernel.register
-def _(spec: KernelSpec) -> str:
-    full = [i.name for i in spec.inputs if i.shape == "full"]
-    dense = ["dense"] if spec.keep_dense else []
-    packed_names = [i.name for i in spec.inputs] + dense
-    packed_names += [f"{name}_stride" for name in (*full, *dense)]
-    imports = {"load_words"} if not spec.statements else {"round_words"}
-    if spec.statements:
-        imports |= {_LOADS[i.shape][0] for i in spec.inputs}
-    if spec.keep_dense:
+    operands = list(_printed(spec))
+    packed_names = [i.name for i in spec.inputs] + _dense(spec)
+    packed_names += [f"{i.name}_stride" for i in spec.inputs if i.shape == "full"]
+    imports = {"round_words" if o.statements else "load_words" for o in operands}
+    imports |= {_LOADS[i.shape][0] for o in operands if o.statements for i in o.inputs}
+    if _dense(spec):
         imports.add("store_dense")
     called = [f for f in FUNCTIONS if any(f"{f}(" in s.expression for s in spec.statements)]
-    random = _random(spec)
-    streams = random[1:] or ["0"] * len(spec.dims)
-    return template("kernel.py.jinja").render(
+    streams = _random(spec)[1:]
+    return _template().render(
         spec=spec,
+        operands=operands,
         what=_describe(spec),
         spec_lines=textwrap.wrap(spec.to_json(), 90, break_on_hyphens=False),
         imports=sorted(imports),
         functions=called,
         packed_names=packed_names,
         load=lambda i: _LOADS[i.shape][1].format(name=i.name),
-        pieces=functools.partial(_pieces, spec.inputs),
+        pieces=_pieces,
         parameters=parameters(spec),
         # Else the streams 0, 1 and 16 would each be a kernel of their own.
-        decoration=f"(do_not_specialize={random[1:]!r})" if random else "",
-        # The tile functions take the orientation along the columns first.
-        blobs=_in_order(spec, _blobs(spec)),
-        random=["tl.load(seed)" if random else "0", *_in_order(spec, streams)],
+        decoration=f"(do_not_specialize={streams!r})" if streams else "",
     )
 
 
+def _printed(spec: KernelSpec) -> Iterator[_Printed]:
+    packed, random = iter(_numbered("packed", spec)), _random(spec)
+    seed, streams = "tl.load(seed)" if random else "0", iter(random[1:] or ["0"] * len(spec.dims))
+    for number, operand in enumerate(spec.operands):
+        # The tile functions take the orientation along the columns first.
+        rank = sorted(range(len(operand.dims)), key=lambda k: -operand.dims[k])
+        names, drawn = ([next(it) for _ in rank] for it in (packed, streams))
+        yield _Printed(
+            number,
+            operand.value,
+            operand.keep_dense,
+            spec.inputs_of(operand),
+            spec.prologue(operand),
+            [names[k] for k in rank],
+            [seed, *(drawn[k] for k in rank)],
+        )
+
+
 def _describe(spec: KernelSpec) -> str:
-    last = spec.statements[-1].target if spec.statements else spec.inputs[0].source
+    targets = {s.name: s.target for s in spec.statements}
+    targets |= {i.name: i.source for i in spec.inputs}
+    values = " and ".join(targets[o.value] for o in spec.operands)
     along = {"rows": "its columns", "columns": "its rows", "both": "its columns and its rows"}
     return (
-        f"{last} [R, C] in {spec.dtype}, {spec.n}:{spec.m} {spec.method} along "
+        f"{values} [R, C] in {spec.dtype}, {spec.n}:{spec.m} {spec.method} along "
         f"{along[spec.orientations]}, layout {spec.layout}"
     )
 
 
-def _blobs(spec: KernelSpec) -> list[str]:
-    return [f"packed{i}" for i in range(len(spec.dims))]
+def _dense(spec: KernelSpec) -> list[str]:
+    return [f"dense{k}" for k, operand in enumerate(spec.operands) if operand.keep_dense]
+
+
+def _numbered(word: str, spec: KernelSpec) -> list[str]:
+    return [f"{word}{k}" for k in range(len(spec.dims))]
 
 
 def _random(spec: KernelSpec) -> list[str]:
-    streams = [f"stream{i}" for i in range(len(spec.dims))]
-    return ["seed", *streams] if spec.method == "mvue" else []
-
-
-def _in_order(spec: KernelSpec, names: list[str]) -> list[str]:
-    return [name for _, name in sorted(zip(spec.dims, names, strict=True), reverse=True)]
+    return ["seed", *_numbered("stream", spec)] if spec.method == "mvue" else []
 
 
 def _pieces(inputs: tuple[Input, ...], piece: int) -> str:
@@ -112,9 +122,8 @@ def _pieces(inputs: tuple[Input, ...], piece: int) -> str:
 
 
 @functools.cache
-def template(name: str) -> jinja2.Template:
-    """A template of this folder."""
-    text = (resources.files("nmcompile.codegen") / name).read_text(encoding="utf-8")
+def _template() -> jinja2.Template:
+    text = (resources.files("nmcompile.codegen") / "kernel.py.jinja").read_text(encoding="utf-8")
     return jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
     ).from_string(text)

@@ -1,23 +1,26 @@
 """Whether a pruned product runs on sparse tensor cores, is simulated, or stays dense, and why.
 
-``simulate`` needs nothing. ``sparse`` and ``auto`` need a device with sparse tensor cores, a 2:4
-(or 1:2) operand of a plain matrix product in 16 bits, and a predicted or measured gain. On the
-CPU ``sparse`` runs the same operators without a gain, and ``auto`` simulates.
+``simulate`` needs nothing. ``sparse`` and ``auto`` need a target with sparse tensor cores, a 2:4
+(or 1:2) operand of a plain matrix product in 16 bits, and a predicted or measured gain of the
+products that share the compressed operand. On the CPU ``sparse`` runs the same operators without a
+gain, and ``auto`` simulates.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import fx
 
-from nmcompile.compressed.hardware import Target, target_of
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import PolicyError
-from nmcompile.execution.cost import Estimate, predict
-from nmcompile.execution.measure import measure
+from nmcompile.execution.cost import Estimate, Kind, Predicted, Product
+from nmcompile.execution.measure import Measured
+from nmcompile.execution.targets import Target, target_of
+from nmcompile.execution.units import Unit, decide
 from nmcompile.gemm import Gemm, Op, Pruning, Role, size_hint
 from nmcompile.graph.aten import argument
 from nmcompile.graph.convolution import Geometry
@@ -28,19 +31,22 @@ How = Literal["sparse", "simulate", "dense"]
 
 #: What a sparse product is on a CPU.
 ON_CPU = Reason(Code.DECODED, "sparse on the CPU: operands are decoded and multiplied densely")
+_SIXTEEN_BITS = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Execution:
     """How a product runs and why; ``layout`` of the compressed operand where it runs sparse.
 
-    ``estimate`` is there where dense and sparse times were compared.
+    ``estimate`` is there where dense and sparse times were compared: of this product, with its
+    share of what the products of its ``unit`` spend together.
     """
 
     how: How
     reasons: tuple[Reason, ...] = ()
     layout: Layout | None = None
     estimate: Estimate | None = None
+    unit: int | None = None
 
     @property
     def reason(self) -> str:
@@ -48,51 +54,169 @@ class Execution:
         return sentence(self.reasons)
 
 
-def choose(gemm: Gemm, pruning: Pruning, rule: Rule, policy: Policy, autotune: bool) -> Execution:
-    """How the product runs.
+@dataclass(frozen=True)
+class Request:
+    """A product that a rule prunes, and what compressing its operand would be.
+
+    ``key`` is equal for two products whose operands one kernel can compress with one read; the
+    other fields are those of ``cost.Product`` and ``cost.Kind``.
+    """
+
+    site: int
+    gemm: Gemm
+    pruning: Pruning
+    rule: Rule
+    key: Any
+    along: int = 1
+    stream: int = 0
+    bias: bool = False
+    unpacked: int = 0
+    fused_bytes: float = 0.0
+
+    @property
+    def product(self) -> Product:
+        """As the cost model sees it, with the sizes that were traced."""
+        _, m, n, k = (size_hint(s) for s in self.gemm.sizes)
+        left = self.pruning.operand is self.gemm.lhs
+        rows, columns = (m, n) if left else (n, m)
+        beside = (self.along, self.stream, self.bias, self.unpacked)
+        return Product(self.site, rows, columns, k, left, *beside)
+
+
+@dataclass
+class Chosen:
+    """How each requested product runs, by site, and the units that were weighed."""
+
+    executions: dict[int, Execution] = field(default_factory=dict)
+    units: list[Unit] = field(default_factory=list)
+
+
+def choose(
+    requests: Sequence[Request],
+    policy: Policy,
+    autotune: bool = False,
+    target: Target | None = None,
+    first_unit: int = 0,
+) -> Chosen:
+    """How each product runs; those that share a compressed operand are decided together.
+
+    Args:
+        requests: the products of a graph that its rules prune.
+        policy: for execution, fallback and margin, where a rule does not say.
+        autotune: measure the products on the device instead of predicting them.
+        target: to decide for; None for the device of each product.
+        first_unit: the number of the first unit.
 
     Raises:
-        PolicyError: the rule asks for sparse, the product cannot, and ``fallback = "error"``.
+        PolicyError: a rule asks for sparse, its product cannot, and ``fallback = "error"``.
     """
-    wanted = rule.execution or policy.execution
+    chosen = Chosen()
+    candidates: dict[Any, list[Request]] = {}
+    declined: dict[int, Reason] = {}
+    for r in requests:
+        place = target or target_of(r.gemm.device)
+        early = _without_figures(r, policy, place)
+        if isinstance(early, Execution):
+            chosen.executions[r.site] = early
+        elif early is not None:
+            declined[r.site] = early
+        else:
+            candidates.setdefault(r.key, []).append(r)
+    for some in candidates.values():
+        place = target or target_of(some[0].gemm.device)
+        clock = _clock(place, some[0].gemm.device, autotune)
+        if clock is None:
+            declined |= {r.site: _unknown(place, r.gemm) for r in some}
+            continue
+        kind, number = _kind(some[0], place), first_unit + len(chosen.units)
+        unit = decide(number, [r.product for r in some], kind, clock, policy.margin)
+        chosen.units.append(unit)
+        chosen.executions |= {site: _sparse(unit, site, place) for site in unit.sparse}
+        declined |= {s: _no_gain(unit, s, policy) for s in unit.sites if s not in unit.sparse}
+    declined |= dict(_in_sixteen_bits([r for r in requests if r.site in declined], policy, target))
+    weighed = {site: unit for unit in chosen.units for site in unit.sites}
+    for r in [r for r in requests if r.site in declined]:
+        execution = _declined(r, policy, declined[r.site])
+        if r.site in weighed:
+            unit = weighed[r.site]
+            execution = replace(execution, estimate=unit.of(r.site), unit=unit.number)
+        chosen.executions[r.site] = execution
+    return chosen
+
+
+def _without_figures(r: Request, policy: Policy, target: Target) -> Execution | Reason | None:
+    """What needs no figure of the target: how it runs, what is in the way of sparse, or None."""
+    wanted = r.rule.execution or policy.execution
     if wanted == "simulate":
         return Execution("simulate")
-    device = gemm.device.partition(":")[0]
-    target = target_of(gemm.device)
-    if wanted == "auto" and (device == "cpu" or target.layout is None):
-        lacking = target.reason or f"no sparse tensor core product on {device}"
+    if wanted == "auto" and (target.decodes or target.layout is None):
+        lacking = target.reason or f"no sparse tensor core product on {target.name}"
         return Execution("simulate", (Reason(Code.AUTO_SIMULATES, f"auto: {lacking}"),))
-    obstacle = _obstacle(gemm, pruning, target)
-    estimate = None
-    if obstacle is None and device != "cpu":
-        estimate = _estimate(gemm, pruning, target, autotune)
-        obstacle = _too_slow(estimate, gemm, policy)
-    if obstacle is None:
-        note = Reason(Code.GAIN, str(estimate)) if estimate else ON_CPU
-        return Execution("sparse", (note,), target.layout, estimate)
-    fallback = rule.fallback or policy.fallback
+    obstacle = _obstacle(r.gemm, r.pruning, target, r.gemm.dtype)
+    if obstacle is None and target.decodes:
+        return Execution("sparse", (ON_CPU,), target.layout)
+    return obstacle
+
+
+def _clock(target: Target, device: str, autotune: bool) -> Predicted | None:
+    if autotune:
+        return Measured(target, device)
+    return Predicted(target) if target.figures else None
+
+
+def _kind(r: Request, target: Target, dtype: str | None = None) -> Kind:
+    assert target.layout is not None
+    return Kind(
+        r.pruning.method, target.layout, dtype or r.gemm.dtype, r.gemm.device, r.fused_bytes
+    )
+
+
+def _sparse(unit: Unit, site: int, target: Target) -> Execution:
+    text = str(unit.of(site))
+    if len(unit.sparse) > 1:
+        text += f", with its share of unit {unit.number}"
+    gain = Reason(Code.GAIN, text)
+    return Execution("sparse", (gain,), target.layout, unit.of(site), unit.number)
+
+
+def _no_gain(unit: Unit, site: int, policy: Policy) -> Reason:
+    beside = f" beside the rest of unit {unit.number}" if unit.sparse else ""
+    text = f"no gain of {policy.margin:g}x{beside}: {unit.of(site)}"
+    return Reason(Code.NO_GAIN, text)
+
+
+def _unknown(target: Target, gemm: Gemm) -> Reason:
+    text = (
+        f"nothing is known about the speed of {target.gpu or gemm.device}: "
+        'measure with options={"nm.autotune": True}'
+    )
+    return Reason(Code.UNKNOWN_SPEED, text)
+
+
+def _declined(r: Request, policy: Policy, obstacle: Reason) -> Execution:
+    """What the rule says for a product that does not run sparse."""
+    wanted, fallback = r.rule.execution or policy.execution, r.rule.fallback or policy.fallback
     if fallback == "error":
         raise PolicyError(
-            f'{rule.label}: {gemm.where} ({gemm.role}) asks for execution = "{wanted}", but '
+            f'{r.rule.label}: {r.gemm.where} ({r.gemm.role}) asks for execution = "{wanted}", but '
             f'{obstacle}; write execution = "simulate" or fallback = "simulate" or "dense"'
         )
     if fallback == "dense":
-        declined = Reason(Code.DECLINED, f"execution = {wanted}, fallback = dense")
-        return Execution("dense", (declined, obstacle), estimate=estimate)
+        text = f"execution = {wanted}, fallback = dense"
+        return Execution("dense", (Reason(Code.DECLINED, text), obstacle))
     instead = Reason(Code.FALLBACK, f"execution = {wanted}, fallback = simulate")
-    return Execution("simulate", (instead, obstacle), estimate=estimate)
+    return Execution("simulate", (instead, obstacle))
 
 
-def _obstacle(gemm: Gemm, pruning: Pruning, target: Target) -> Reason | None:
-    """Why this product has no sparse form there; None where it has one."""
+def _obstacle(gemm: Gemm, pruning: Pruning, target: Target, dtype: str) -> Reason | None:
+    """Why this product has no sparse form there, in this dtype; None where it has one."""
     nm = pruning.format
     if target.layout is None:
         return Reason(Code.NO_DEVICE, target.reason)
     if (nm.n, nm.m) not in ((2, 4), (1, 2)):
         return Reason(Code.SPARSE_FORMAT, f"sparse tensor cores take 2:4 and 1:2, not {nm}")
-    if gemm.dtype not in ("bfloat16", "float16") and gemm.device != "cpu":
-        text = f"sparse tensor cores take bfloat16 and float16 here, not {gemm.dtype}"
-        return Reason(Code.SPARSE_DTYPE, text)
+    if dtype not in _SIXTEEN_BITS and not target.decodes:
+        return _dtype_obstacle(dtype)
     if gemm.op is Op.CONV:
         return _convolution_obstacle(gemm, pruning)
     if gemm.node.meta["val"].dim() != 2:
@@ -101,6 +225,33 @@ def _obstacle(gemm: Gemm, pruning: Pruning, target: Target) -> Reason | None:
         given = ", ".join(gemm.node.kwargs)
         return Reason(Code.NOT_PLAIN, f"{gemm.target} with {given} is no plain product")
     return None
+
+
+def _dtype_obstacle(dtype: str) -> Reason:
+    text = f"sparse tensor cores take bfloat16 and float16 here, not {dtype}"
+    if dtype == "float32":
+        text += ": TF32 products stay dense or simulated"
+    return Reason(Code.SPARSE_DTYPE, text)
+
+
+def _in_sixteen_bits(
+    declined: Sequence[Request], policy: Policy, target: Target | None
+) -> Iterator[tuple[int, Reason]]:
+    """For float32 products on a GPU with figures: what bfloat16 autocast would give them."""
+    groups: dict[Any, list[Request]] = {}
+    for r in declined:
+        place = target or target_of(r.gemm.device)
+        known = place.figures is not None and place.layout is not None
+        blocked = r.gemm.dtype == "float32" and not place.decodes and known
+        if blocked and _obstacle(r.gemm, r.pruning, place, "bfloat16") is None:
+            groups.setdefault(r.key, []).append(r)
+    for some in groups.values():
+        place = target or target_of(some[0].gemm.device)
+        kind = _kind(some[0], place, dtype="bfloat16")
+        unit = decide(0, [r.product for r in some], kind, Predicted(place), policy.margin)
+        for r in some:
+            text = f"{_dtype_obstacle('float32')}; under bfloat16 autocast {unit.of(r.site)}"
+            yield r.site, Reason(Code.SPARSE_DTYPE, text)
 
 
 def _convolution_obstacle(gemm: Gemm, pruning: Pruning) -> Reason | None:
@@ -128,28 +279,3 @@ def _images(gemm: Gemm) -> list[fx.Node]:
 def _is_channels_last(node: fx.Node) -> bool:
     value = node.meta["val"]
     return bool(value.is_contiguous(memory_format=torch.channels_last))
-
-
-def _estimate(gemm: Gemm, pruning: Pruning, target: Target, autotune: bool) -> Estimate | None:
-    _, m, n, k = (size_hint(s) for s in gemm.sizes)
-    left = pruning.operand is gemm.lhs
-    rows, columns = (m, n) if left else (n, m)
-    assert target.layout is not None
-    if autotune:
-        kind = (pruning.method, target.layout, gemm.dtype, gemm.device)
-        return measure(rows, columns, k, left, *kind)
-    if target.ceilings is None:
-        return None
-    return predict(rows, columns, k, pruning.method, target.layout, target.ceilings)
-
-
-def _too_slow(estimate: Estimate | None, gemm: Gemm, policy: Policy) -> Reason | None:
-    if estimate is None:
-        text = (
-            f"nothing is known about the speed of {gemm.device}: "
-            'measure with options={"nm.autotune": True}'
-        )
-        return Reason(Code.UNKNOWN_SPEED, text)
-    if estimate.speedup < policy.margin:
-        return Reason(Code.NO_GAIN, f"no gain of {policy.margin:g}x: {estimate}")
-    return None

@@ -1,29 +1,116 @@
-"""How long a product takes, dense and sparse: bytes and FLOPs over what the device can do.
+"""What a unit of products costs, dense and sparse: bytes and FLOPs over what the target can do.
 
-dense    max(2MNK / dense rate, (MK + KN + MN) bytes / bandwidth) + launch
-sparse   compress the [R, K] operand: (2 + 9/8) bytes an element / bandwidth * method + launch
-         multiply: max(2MNK / (dense rate * gain), bytes / bandwidth) + launch + library set-up
-         padding:  sizes are those that the layout pads to, and a dense operand that has to be
-                   padded is read and written once more
+A unit is the products that share a compressed operand. For each of them
+
+    dense    max(2MNK / dense rate, (MK + KN + MN) * 2 bytes / bandwidth) + launch
+    product  max(2MNK / (dense rate * gain of the shape), bytes / bandwidth) + launch
+    bias     one more read and write of the result, where the library cannot add it and no
+             elementwise reader of the result takes the addition in
+    padding  sizes are those that the layout pads to; a dense operand that has to be padded, and a
+             result that has to be cut, are read and written once more
+    host     what a call of the library takes the host beyond what it takes the device: longer
+             calls hide it, in a queue that the host fills ahead. Nothing is hidden in our model
+             of a small product, so small steps inside of CUDA graphs are judged too strictly
+
+and once for all of them
+
+    compress each kernel reads its operand once, 2 bytes an element, and writes 9/8 bytes for one
+             orientation or twice that for both, times what the static check found above the bytes
+    prune    a pass over the operand for each method that the compress kernel does not know
+    fusion   what taking in the operand's producers saves (negative) or costs elsewhere
+    exact    the mask and the values that the backward unpacks for backward = "exact". The rule asks
+             for them, to save memory: they are shown and summed, and not held against the products
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
-from nmcompile.compressed.hardware import Ceilings
 from nmcompile.compressed.layouts import Layout
+from nmcompile.execution.targets import Target
 from nmcompile.masks.formats import Method
 
-#: Time of a compress kernel over its byte floor.
-_OVER_FLOOR = {Method.MSE: 1.25, Method.MVUE: 1.75}
+#: Time of a compress kernel over that of its bytes, by method and number of orientations: the
+#: plain kernels for sm_90 in ``benchmarks/results/static_check.csv``, predicted from machine code.
+OVER_BYTES = {
+    (Method.MSE, 1): 1.0,
+    (Method.MSE, 2): 1.0,
+    (Method.MVUE, 1): 1.0,
+    (Method.MVUE, 2): 1.2,
+}
 _BYTES = 2  # of a 16-bit element
-_COMPRESSED = 9 / 16
+_PACKED = 9 / 8  # of an element in one compressed orientation
+_UNPACKED = 2 + _PACKED  # to decompress an element, or to make, write and read its mask
+
+
+@dataclass(frozen=True)
+class Product:
+    """``[rows, K] x [K, columns]`` of which the operand ``[rows, K]`` may be compressed.
+
+    ``left``: it is the left operand of the graph's product; else the result is its transpose.
+    ``along`` is the dimension, of the matrix that lies in memory, that blocks run along, and
+    ``stream`` the random numbers: equal pairs are one request to the compress kernel. ``bias``
+    says that a bias costs a pass, ``unpacked`` how many backward products read the packed operand.
+    """
+
+    site: int
+    rows: int
+    columns: int
+    k: int
+    left: bool = True
+    along: int = 1
+    stream: int = 0
+    bias: bool = False
+    unpacked: int = 0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the products of a unit have in common: how their operand is masked and packed."""
+
+    method: Method
+    layout: Layout
+    dtype: str = "bfloat16"
+    device: str = "cuda"
+    fused_bytes: float = 0.0  # that fusing the operand's producers saves; negative: costs
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Seconds of one product: dense, and of what runs in its place for it alone."""
+
+    dense: float
+    product: float
+    bias: float
+    padding: float
+    host: float
+
+    @property
+    def own(self) -> float:
+        """All that runs in the place of the dense product, but for what the unit shares."""
+        return self.product + self.bias + self.padding + self.host
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Seconds that the products of a unit spend together."""
+
+    compress: float
+    prune: float
+    fusion: float
+    exact: float
+
+    @property
+    def weighed(self) -> float:
+        """What is held against the products."""
+        return self.compress + self.prune + self.fusion
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of one product: dense, and compress plus sparse product. ``how`` they are known."""
+    """Seconds of some products, dense and sparse. ``how`` they are known: predicted or measured."""
 
     dense: float
     sparse: float
@@ -39,33 +126,134 @@ class Estimate:
         return f"{self.how}: dense {dense:.0f} us, sparse {sparse:.0f} us ({self.speedup:.2f}x)"
 
 
-def predict(
-    rows: int, columns: int, k: int, method: Method, layout: Layout, ceilings: Ceilings
-) -> Estimate:
-    """The times of ``[rows, K] x [K, columns]`` of which the operand ``[rows, K]`` is compressed.
+@dataclass(frozen=True)
+class UnitEstimate:
+    """The terms of some products of a unit that run sparse together, by site, and shared ones."""
+
+    how: str
+    products: dict[int, Terms]
+    shared: Shared
+
+    @property
+    def weighed(self) -> Estimate:
+        """Of all products together, as they are decided."""
+        dense = sum(t.dense for t in self.products.values())
+        own = sum(t.own for t in self.products.values())
+        return Estimate(dense, own + self.shared.weighed, self.how)
+
+    @property
+    def gain(self) -> float:
+        """Seconds that the unit saves, as it is decided."""
+        return self.weighed.dense - self.weighed.sparse
+
+    def of(self, site: int) -> Estimate:
+        """Of one product, with an equal share of what is weighed of the unit."""
+        terms = self.products[site]
+        share = self.shared.weighed / len(self.products)
+        return Estimate(terms.dense, terms.own + share, self.how)
+
+    def terms(self) -> dict[str, float]:
+        """Every term that is not zero, summed over the products; ``dense`` among them."""
+        own: dict[str, Any] = {
+            f.name: sum(getattr(t, f.name) for t in self.products.values()) for f in fields(Terms)
+        }
+        all_terms = {**own, **{f.name: getattr(self.shared, f.name) for f in fields(Shared)}}
+        return {name: seconds for name, seconds in all_terms.items() if seconds}
+
+
+class Predicted:
+    """Seconds of the kernels that a unit needs, from the figures of a target that has some."""
+
+    how = "predicted"
+
+    def __init__(self, target: Target) -> None:
+        assert target.figures is not None
+        self.target = target
+        self.launch = target.figures.launch.value
+        self.bandwidth = target.figures.bandwidth.value
+
+    def moved(self, bytes: float) -> float:
+        """A pass of its own that reads and writes so many bytes."""
+        return bytes / self.bandwidth + self.launch if bytes else 0.0
+
+    def dense(self, p: Product, kind: Kind) -> float:
+        """The product as it is."""
+        return self.multiply(1, p.rows, p.columns, p.k)
+
+    def sparse(self, p: Product, kind: Kind) -> float:
+        """The library's product of the padded sizes."""
+        r, c, n = _padded(p, kind.layout)
+        return self.multiply(1, r, n, c, gain=self.target.gain(r, n, c), stored=_PACKED / _BYTES)
+
+    def multiply(
+        self, batch: int, m: int, n: int, k: int, gain: float = 1.0, stored: float = 1.0
+    ) -> float:
+        """A product whose left operand holds the share ``stored`` of its elements."""
+        assert self.target.figures is not None
+        moved = _BYTES * batch * (m * k * stored + k * n + m * n)
+        flops = 2.0 * batch * m * n * k / (self.target.figures.dense.value * gain)
+        return max(flops, moved / self.bandwidth) + self.launch
+
+    def compress(self, rows: int, columns: int, dims: Sequence[int], kind: Kind) -> float:
+        """One kernel that reads ``[rows, columns]`` and packs it along each of ``dims``."""
+        method = kind.method if (kind.method, 1) in OVER_BYTES else Method.MSE
+        written = sum(_packed_bytes(rows, columns, dim, kind.layout) for dim in dims)
+        moved = _BYTES * rows * columns + written
+        return moved / self.bandwidth * OVER_BYTES[method, len(dims)] + self.launch
+
+    def host(self, p: Product, sparse: float) -> float:
+        """What one call of the library takes the host beyond the device's time of it."""
+        assert self.target.figures is not None
+        return max(0.0, self.target.figures.setup.value - sparse)
+
+
+def estimate(products: Sequence[Product], kind: Kind, clock: Predicted) -> UnitEstimate:
+    """The terms of products that run sparse together.
 
     Args:
-        rows, columns, k: sizes of the product.
-        method: how the survivors are chosen; what is neither MSE nor MVUE is pruned in a pass of
-            its own (one more read and write) and then compressed by MSE.
-        layout: of the compressed operand.
-        ceilings: of the device.
+        products: of one unit; their operand is one matrix, read in one or both orientations.
+        kind: how it is masked and packed.
+        clock: where the seconds of single kernels come from.
     """
-    dense = _product(rows, columns, k, k, ceilings.dense, ceilings)
-    r, c = layout.padded(rows, k)
-    n = (columns + 7) // 8 * 8
-    elements = r * c
-    floor = _BYTES * (1 + _COMPRESSED) * elements / ceilings.bandwidth
-    compress = floor * _OVER_FLOOR.get(method, _OVER_FLOOR[Method.MSE]) + ceilings.launch
-    if method not in _OVER_FLOOR:
-        compress += 2 * _BYTES * elements / ceilings.bandwidth + ceilings.launch
-    if (c, n) != (k, columns):
-        compress += _BYTES * (k * columns + c * n) / ceilings.bandwidth + ceilings.launch
-    rate = ceilings.dense * ceilings.sparse_gain
-    product = _product(r, n, c, _COMPRESSED * c, rate, ceilings) + ceilings.setup
-    return Estimate(dense, compress + product, "predicted")
+    terms = {p.site: _terms(p, kind, clock) for p in products}
+    requests = list(dict.fromkeys((p.stream, p.along) for p in products))
+    first = products[0]
+    shape = (first.rows, first.k) if first.along == 1 else (first.k, first.rows)
+    compress = sum(clock.compress(*shape, dims, kind) for dims in _kernels(requests))
+    prune = 0.0
+    if (kind.method, 1) not in OVER_BYTES:
+        prune = len(products) * clock.moved(2 * _BYTES * shape[0] * shape[1])
+    fusion = -kind.fused_bytes / clock.bandwidth
+    unpacked = max(p.unpacked for p in products)  # products of one operand unpack it once
+    exact = unpacked * clock.moved(_UNPACKED * shape[0] * shape[1])
+    return UnitEstimate(clock.how, terms, Shared(compress, prune, fusion, exact))
 
 
-def _product(m: int, n: int, k: int, stored_k: float, rate: float, ceilings: Ceilings) -> float:
-    moved = _BYTES * (m * stored_k + k * n + m * n)
-    return max(2.0 * m * n * k / rate, moved / ceilings.bandwidth) + ceilings.launch
+def _terms(p: Product, kind: Kind, clock: Predicted) -> Terms:
+    r, c, n = _padded(p, kind.layout)
+    sparse = clock.sparse(p, kind)
+    padding = clock.moved(_BYTES * (p.k * p.columns + c * n) if (c, n) != (p.k, p.columns) else 0)
+    cut = (r, n) != (p.rows, p.columns)
+    return Terms(
+        dense=clock.dense(p, kind),
+        product=sparse,
+        bias=clock.moved(2 * _BYTES * p.rows * p.columns if p.bias else 0),
+        padding=padding + clock.moved(2 * _BYTES * p.rows * p.columns if cut else 0),
+        host=clock.host(p, sparse),
+    )
+
+
+def _kernels(requests: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The dims of each compress kernel: one for both orientations, else one for each request."""
+    dims = [along for _, along in requests]
+    return [[1, 0]] if sorted(dims) == [0, 1] else [[dim] for dim in dims]
+
+
+def _padded(p: Product, layout: Layout) -> tuple[int, int, int]:
+    """Rows, K and columns as the library multiplies them."""
+    return *layout.padded(p.rows, p.k), (p.columns + 7) // 8 * 8
+
+
+def _packed_bytes(rows: int, columns: int, dim: int, layout: Layout) -> float:
+    r, c = layout.padded(*((rows, columns) if dim == 1 else (columns, rows)))
+    return _PACKED * r * c

@@ -51,6 +51,11 @@ class Prologue:
         found = [s for node in self._members if (s := self._statement(node)) is not None]
         return tuple(found)
 
+    @property
+    def value(self) -> str:
+        """The name of the operand: of the last statement, or of the only input."""
+        return self.statements[-1].name if self.statements else self.inputs[0].name
+
     def flat(self, insert: Inserter, site: fx.Node, given: Input) -> fx.Node:
         """The node of an input, as ``[R, C]`` or flat; inserted at the insertion point."""
         node = next(n for n, i in self._leaves.items() if i is given or i == given)

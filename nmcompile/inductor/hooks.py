@@ -20,8 +20,8 @@ from nmcompile import _torch
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture.inputs import Capture
 from nmcompile.codegen.loader import record_kernels
-from nmcompile.compressed.hardware import fingerprint
 from nmcompile.errors import owned
+from nmcompile.execution.targets import fingerprint
 from nmcompile.graph.dump import readable
 from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.inductor.options import KERNELS, Settings
@@ -68,7 +68,7 @@ class JointPass(_AfterTheUsers):
         plain = (bool, int, float, str, type(None))
         values = sorted((k, repr(v)) for k, v in settings.inductor.items() if isinstance(v, plain))
         chosen = (settings.policy.digest, settings.autotune, settings.kernels, settings.region)
-        ours = (*chosen, capture.ranks, fingerprint())
+        ours = (*chosen, settings.target, capture.ranks, fingerprint())
         key = (ours, sources_digest(), capture.fingerprint, torch.__version__, values)
         self.digest = hashlib.sha256(repr(key).encode()).hexdigest()
         self.reports: list[GraphReport] = []
@@ -77,7 +77,8 @@ class JointPass(_AfterTheUsers):
         before = readable(graph)
         kinds = operand_kinds(graph, self.capture.kind_of_input)
         chosen, ranks = self.settings, self.capture.ranks
-        plan = Plan(graph, kinds, chosen.policy, chosen.autotune, chosen.region, ranks)
+        options = (chosen.policy, chosen.autotune, chosen.region, ranks, chosen.target)
+        plan = Plan(graph, kinds, *options)
         run(pipeline.JOINT, plan, "joint graph")
         if self.build_kernels:
             _warm_up(graph)
@@ -91,11 +92,12 @@ class PostPass(_AfterTheUsers):
         super().__init__(settings, "post_grad_custom_pre_pass")
         self.devices = KERNELS[settings.kernels]
         self.lower = settings.kernels != "operators"
+        self.fuse = settings.kernels != "unfused"
         self.autotune = settings.autotune
         self.digest = digest
 
     def run(self, graph: fx.Graph) -> None:
-        kernels = Kernels(graph, self.devices, self.lower, self.autotune)
+        kernels = Kernels(graph, self.devices, self.lower, self.autotune, self.fuse)
         run(pipeline.POST_GRAD, kernels, "post-grad graph")
         record_kernels(self.digest, kernels.specs)
 

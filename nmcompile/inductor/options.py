@@ -10,15 +10,17 @@ from typing import Any
 from nmcompile import _torch
 from nmcompile.capture.regions import Region
 from nmcompile.errors import OptionError, nearest
+from nmcompile.execution.targets import Target
 from nmcompile.policy import Policy
 
 OURS = ("policy", "nm.autotune", "nm.kernels", "nm.region")
 
-#: Where compress kernels are generated: on CUDA; there, but launched by an operator instead of by
-#: Inductor; also on the CPU (where Triton's interpreter or their oracle runs them: to look at them
-#: and to test them); nowhere.
+#: Where compress kernels are generated: on CUDA; there, but without their producers; there, but
+#: launched by an operator instead of by Inductor; also on the CPU (where Triton's interpreter or
+#: their oracle runs them: to look at them and to test them); nowhere.
 KERNELS: dict[str, tuple[str, ...]] = {
     "auto": ("cuda",),
+    "unfused": ("cuda",),
     "operators": ("cuda",),
     "generate": ("cuda", "cpu"),
     "reference": (),
@@ -37,6 +39,7 @@ class Settings:
 
     ``autotune``: measure dense and sparse products while compiling instead of predicting their
     times. ``kernels``: a word of ``KERNELS``. ``region``: the modules that share the compiled code.
+    ``target``: the GPU to plan for; None for the device of each product.
     """
 
     policy: Policy
@@ -44,6 +47,7 @@ class Settings:
     autotune: bool = False
     kernels: str = "auto"
     region: Region = field(default_factory=Region)
+    target: Target | None = None
 
 
 class ReadPolicy(str):

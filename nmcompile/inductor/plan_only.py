@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx
 
 from nmcompile import _torch
 from nmcompile.capture.inputs import Capture
+from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.inductor.hooks import JointPass
 from nmcompile.inductor.interpreter import DenseInterpreter
 from nmcompile.inductor.options import Settings
+from nmcompile.passes import pipeline
+from nmcompile.passes.plan import Kernels
+from nmcompile.passes.run import run
 from nmcompile.report.report import GraphReport
 
 
@@ -21,6 +27,17 @@ class Planned(NamedTuple):
     run: Any
     reports: list[GraphReport]
     graphs: list[fx.Graph]  # after the partitioner: forward and backward, or the inference graph
+
+    def kernels(self) -> list[KernelSpec]:
+        """The compress kernels that would be generated for these graphs, on a GPU."""
+        specs: list[KernelSpec] = []
+        for graph in self.graphs:
+            copied = copy.deepcopy(graph)  # the one that is interpreted stays as it is
+            devices = {v.device.type for n in copied.nodes if (v := _tensor(n)) is not None}
+            kernels = Kernels(copied, tuple(sorted(devices)), lower=False)
+            run(pipeline.POST_GRAD, kernels, "post-grad graph")
+            specs += kernels.specs
+        return specs
 
 
 def plan_only(
@@ -48,5 +65,13 @@ def plan_only(
     eager_backward = {"force_non_lazy_backward_lowering": True}
     with _torch.functorch_config.patch(enable_autograd_cache=False, **eager_backward):
         patches = {**settings.inductor, "joint_custom_pre_pass": joint}
+        if any(isinstance(x, torch.Tensor) and x.is_meta for x in inputs):
+            # It would replace every result on the meta device by an empty tensor.
+            patches["joint_graph_constant_folding"] = False
         compiled = _torch.compile_fx(gm, inputs, patches, inner=interpret)
     return Planned(compiled, joint.reports, graphs)
+
+
+def _tensor(node: fx.Node) -> torch.Tensor | None:
+    value = node.meta.get("val")
+    return value if isinstance(value, torch.Tensor) else None

@@ -24,7 +24,7 @@ from nmcompile.ops.schemas import LIBRARY, Compress, FusedCompress, KeepMask, Pr
 def _in_pytorch(call: Compress) -> list[Tensor]:
     x, layout, format = call.x, Layout.parse(call.layout), NMFormat(call.n, call.m)
     packing.check_format(format, call.method)
-    masks = _by_kernels if x.device.type in ("cpu", "cuda") else reference.prune_and_mask
+    masks = _masks_on_cpu if x.device.type == "cpu" else reference.prune_and_mask
     results = []
     for stream, dim in zip(call.streams, call.dims, strict=True):
         packed = packing.compress(x, call.seed, stream, format, dim, call.method, layout, masks)
@@ -34,7 +34,7 @@ def _in_pytorch(call: Compress) -> list[Tensor]:
     return results
 
 
-def _by_kernels(*args: Any) -> tuple[Tensor, Tensor]:
+def _masks_on_cpu(*args: Any) -> tuple[Tensor, Tensor]:
     return Prune.operator(*args), KeepMask.operator(*args)
 
 
@@ -79,10 +79,14 @@ def _fused_on_cpu(call: FusedCompress) -> list[Tensor]:
     spec = spec_of(call.spec)
     if launch.interpreted() and spec.dtype == "float16":  # bfloat16 is wrong there
         return launch.run(spec, call.inputs, call.seed, call.streams)
-    operand = evaluate(spec, call.inputs, *launch.operand_shape(spec, call.inputs))
+    values = evaluate(spec, call.inputs, *launch.operand_shape(spec, call.inputs))
     kind = (spec.n, spec.m, spec.method, str(spec.layout))
-    packed = _in_pytorch(Compress(operand, call.seed, call.streams, spec.dims, *kind))
-    return [*packed, operand] if spec.keep_dense else packed
+    streams, packed = iter(call.streams), []
+    for operand, value in zip(spec.operands, values, strict=True):
+        some = [next(streams) for _ in operand.dims]
+        packed += _in_pytorch(Compress(value, call.seed, some, operand.dims, *kind))
+    kept = zip(spec.operands, values, strict=True)
+    return packed + [value for operand, value in kept if operand.keep_dense]
 
 
 def _fused_on_cuda(call: FusedCompress) -> list[Tensor]:

@@ -6,10 +6,13 @@ import warnings
 from dataclasses import replace
 
 from nmcompile.errors import NMWarning, PolicyError
-from nmcompile.execution.choose import Execution, choose
-from nmcompile.gemm import Gemm, Op, Operand, Pruning
+from nmcompile.execution.choose import Execution, Request, choose
+from nmcompile.execution.cost import Predicted
+from nmcompile.execution.targets import target_of
+from nmcompile.gemm import Gemm, Op, Operand, Pruning, size_hint
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.passes.plan import Decision, Plan, Product
+from nmcompile.passes.requests import reads_pruned, request
 from nmcompile.policy import Rule
 from nmcompile.reason import Code, Reason
 
@@ -17,12 +20,25 @@ _FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 
 def assign(plan: Plan) -> None:
-    """Decide every product of the plan, in graph order.
+    """Decide every product of the plan; those that share a compressed operand together.
 
     Raises:
         PolicyError: a site cannot run as its rule asks and the rule says ``fallback = "error"``.
     """
-    plan.decisions = tuple(_decide(site, gemm, plan) for site, gemm in enumerate(plan.gemms))
+    executions: dict[int, Execution] = {}
+    rules = [_rule(gemm, plan) for gemm in plan.gemms]
+    for site, (gemm, rule) in enumerate(zip(plan.gemms, rules, strict=True)):
+        try:
+            plan.pruning[site] = _pruning(gemm, rule)
+        except _Dense as why:
+            executions[site] = Execution("dense", (why.reason,))
+    executions |= _choose(plan, rules)
+    in_order = [executions[site] for site in range(len(plan.gemms))]
+    plan.decisions = tuple(
+        Decision(site, gemm, rules[site], _kept(plan, site, execution), execution)
+        for site, (gemm, execution) in enumerate(zip(plan.gemms, in_order, strict=True))
+    )
+    plan.dense_seconds = _dense_seconds(plan)
     plan.products = {
         d.site: Product(d.gemm.node, d.pruning.operand if d.pruning else None)
         for d in plan.decisions
@@ -47,15 +63,44 @@ class _Dense(Exception):
         self.reason = Reason(code, text)
 
 
-def _decide(site: int, gemm: Gemm, plan: Plan) -> Decision:
-    rule = _rule(gemm, plan)
-    try:
-        pruning = _pruning(gemm, rule)
-    except _Dense as why:
-        return Decision(site, gemm, rule, None, Execution("dense", (why.reason,)))
-    assert rule is not None
-    execution = choose(gemm, pruning, rule, plan.policy, plan.autotune)
-    return Decision(site, gemm, rule, None if execution.how == "dense" else pruning, execution)
+def _choose(plan: Plan, rules: list[Rule | None]) -> dict[int, Execution]:
+    """What may read a pruned operand of the forward is decided last, when that is known."""
+    executions: dict[int, Execution] = {}
+    first: list[Request] = []
+    last: list[Request] = []
+    for site, pruning in plan.pruning.items():
+        rule = rules[site]
+        assert rule is not None
+        r = request(plan, site, plan.gemms[site], rule, pruning)
+        (first if reads_pruned(plan, r) is None else last).append(r)
+    _run(plan, first, executions)
+    for number, r in enumerate(last):
+        forward = reads_pruned(plan, r)
+        if forward is not None and executions[forward].how != "dense":
+            last[number] = replace(r, key=(r.key, r.site))
+    _run(plan, last, executions)
+    return executions
+
+
+def _run(plan: Plan, requests: list[Request], executions: dict[int, Execution]) -> None:
+    chosen = choose(requests, plan.policy, plan.autotune, plan.target, len(plan.units))
+    executions |= chosen.executions
+    plan.units += chosen.units
+
+
+def _kept(plan: Plan, site: int, execution: Execution) -> Pruning | None:
+    return None if execution.how == "dense" else plan.pruning.get(site)
+
+
+def _dense_seconds(plan: Plan) -> dict[int, float]:
+    """Of every 16-bit product, where the target has figures; convolutions as their products."""
+    found: dict[int, float] = {}
+    for site, gemm in enumerate(plan.gemms):
+        target = plan.target or target_of(gemm.device)
+        if target.figures is not None and gemm.dtype in ("bfloat16", "float16"):
+            batch, m, n, k = map(size_hint, gemm.sizes)
+            found[site] = Predicted(target).multiply(batch, m, n, k)
+    return found
 
 
 def _rule(gemm: Gemm, plan: Plan) -> Rule | None:

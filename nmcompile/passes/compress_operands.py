@@ -23,17 +23,16 @@ import operator
 import torch
 from torch import fx
 
-from nmcompile.graph.aten import OPERANDS, added, is_matrix_transpose, operands
+from nmcompile.graph.aten import OPERANDS, added, operands
 from nmcompile.graph.insert import Inserter
+from nmcompile.graph.same_operand import through_transposes
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Compress, Mm, Prune
 from nmcompile.passes.plan import Compressed, Decision, Plan, Sparse
 from nmcompile.passes.prune_operands import mask_operand, seed_of, stream_of
+from nmcompile.passes.requests import FUSED
 
 aten = torch.ops.aten
-
-#: What nm.compress does itself; every other mask is applied first and its survivors compressed.
-_FUSED = (Method.MSE, Method.MVUE)
 
 
 def sparse_product(plan: Plan, d: Decision) -> Sparse:
@@ -74,10 +73,10 @@ def _compress(plan: Plan, d: Decision, x: fx.Node, dim: int) -> Compressed:
     pruning, node, insert = d.pruning, plan.products[d.site].node, Inserter(plan.graph)
     assert pruning is not None
     method, nm, layout = pruning.method, pruning.format, str(d.execution.layout)
-    if method not in _FUSED:
+    if method not in FUSED:
         x = mask_operand(plan, Prune, d, x)
         method = Method.MSE
-    source, along = _through_transposes(x, dim)
+    source, along = through_transposes(x, dim)
     call = Compress(
         source,
         seed_of(plan, node, d.gemm.device) if method.random else None,
@@ -93,10 +92,3 @@ def _compress(plan: Plan, d: Decision, x: fx.Node, dim: int) -> Compressed:
     packed = insert.call(node, operator.getitem, every, 0, name="packed")
     rows, columns = (0, 1) if dim == 1 else (1, 0)
     return Compressed(packed, x, rows, columns, column_major=along == 0, layout=layout)
-
-
-def _through_transposes(x: fx.Node, dim: int) -> tuple[fx.Node, int]:
-    """The matrix of which ``x`` is the transpose, and the dimension there; or ``x`` itself."""
-    while is_matrix_transpose(x) and not x.meta["val"].is_contiguous():
-        x, dim = x.all_input_nodes[0], 1 - dim
-    return x, dim

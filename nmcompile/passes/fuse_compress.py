@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec
+from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec, Operand
 from nmcompile.graph.aten import FLAT_VIEWS
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.prologue import Prologue
@@ -49,7 +49,7 @@ def fuse_compress(kernels: Kernels) -> None:
     for node in Compress.nodes(kernels.graph):
         match = _match(node, kernels.devices)
         if match is not None:
-            kernels.specs.append(_fuse(kernels.graph, match))
+            kernels.specs.append(_fuse(kernels.graph, match, kernels.fuse))
     kernels.graph.eliminate_dead_code()
 
 
@@ -76,24 +76,23 @@ def _keeps_order(node: fx.Node) -> bool:
     return node.target in FLAT_VIEWS and node.all_input_nodes[0].meta["val"].is_contiguous()
 
 
-def _fuse(graph: fx.Graph, match: _Match) -> KernelSpec:
+def _fuse(graph: fx.Graph, match: _Match, grow: bool) -> KernelSpec:
     node, call, base, others = match.node, match.call, match.base, match.others
     operand = call.x.meta["val"]
     prologue = Prologue(base, operand.shape)
     # Other readers wait for the kernel, which waits for its random numbers.
-    if not others or call.seed is None or call.seed < base:
+    if grow and (not others or call.seed is None or call.seed < base):
         prologue.grow()
     keep_dense = bool(others and prologue.statements)
     spec = KernelSpec(
         inputs=prologue.inputs,
         statements=prologue.statements,
-        dims=call.dims,
+        operands=(Operand(value=prologue.value, dims=call.dims, keep_dense=keep_dense),),
         n=call.n,
         m=call.m,
         method=call.method,  # type: ignore[arg-type]
         layout=call.layout,  # type: ignore[arg-type]
         dtype=str(operand.dtype).removeprefix("torch."),
-        keep_dense=keep_dense,
     )
     insert = Inserter(graph)
     with insert.before(base.next if keep_dense else node):

@@ -13,8 +13,10 @@ from torch import fx
 
 from nmcompile.capture.ranks import Ranks
 from nmcompile.capture.regions import Region
-from nmcompile.codegen.printer import Spec
+from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.execution.choose import Execution
+from nmcompile.execution.targets import Target
+from nmcompile.execution.units import Unit
 from nmcompile.gemm import Gemm, Operand, Pruning
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.graph.operand_kinds import Kinds
@@ -88,9 +90,12 @@ class Sparse:
 class Plan:
     """The state of one graph on its way through the passes.
 
-    By site: ``products`` is where each stands now, ``results`` what pruning made of it, ``masked``
-    the input gradient under the mask of a forward product (``backward = "exact"``), ``notes`` what
-    else there is to say about it.
+    ``target``: the GPU to decide for, None for the device of each product.
+
+    By site: ``pruning`` is what its rule prunes, whether or not it will be; ``products`` is where
+    each stands now, ``results`` what pruning made of it, ``masked`` the input gradient under the
+    mask of a forward product (``backward = "exact"``), ``notes`` what else there is to say about
+    it, ``dense_seconds`` the predicted time of it as a dense product.
     """
 
     graph: fx.Graph
@@ -99,10 +104,14 @@ class Plan:
     autotune: bool = False
     region: Region = field(default_factory=Region)
     ranks: Ranks | None = None
+    target: Target | None = None
     sharing: list[int] = field(default_factory=list)  # ranks that draw the masks of this one
     gemms: list[Gemm] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    pruning: dict[int, Pruning] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
+    units: list[Unit] = field(default_factory=list)
+    dense_seconds: dict[int, float] = field(default_factory=dict)
     products: dict[int, Product] = field(default_factory=dict)
     results: dict[int, Simulated | Sparse] = field(default_factory=dict)
     masked: dict[int, fx.Node] = field(default_factory=dict)
@@ -118,15 +127,16 @@ class Plan:
 class Kernels:
     """The state of a forward or backward graph on its way through the post-grad passes.
 
-    ``devices`` are those whose compress kernels are generated, ``specs`` what was generated (and,
-    where Inductor launches them, the mask kernels).
+    ``devices`` are those whose compress kernels are generated, ``specs`` what was generated.
     ``lower``: hand them to Inductor instead of launching them from operators; ``autotune``: let
-    Inductor time 4 and 8 warps instead of taking the tile's own number.
+    Inductor time 4 and 8 warps instead of taking the tile's own number; ``fuse``: take producers
+    into the kernels.
     """
 
     graph: fx.Graph
     devices: tuple[str, ...] = ("cuda",)
     lower: bool = True
     autotune: bool = False
-    specs: list[Spec] = field(default_factory=list)
+    fuse: bool = True
+    specs: list[KernelSpec] = field(default_factory=list)
     lowered: int = 0

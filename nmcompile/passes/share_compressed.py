@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import fx
 
-from nmcompile.graph.aten import is_view, items, view_arguments
+from nmcompile.graph.aten import items
 from nmcompile.graph.insert import SiteMark, in_backward
+from nmcompile.graph.same_operand import value_of
 from nmcompile.ops.schemas import Compress
 from nmcompile.passes.plan import Plan
 
@@ -35,15 +36,7 @@ def shared_key(node: fx.Node) -> Any:
     """Equal for two compressions that one kernel can do with one read."""
     call = Compress.of(node)
     kind = (call.n, call.m, call.method, call.layout)
-    return (_value(call.x), call.seed, kind, in_backward(node))
-
-
-def _value(x: Any) -> Any:
-    """What ``x`` is, so that equal views of one tensor are equal."""
-    if isinstance(x, fx.Node) and is_view(x):
-        (base,) = x.all_input_nodes[:1]
-        return (x.target, _value(base), repr(view_arguments(x)), repr(x.kwargs))
-    return x
+    return (value_of(call.x), call.seed, kind, in_backward(node))
 
 
 def _merge(graph: fx.Graph, nodes: list[fx.Node]) -> None:

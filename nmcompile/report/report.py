@@ -9,94 +9,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.loader import recorded_kernels
-from nmcompile.compressed.layouts import Layout
-from nmcompile.gemm import Op, OperandKind, Role
+from nmcompile.execution.targets import Target
+from nmcompile.gemm import OperandKind
 from nmcompile.graph.find_skipped import Skipped
-from nmcompile.passes.plan import Decision, Plan
+from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy
-from nmcompile.reason import Code, Reason, sentence
+from nmcompile.reason import Code, sentence
+from nmcompile.report.rows import Frozen, Site, UnitRow
 from nmcompile.report.saved import SavedTensor
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Site(_Frozen):
-    """One product in one role. ``sizes`` are (batch, M, N, K) as text, symbolic where they are."""
-
-    site: int
-    module: str
-    module_class: str
-    op: Op
-    target: str
-    role: Role
-    sizes: tuple[str, str, str, str]
-    flops: float = Field(description="dense FLOPs, 2*batch*M*N*K, with the sizes that were traced")
-    dtype: str
-    device: str
-    operands: tuple[OperandKind, OperandKind]
-    dims: tuple[int, ...] | None = Field(description="dimensions the blocks run along")
-    pruned: OperandKind | None
-    format: str | None
-    method: str | None
-    backward: str | None
-    execution: Literal["sparse", "simulate", "dense"]
-    layout: Layout | None = Field(description="of the compressed operand, where sparse")
-    dense_us: float | None = Field(description="predicted or measured time of the dense product")
-    sparse_us: float | None = Field(description="the same of compress plus sparse product")
-    rule: str | None = Field(description="file, line and number of the rule that decided")
-    reasons: tuple[Reason, ...] = Field(description="why it is so: codes to filter by, and texts")
-    guess: Reason | None = Field(description="why its role could not be derived")
-
-    @property
-    def reason(self) -> str:
-        """All reasons as one text."""
-        return sentence(self.reasons)
-
-    def has(self, code: Code) -> bool:
-        """Whether one of the reasons has this code."""
-        return any(reason.code is code for reason in self.reasons)
-
-    @classmethod
-    def of(cls, d: Decision, reasons: tuple[Reason, ...]) -> Site:
-        g, p, how = d.gemm, d.pruning, d.execution
-        # Of the product that was found: a sparse convolution has become a matrix product by now.
-        dims = next((o.dims for o in g.operands if p and o.kind is p.operand.kind), None)
-        return cls(
-            site=d.site,
-            module=g.path,
-            module_class=g.module_class,
-            op=g.op,
-            target=g.target,
-            role=g.role,
-            sizes=tuple(str(s) for s in g.sizes),  # type: ignore[arg-type]
-            flops=g.flops_hint,
-            dtype=g.dtype,
-            device=g.device,
-            operands=(g.lhs.kind, g.rhs.kind),
-            dims=dims,
-            pruned=p.operand.kind if p else None,
-            format=str(p.format) if p else None,
-            method=str(p.method) if p else None,
-            backward=d.rule.backward if p and d.rule and g.role is Role.FPROP else None,
-            execution=how.how,
-            layout=how.layout,
-            dense_us=how.estimate.dense * 1e6 if how.estimate else None,
-            sparse_us=how.estimate.sparse * 1e6 if how.estimate else None,
-            rule=d.rule.label if d.rule else None,
-            reasons=reasons,
-            guess=g.guess,
-        )
-
-
-class GraphReport(_Frozen):
+class GraphReport(Frozen):
     """One compiled graph. ``before`` and ``after`` are its joint graph as readable code."""
 
     digest: str
@@ -108,17 +38,23 @@ class GraphReport(_Frozen):
     )
     training: bool
     sites: tuple[Site, ...]
+    units: tuple[UnitRow, ...] = Field(default=(), description="what was decided together, and why")
     skipped: tuple[Skipped, ...]
     before: str
     after: str
     saved: tuple[SavedTensor, ...] | None = Field(
         default=None, description="what the forward keeps for the backward; of explain() alone"
     )
+    kernel_specs: tuple[KernelSpec, ...] | None = Field(
+        default=None, description="what would be generated; of explain(target=...) alone"
+    )
 
     @property
     def decisions_digest(self) -> str:
         """What was decided for each product, without the times that were measured."""
-        sites = [s.model_dump(exclude={"dense_us", "sparse_us", "rule"}) for s in self.sites]
+        left_out = {"dense_us", "sparse_us", "rule", "reasons"}
+        sites = [s.model_dump(exclude=left_out) for s in self.sites]
+        sites += [{"reasons": [r.code for r in s.reasons]} for s in self.sites]
         return hashlib.sha256(repr(sites).encode()).hexdigest()
 
     @classmethod
@@ -128,14 +64,17 @@ class GraphReport(_Frozen):
             region=plan.region.paths,
             sharing=tuple(plan.sharing),
             training=any(k is OperandKind.GRADIENT for k in plan.kinds.values()),
-            sites=tuple(Site.of(d, plan.reasons(d)) for d in plan.decisions),
+            sites=tuple(
+                Site.of(d, plan.reasons(d), plan.dense_seconds.get(d.site)) for d in plan.decisions
+            ),
+            units=tuple(map(UnitRow.of, plan.units)),
             skipped=tuple(plan.skipped),
             before=before,
             after=after,
         )
 
 
-class Totals(_Frozen):
+class Totals(Frozen):
     """Dense FLOPs of all products, those of pruned products, and the share that pruning skips."""
 
     sites: int
@@ -144,13 +83,25 @@ class Totals(_Frozen):
     pruned_flops: float
     pruned_share: float
     skipped_share: float = Field(description="FLOPs that sparse products leave out, over all")
+    dense_us: float | None = Field(
+        description="predicted or measured time of all products in one step, dense; None where "
+        "nothing is known"
+    )
+    planned_us: float | None = Field(
+        description="the same as they were decided, with what runs for the sparse ones"
+    )
+    untimed_sites: int = Field(description="products that both leave out, without figures")
+    saved_bytes: int | None = Field(
+        description="kept from forward to backward, parameters and inputs left out"
+    )
 
 
-class Report(_Frozen):
+class Report(Frozen):
     """What a policy did to every product of a model. ``print(report)`` shows a table."""
 
     schema_version: Literal[2] = 2
     policy: str
+    target: Target | None = Field(default=None, description="the GPU that was planned for, if one")
     graphs: tuple[GraphReport, ...]
     unused_rules: tuple[str, ...]
     uncompiled: tuple[str, ...] = Field(
@@ -159,13 +110,18 @@ class Report(_Frozen):
 
     @classmethod
     def of(
-        cls, policy: Policy, graphs: tuple[GraphReport, ...], uncompiled: Iterable[str] = ()
+        cls,
+        policy: Policy,
+        graphs: tuple[GraphReport, ...],
+        uncompiled: Iterable[str] = (),
+        target: Target | None = None,
     ) -> Report:
         used = {s.rule for g in graphs for s in g.sites}
         own = [r.label for r in policy.all_rules if r.recipe is None]
         unused = tuple(label for label in own if label not in used)
         return cls(
             policy=policy.to_toml(),
+            target=target,
             graphs=graphs,
             unused_rules=unused,
             uncompiled=tuple(uncompiled),
@@ -202,6 +158,10 @@ class Report(_Frozen):
         pruned = [s for s in sites if s.pruned]
         left_out = sum(s.flops * (1 - _density(s.format)) for s in pruned)
         of_all = (lambda x: x / flops) if flops else (lambda x: 0.0)
+        timed = [s for s in sites if s.dense_us is not None]
+        dense = sum(s.dense_us or 0.0 for s in timed)
+        planned = sum(s.planned_us or 0.0 for s in timed)
+        planned += sum(r.terms_us.get("exact", 0) for g in self.graphs for r in g.units if r.sparse)
         return Totals(
             sites=len(sites),
             pruned_sites=len(pruned),
@@ -209,7 +169,15 @@ class Report(_Frozen):
             pruned_flops=sum(s.flops for s in pruned),
             pruned_share=of_all(sum(s.flops for s in pruned)),
             skipped_share=of_all(left_out),
+            dense_us=dense if timed else None,
+            planned_us=planned if timed else None,
+            untimed_sites=len(sites) - len(timed),
+            saved_bytes=_bytes(self.saved) if self._knows_saved else None,
         )
+
+    @property
+    def _knows_saved(self) -> bool:
+        return any(g.saved is not None for g in self.graphs)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The report as JSON (``schema_version`` 2), with its totals; also written to ``path``."""
@@ -238,6 +206,7 @@ class Report(_Frozen):
         for number, graph in enumerate(self.graphs):
             kind = "training" if graph.training else "inference"
             yield _table(graph, f"graph {number} ({kind})")
+            yield from map(Text, _unit_lines(graph))
         yield from map(Text, self._lines())
         for kernel in self.kernels:
             yield Text(f"kernel {kernel}", no_wrap=True, overflow="ignore")
@@ -248,12 +217,17 @@ class Report(_Frozen):
             f"{t.pruned_sites} of {t.sites} products pruned: {t.pruned_share:.1%} of "
             f"{t.flops:.3g} FLOPs, of which sparse products leave out {t.skipped_share:.1%} of all."
         )
+        if t.dense_us and t.planned_us:
+            yield from self._times(t.dense_us, t.planned_us, t.untimed_sites)
         if self.saved:
-            packed = sum(s.bytes for s in self.saved if s.compressed)
+            packed = _bytes(s for s in self.saved if s.compressed)
             yield (
-                f"saved for the backward: {sum(s.bytes for s in self.saved):,} bytes in "
+                f"saved for the backward: {_bytes(self.saved):,} bytes in "
                 f"{len(self.saved)} tensors, of them compressed {packed:,}"
             )
+        specs = Counter(s.name for g in self.graphs for s in g.kernel_specs or ())
+        for name, count in sorted(specs.items()):
+            yield f"kernel that would be generated: {count} x {name}"
         for (target, reason), count in Counter((s.target, s.reason) for s in self.skipped).items():
             yield f"skipped {count} x {target}: {reason}"
         yield from sorted({r.text for s in self.sites for r in s.reasons if r.code in _GENERAL})
@@ -264,12 +238,34 @@ class Report(_Frozen):
         if guesses:
             yield f"{guesses} products were classified by a guess; see their reason."
 
+    def _times(self, dense: float, planned: float, untimed: int) -> Iterator[str]:
+        hows = {row.how for g in self.graphs for row in g.units} or {"predicted"}
+        place = f" on {self.target.name}" if self.target else ""
+        left_out = f", {untimed} products without figures left out" if untimed else ""
+        yield (
+            f"{' and '.join(sorted(hows))}{place}: products of a step {dense * 1e-3:.2f} ms dense, "
+            f"{planned * 1e-3:.2f} ms as decided ({dense / planned:.2f}x){left_out}"
+        )
+
 
 _WIDTH = 150
 
 
 #: What holds for every site alike, and is printed once.
 _GENERAL = (Code.AUTO_SIMULATES, Code.DECODED)
+
+
+def _bytes(saved: Iterable[SavedTensor]) -> int:
+    return sum(s.bytes for s in saved)
+
+
+def _unit_lines(graph: GraphReport) -> Iterator[str]:
+    """A line for each unit; equal ones, those of repeated layers, share theirs."""
+    alike: dict[str, list[int]] = {}
+    for row in graph.units:
+        alike.setdefault(str(row), []).append(row.unit)
+    for text, numbers in alike.items():
+        yield f"unit {', '.join(map(str, numbers))}: {text}"
 
 
 def _density(text: str | None) -> float:

@@ -21,7 +21,7 @@ def test_the_oracle_of_a_spec_computes_in_float32_and_rounds_once() -> None:
     _, (spec,) = fused(f, x, y)
     values = [x, y]
     expected = (F.silu(x.float()) * y.float() + x.float()).to(torch.bfloat16)
-    actual = evaluate(spec, values, *operand_shape(spec, values))
+    (actual,) = evaluate(spec, values, *operand_shape(spec, values))
     torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-6)
 
 
@@ -30,14 +30,14 @@ def test_what_is_smaller_than_the_operand_is_broadcast() -> None:
     x, row, scale = inputs_of(kind, 4, 8)
     expected = -torch.relu(x.float() * row - scale)
     for shape in ((4, 1), (4,), (1, 4, 1)):
-        found = evaluate(kind, [x, row.reshape(shape), scale.reshape(())], 4, 8)
+        (found,) = evaluate(kind, [x, row.reshape(shape), scale.reshape(())], 4, 8)
         assert found.dtype == torch.bfloat16
         assert torch.equal(found, expected.to(torch.bfloat16))
 
 
 def test_an_operand_without_a_prologue_is_itself_row_by_row() -> None:
     x = half(8, 4).t()
-    found = evaluate(spec(dtype="bfloat16"), [x], 4, 8)
+    (found,) = evaluate(spec(dtype="bfloat16"), [x], 4, 8)
     assert torch.equal(found, x)
     assert found.is_contiguous()
 
@@ -46,5 +46,5 @@ def test_a_mask_chooses_and_its_other_values_do_not_count() -> None:
     kind = spec("dropout_residual", dtype="bfloat16")
     x, mask, skip = inputs_of(kind, 4, 8)
     x[~mask] = torch.nan
-    found = evaluate(kind, [x, mask, skip], 4, 8)
+    (found,) = evaluate(kind, [x, mask, skip], 4, 8)
     assert torch.equal(found, (torch.where(mask, x.float() * 1.25, 0.0) + skip).to(torch.bfloat16))

@@ -40,7 +40,7 @@ def test_the_spec_of_the_operator_itself_reads_one_operand(dtype: torch.dtype) -
     (given,) = kind.inputs
     assert (given.shape, given.dtype, kind.dtype) == ("full", kind.dtype, str(dtype)[6:])
     assert kind.storage == STORAGE[dtype]
-    assert (kind.statements, kind.keep_dense) == ((), False)
+    assert (kind.statements, kind.dense_results) == ((), 0)
 
 
 def test_a_statement_is_its_operator_with_names_and_literals() -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nmcompile.compressed.hardware import _CEILINGS, _cuda_target, target_of
+from nmcompile.compressed.hardware import layout_of, layout_on
 from nmcompile.compressed.layouts import Layout
-
-H200 = _CEILINGS["H200"]
 
 
 @pytest.mark.parametrize(
@@ -25,12 +23,11 @@ H200 = _CEILINGS["H200"]
 def test_the_layout_of_a_gpu(
     capability: tuple[int, int], library: int | None, layout: Layout | None
 ) -> None:
-    target = _cuda_target("A GPU", capability, library, None)
-    assert target.layout is layout
-    assert bool(target.reason) == (layout is None)
+    reads = layout_of("A GPU", capability, library)
+    assert reads.layout is layout
+    assert bool(reads.reason) == (layout is None)
 
 
-def test_the_cpu_has_a_layout_and_nothing_to_predict_with() -> None:
-    assert target_of("cpu").layout is not None
-    assert target_of("cpu").ceilings is None
-    assert "mps" in target_of("mps").reason
+def test_the_cpu_has_a_layout_and_other_devices_a_reason() -> None:
+    assert layout_on("cpu").layout is not None
+    assert layout_on("mps") == (None, "no sparse tensor core product on mps")

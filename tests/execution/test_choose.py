@@ -1,8 +1,7 @@
-"""Sparse, simulated or dense: the decision for a product on a GPU, from fake CUDA tensors."""
+"""Sparse, simulated or dense: the decision for products of a target, from fake CUDA tensors."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,24 +9,23 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nmcompile.compressed.hardware import _CEILINGS, Target
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import PolicyError
 from nmcompile.execution import choose as execution
-from nmcompile.execution.choose import Execution, choose
-from nmcompile.execution.cost import Estimate
+from nmcompile.execution.choose import Chosen, Execution, Request, choose
+from nmcompile.execution.cost import Predicted
+from nmcompile.execution.targets import Target, named
 from nmcompile.gemm import Gemm, OperandKind
 from nmcompile.graph.find_gemms import find_gemms
 from nmcompile.passes.assign import _pruning
 from nmcompile.policy import Policy, Rule
+from nmcompile.reason import Code
 
-H200 = Target(Layout.CUSPARSELT_SM90, ceilings=_CEILINGS["H200"])
+H200 = named("h200")
 RULE = Rule(prune="activation", role="fprop", format="2:4")
-
-
-@pytest.fixture(autouse=True)
-def on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "target_of", lambda device: H200)
+OLD = Target(
+    name="old", gpu="Old", capability=(7, 5), reason="Old (7.5) has no sparse tensor cores"
+)
 
 
 def product(
@@ -47,13 +45,21 @@ def product(
     return gemm
 
 
-def decide(gemm: Gemm, rule: Rule = RULE, autotune: bool = False, **policy: Any) -> Execution:
-    return choose(gemm, _pruning(gemm, rule), rule, Policy(rules=[rule], **policy), autotune)
+def weigh(
+    *gemms: Gemm, rule: Rule = RULE, target: Target = H200, autotune: bool = False, **policy: Any
+) -> Chosen:
+    """Products that read one operand."""
+    requests = [Request(i, g, _pruning(g, rule), rule, key="x") for i, g in enumerate(gemms)]
+    return choose(requests, Policy(rules=[rule], **policy), autotune, target)
+
+
+def decide(gemm: Gemm, rule: Rule = RULE, **keys: Any) -> Execution:
+    return weigh(gemm, rule=rule, **keys).executions[0]
 
 
 def test_a_large_product_runs_sparse_and_the_report_gets_both_figures() -> None:
     chosen = decide(product())
-    assert (chosen.how, chosen.layout) == ("sparse", Layout.CUSPARSELT_SM90)
+    assert (chosen.how, chosen.layout, chosen.unit) == ("sparse", Layout.CUSPARSELT_SM90, 0)
     assert chosen.estimate is not None
     assert chosen.estimate.speedup > 1.2
     assert "predicted: dense" in chosen.reason
@@ -63,6 +69,8 @@ def test_a_small_product_stays_dense_and_says_what_it_would_cost() -> None:
     chosen = decide(product(256, 256, 256))
     assert chosen.how == "dense"
     assert chosen.reason.startswith("execution = auto, fallback = dense; no gain of 1.05x: predict")
+    assert chosen.estimate is not None
+    assert chosen.estimate.speedup < 1
 
 
 def test_the_margin_is_the_policys() -> None:
@@ -72,11 +80,38 @@ def test_the_margin_is_the_policys() -> None:
     assert decide(product(), margin=gain.speedup * 0.99).how == "sparse"
 
 
+def test_products_of_one_operand_are_decided_together() -> None:
+    sizes = {"m": 16384, "k": 4096}
+    narrow = [product(n=1024, **sizes) for _ in range(4)]
+    assert decide(narrow[0]).how == "dense"
+    together = weigh(*narrow)
+    assert {e.how for e in together.executions.values()} == {"sparse"}
+    assert {e.unit for e in together.executions.values()} == {0}
+    assert "with its share of unit 0" in together.executions[0].reason
+    (unit,) = together.units
+    total = sum(e.estimate.sparse for e in together.executions.values() if e.estimate)
+    assert total == pytest.approx(unit.estimate.weighed.sparse)
+
+
+def test_what_is_left_out_says_beside_what() -> None:
+    wide, small = product(16384, 14336, 512), product(16384, 8, 512)
+    chosen = weigh(wide, small).executions
+    assert [e.how for e in chosen.values()] == ["sparse", "dense"]
+    assert "no gain of 1.05x beside the rest of unit 0: predicted" in chosen[1].reason
+
+
 def test_fallbacks() -> None:
     small = product(64, 64, 64)
     assert decide(small, fallback="simulate").how == "simulate"
     with pytest.raises(PolicyError, match=r'asks for execution = "sparse", but no gain'):
         decide(small, execution="sparse", fallback="error")
+
+
+def test_a_target_that_cannot_is_an_error_where_the_rule_asks_for_one() -> None:
+    with pytest.raises(
+        PolicyError, match=r"mm_default \(fprop\) asks .*, but Old \(7.5\) has no sparse"
+    ):
+        decide(product(), target=OLD, execution="sparse", fallback="error")
 
 
 def test_simulate_asks_nothing() -> None:
@@ -86,39 +121,68 @@ def test_simulate_asks_nothing() -> None:
 def test_autotune_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def measure(*arguments: Any) -> Estimate:
-        asked.append(arguments)
-        return Estimate(1e-3, 2e-3, "measured")
+    class Timed(Predicted):
+        how = "measured"
 
-    monkeypatch.setattr(execution, "measure", measure)
+        def __init__(self, target: Target, device: str) -> None:
+            super().__init__(target)
+            asked.append(device)
+
+        def sparse(self, *_: Any) -> float:
+            return 2e-3
+
+    monkeypatch.setattr(execution, "Measured", Timed)
     chosen = decide(product(8192, 4096, 2048), autotune=True)
     assert chosen.how == "dense"
-    assert "measured: dense 1000 us, sparse 2000 us (0.50x)" in chosen.reason
-    assert asked[0][:4] == (8192, 4096, 2048, True)
+    assert "measured: dense 177 us, sparse 2015 us (0.09x)" in chosen.reason
+    assert asked == ["cuda:0"]
 
 
 @pytest.mark.parametrize(
     ("gemm", "rule", "words"),
     [
-        (product(dtype=torch.float32), RULE, "take bfloat16 and float16 here, not float32"),
+        (product(dtype=torch.float64), RULE, "take bfloat16 and float16 here, not float64"),
         (product(), Rule(prune="activation", role="fprop", format="1:4"), "2:4 and 1:2, not 1:4"),
     ],
 )
 def test_what_no_library_multiplies(gemm: Gemm, rule: Rule, words: str) -> None:
-    assert words in decide(gemm, rule).reason
+    chosen = decide(gemm, rule)
+    assert words in chosen.reason
+    assert chosen.unit is None
 
 
-def test_a_device_without_sparse_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    lacking = Target(None, "Old GPU (compute capability 7.5) has no sparse tensor cores")
-    monkeypatch.setattr(execution, "target_of", lambda device: lacking)
-    assert decide(product()).how == "simulate"  # auto
-    assert decide(product(), execution="sparse").reason.endswith("has no sparse tensor cores")
+def test_float32_products_say_what_autocast_would_give() -> None:
+    chosen = decide(product(dtype=torch.float32))
+    assert chosen.how == "dense"
+    assert chosen.estimate is None
+    sixteen = decide(product()).estimate
+    text = f"TF32 products stay dense or simulated; under bfloat16 autocast {sixteen}"
+    assert chosen.reason.endswith(text)
+    assert chosen.reasons[-1].code is Code.SPARSE_DTYPE
+    other = Rule(prune="activation", role="fprop", format="1:4")
+    assert "autocast" not in decide(product(dtype=torch.float32), other).reason
 
 
-def test_a_device_without_figures_asks_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
-    unknown = Target(Layout.CUSPARSELT_SM90)
-    monkeypatch.setattr(execution, "target_of", lambda device: unknown)
-    assert 'options={"nm.autotune": True}' in decide(product()).reason
+def test_a_device_without_sparse_tensor_cores() -> None:
+    assert decide(product(), target=OLD).how == "simulate"  # auto
+    chosen = decide(product(), target=OLD, execution="sparse")
+    assert chosen.reason.endswith("has no sparse tensor cores")
+
+
+def test_a_device_without_figures_asks_to_measure() -> None:
+    unknown = H200.model_copy(update={"figures": None})
+    assert 'options={"nm.autotune": True}' in decide(product(), target=unknown).reason
+
+
+def test_a_target_is_that_of_the_device_unless_one_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(execution, "target_of", lambda device: OLD)
+    gemm = product()
+    requests = [Request(0, gemm, _pruning(gemm, RULE), RULE, key="x")]
+    policy = Policy(rules=[RULE])
+    assert choose(requests, policy).executions[0].how == "simulate"
+    assert choose(requests, policy, target=H200).executions[0].how == "sparse"
 
 
 def test_a_pruned_right_operand_is_charged_for_its_own_rows() -> None:
@@ -128,8 +192,3 @@ def test_a_pruned_right_operand_is_charged_for_its_own_rows() -> None:
     assert left is not None
     assert right is not None
     assert right.sparse < left.sparse
-
-
-def test_the_role_does_not_matter_to_the_estimate() -> None:
-    gemm = product()
-    assert decide(replace(gemm, path="another")).estimate == decide(gemm).estimate

@@ -1,41 +1,130 @@
-"""The arithmetic of the cost model: FLOPs, bytes, launches and padding."""
+"""The arithmetic of the cost model: FLOPs, bytes, launches, padding, and what is shared."""
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from nmcompile.compressed.hardware import _CEILINGS
 from nmcompile.compressed.layouts import Layout
-from nmcompile.execution.cost import Estimate, predict
+from nmcompile.execution.cost import OVER_BYTES, Kind, Predicted, Product, UnitEstimate, estimate
+from nmcompile.execution.targets import Figures, named
 from nmcompile.masks.formats import Method
 
-H200 = _CEILINGS["H200"]
+H200 = named("h200")
+assert H200.figures is not None
+FIGURES: Figures = H200.figures
+BANDWIDTH, LAUNCH = FIGURES.bandwidth.value, FIGURES.launch.value
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def predicted(rows: int, columns: int, k: int, method: Method = Method.MSE) -> Estimate:
-    return predict(rows, columns, k, method, Layout.CUSPARSELT_SM90, H200)
+def kind(method: Method = Method.MSE) -> Kind:
+    return Kind(method, Layout.CUSPARSELT_SM90)
+
+
+def predicted(*products: Product, method: Method = Method.MSE) -> UnitEstimate:
+    return estimate(products, kind(method), Predicted(H200))
+
+
+def cube(n: int = 8192, **keys: Any) -> Product:
+    return Product(**{"site": 0, "rows": n, "columns": n, "k": n, **keys})
 
 
 def test_a_large_product_is_bound_by_flops_and_a_thin_one_by_bytes() -> None:
-    large = predicted(8192, 8192, 8192)
-    assert large.dense == pytest.approx(2 * 8192**3 / H200.dense + H200.launch)
-    thin = predicted(16, 8192, 8192)
+    large = predicted(cube()).products[0]
+    assert large.dense == pytest.approx(2 * 8192**3 / FIGURES.dense.value + LAUNCH)
+    rate = FIGURES.dense.value * FIGURES.gain.value
+    assert large.product == pytest.approx(2 * 8192**3 / rate + LAUNCH)
+    thin = predicted(cube(rows=16))
     moved = 2 * (16 * 8192 + 8192 * 8192 + 16 * 8192)
-    assert thin.dense == pytest.approx(moved / H200.bandwidth + H200.launch)
-    assert thin.speedup < 1
+    assert thin.weighed.dense == pytest.approx(moved / BANDWIDTH + LAUNCH)
+    assert thin.weighed.speedup < 1
 
 
-def test_compressing_costs_its_bytes_and_random_masks_cost_more() -> None:
-    mse, mvue, uniform = (
-        predicted(8192, 8192, 8192, m).sparse for m in (Method.MSE, Method.MVUE, Method.UNIFORM)
+def test_compressing_costs_its_bytes_and_an_unknown_mask_a_pass_more() -> None:
+    elements = 8192 * 8192
+    mse, mvue, uniform = (predicted(cube(), method=m).shared for m in (Method.MSE, Method.MVUE,
+                                                                       Method.UNIFORM))  # fmt: skip
+    assert mse.compress == pytest.approx(elements * (2 + 9 / 8) / BANDWIDTH + LAUNCH)
+    assert mvue.compress == mse.compress == uniform.compress
+    assert (mse.prune, mvue.prune) == (0, 0)
+    assert uniform.prune == pytest.approx(4 * elements / BANDWIDTH + LAUNCH)
+
+
+def test_the_time_over_the_bytes_is_what_the_static_check_found() -> None:
+    with (RESULTS / "static_check.csv").open() as file:
+        rows = {row["kernel"]: row for row in csv.DictReader(file) if row["arch"] == "sm_90"}
+    for (method, orientations), ratio in OVER_BYTES.items():
+        words = ("both",) if orientations == 2 else ("rows", "columns")
+        for word in words:
+            found = rows[f"{method}-2:4-{word}-bf16-cusparselt_sm90-identity"]["ratio"]
+            assert float(found) == pytest.approx(ratio, abs=0.1)
+
+
+def test_both_orientations_of_one_operand_are_one_kernel_with_one_read() -> None:
+    dgrad, wgrad = cube(along=1, stream=1), cube(site=1, along=0, stream=2)
+    both = predicted(dgrad, wgrad, method=Method.MVUE).shared.compress
+    one = predicted(dgrad, method=Method.MVUE).shared.compress
+    elements = 8192 * 8192
+    assert both == pytest.approx(elements * (2 + 18 / 8) / BANDWIDTH * 1.2 + LAUNCH)
+    assert both < 2 * one
+    again = cube(site=1, along=1, stream=2)  # the same orientation, other random numbers
+    assert predicted(dgrad, again, method=Method.MVUE).shared.compress == pytest.approx(2 * one)
+
+
+def test_one_compression_serves_all_that_ask_for_it() -> None:
+    products = [cube(site=i, columns=n) for i, n in enumerate((8192, 1024, 1024))]
+    together = predicted(*products)
+    assert together.shared == predicted(products[0]).shared
+    assert together.weighed.sparse == pytest.approx(
+        sum(t.product for t in together.products.values()) + together.shared.compress
     )
-    floor = 8192 * 8192 * (2 + 9 / 8) / H200.bandwidth
-    assert mvue - mse == pytest.approx(0.5 * floor)
-    assert uniform > mse + 4 * 8192 * 8192 / H200.bandwidth
+    assert together.weighed.sparse == pytest.approx(sum(together.of(i).sparse for i in range(3)))
+    assert together.gain == pytest.approx(together.weighed.dense - together.weighed.sparse)
 
 
 def test_sizes_that_have_to_be_padded_cost_what_they_are_padded_to() -> None:
-    even, odd = predicted(8192, 8192, 8192), predicted(8192, 8190, 8170)
-    copies = 2 * (8170 * 8190 + 8192 * 8192) / H200.bandwidth
-    assert odd.sparse == pytest.approx(even.sparse + copies + H200.launch)
-    assert odd.dense < even.dense
+    even, odd = predicted(cube()), predicted(cube(columns=8190, k=8170))
+    copies = 2 * (8170 * 8190 + 8192 * 8192) / BANDWIDTH + LAUNCH
+    cut = 2 * 2 * 8192 * 8190 / BANDWIDTH + LAUNCH
+    assert odd.products[0].padding == pytest.approx(copies + cut)
+    assert odd.products[0].product == even.products[0].product
+    assert even.products[0].padding == 0
+    assert odd.weighed.dense < even.weighed.dense
+
+
+def test_a_bias_and_what_an_exact_backward_unpacks_cost_passes() -> None:
+    plain, bias = predicted(cube()), predicted(cube(bias=True))
+    elements = 8192 * 8192
+    assert bias.products[0].bias == pytest.approx(4 * elements / BANDWIDTH + LAUNCH)
+    assert bias.weighed.sparse - plain.weighed.sparse == pytest.approx(bias.products[0].bias)
+    exact = predicted(cube(unpacked=2))
+    assert exact.shared.exact == pytest.approx(2 * ((2 + 9 / 8) * elements / BANDWIDTH + LAUNCH))
+    assert exact.weighed == plain.weighed  # the rule asks for it
+    assert exact.terms()["exact"] == exact.shared.exact
+    both = predicted(cube(unpacked=2), cube(site=1, unpacked=2))
+    assert both.shared.exact == exact.shared.exact
+
+
+def test_the_host_counts_where_it_takes_longer_than_the_device() -> None:
+    assert predicted(cube()).products[0].host == 0
+    small = predicted(cube(256)).products[0]
+    assert small.host == pytest.approx(FIGURES.setup.value - small.product)
+
+
+def test_fusion_is_a_term_of_its_own() -> None:
+    saved = Kind(Method.MSE, Layout.CUSPARSELT_SM90, fused_bytes=4.3e6)
+    fused = estimate([cube()], saved, Predicted(H200))
+    assert fused.shared.fusion == pytest.approx(-1e-6)
+    assert set(fused.terms()) == {"dense", "product", "compress", "fusion"}
+    assert set(predicted(cube()).terms()) == {"dense", "product", "compress"}
+
+
+def test_a_measured_gain_of_the_shape_is_used() -> None:
+    gain = {"rows": 8192, "columns": 8192, "k": 8192, "gain": 2.0, "known": "measured"}
+    data = {**H200.model_dump(), "gains": [{**gain, "source": "a test"}]}
+    target = type(H200).model_validate(data)
+    fast = estimate([cube()], kind(), Predicted(target)).products[0]
+    assert fast.product == pytest.approx(8192**3 / FIGURES.dense.value + LAUNCH)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import nmcompile
-from nmcompile.report.report import Site
+from nmcompile.report.rows import Site
 
 
 def sites(model: Any, *args: Any, policy: Any = "dense") -> list[Site]:

@@ -19,7 +19,7 @@ def test_a_chain_with_a_bias_and_a_residual() -> None:
     _, (spec,) = fused(f, half(8, 32), half(32), half(8, 32, seed=1))
     assert operators(spec) == ["add", "tanh", "mul", "add"]
     assert [i.shape for i in spec.inputs] == ["full", "per_column", "full"]
-    assert not spec.keep_dense
+    assert not spec.dense_results
 
 
 def test_swiglu_reads_two_tensors() -> None:

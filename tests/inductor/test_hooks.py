@@ -120,17 +120,20 @@ ANY = Rule(op="matmul", role="fprop", prune="activation", format="2:4")
 
 
 @pytest.mark.parametrize(
-    ("kernels", "devices", "lower"),
+    ("kernels", "devices", "lower", "fuse"),
     [
-        ("auto", ("cuda",), True),
-        ("operators", ("cuda",), False),
-        ("generate", ("cuda", "cpu"), True),
-        ("reference", (), True),
+        ("auto", ("cuda",), True, True),
+        ("unfused", ("cuda",), True, False),
+        ("operators", ("cuda",), False, True),
+        ("generate", ("cuda", "cpu"), True, True),
+        ("reference", (), True, True),
     ],
 )
-def test_where_kernels_are_generated(kernels: str, devices: tuple[str, ...], lower: bool) -> None:
+def test_where_kernels_are_generated(
+    kernels: str, devices: tuple[str, ...], lower: bool, fuse: bool
+) -> None:
     found = PostPass(replace(FULL, kernels=kernels), "digest")
-    assert (found.devices, found.lower) == (devices, lower)
+    assert (found.devices, found.lower, found.fuse) == (devices, lower, fuse)
 
 
 # What a key covers

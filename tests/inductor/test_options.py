@@ -23,7 +23,7 @@ from nmcompile.inductor.options import ReadPolicy, read_options
         (
             {"nm.kernels": "all"},
             OptionError,
-            "nm.kernels = 'all': write one of 'auto', 'operators'",
+            "nm.kernels = 'all': write one of 'auto', 'unfused'",
         ),
         ({"nm.kernel": "auto"}, OptionError, "did you mean 'nm.kernels'"),
         ({"policy": 3}, PolicyError, "a recipe's name, a path, a Policy or a mapping, not 3"),

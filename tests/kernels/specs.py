@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nmcompile.codegen.kernel_spec import Input, KernelSpec, Statement
+from nmcompile.codegen.kernel_spec import Input, KernelSpec, Operand, Statement
 from nmcompile.codegen.pointwise import EXPRESSIONS
 from nmcompile.compressed.layouts import Layout
 
@@ -115,16 +115,17 @@ def spec(
     if dtype != "float16":
         swap = {"float16": dtype}
         inputs = tuple(i.model_copy(update={"dtype": swap.get(i.dtype, i.dtype)}) for i in inputs)
+    value = statements[-1].name if statements else inputs[0].name
+    operand = Operand(value=value, dims=dims, keep_dense=keep_dense and bool(statements))
     return KernelSpec(
         inputs=inputs,
         statements=statements,
-        dims=dims,
+        operands=(operand,),
         n=format[0],
         m=format[1],
         method=method,
         layout=layout,
         dtype=dtype,
-        keep_dense=keep_dense and bool(statements),
     )
 
 
@@ -147,6 +148,34 @@ def fused_specs() -> Iterator[tuple[str, KernelSpec]]:
     yield (
         "silu_mul_bias alone",
         spec("silu_mul_bias", dims=(0, 1), method="mvue", keep_dense=False),
+    )
+    for method in ("mse", "mvue"):
+        yield f"two operands, {method}", two_operands(method)
+
+
+def two_operands(method: str) -> KernelSpec:
+    """The gradients of silu(gate) * up: two operands of three inputs, one written densely too."""
+    inputs = (given("gate"), given("up"), given("dy"))
+    statements = (
+        statement("gated", aten.sigmoid.default, "gate"),
+        statement("activated", aten.mul.Tensor, "gate", "gated"),
+        statement("dup", aten.mul.Tensor, "dy", "activated"),
+        statement("rest", aten.sub.Tensor, 1.0, "gated"),
+        statement("more", aten.mul.Tensor, "gate", "rest"),
+        statement("slope", aten.add.Tensor, "more", 1.0),
+        statement("outer", aten.mul.Tensor, "dy", "up"),
+        statement("inner", aten.mul.Tensor, "outer", "gated"),
+        statement("dgate", aten.mul.Tensor, "inner", "slope"),
+    )
+    return spec(dims=(1, 0), method=method).model_copy(
+        update={
+            "inputs": inputs,
+            "statements": statements,
+            "operands": (
+                Operand(value="dup", dims=(1, 0)),
+                Operand(value="dgate", dims=(0, 1), keep_dense=True),
+            ),
+        }
     )
 
 

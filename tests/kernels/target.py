@@ -14,7 +14,7 @@ import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from benchmarks.gpu_check.cases.inputs import difference, on, operand
 from benchmarks.gpu_check.device import poisoned
 from nmcompile.compressed import cusparselt, packing
-from nmcompile.compressed.hardware import target_of
+from nmcompile.compressed.hardware import layout_on
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
 
@@ -59,7 +59,7 @@ class Target:
     @property
     def layout(self) -> Layout:
         """What the device's library reads."""
-        return target_of(self.name).layout or Layout.CUSPARSELT_SM90
+        return layout_on(self.name).layout or Layout.CUSPARSELT_SM90
 
     def packs(self, layout: Layout) -> bool:
         """Whether kernels write ``layout`` here: another GPU's library would pack its own."""

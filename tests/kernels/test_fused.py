@@ -22,19 +22,24 @@ def test_fused(device: Target, name: str, size: tuple[int, int]) -> None:
     seed = seed_of(spec.method)
     operator = torch.ops.nm.fused_compress
     results = device.run(operator, inputs, seed, streams, spec.to_json())
-    assert len(results) == len(spec.dims) + spec.keep_dense
-    operand = evaluate(spec, inputs, *size)
-    if spec.keep_dense:
-        # exp differs in its last place, and then the rounding; the masks are of what was written.
-        torch.testing.assert_close(results[-1], operand, rtol=2e-3, atol=1e-6)
-        operand = results[-1]
+    assert len(results) == len(spec.dims) + spec.dense_results
+    packed, dense = iter(results[: len(spec.dims)]), iter(results[len(spec.dims) :])
+    drawn = iter(streams)
     kind = (spec.n, spec.m, spec.method, str(spec.layout))
-    expected = torch.ops.nm.compress(operand, seed, streams, spec.dims, *kind)
-    for mine, wanted, dim in zip(results, expected, spec.dims, strict=False):
-        if spec.keep_dense or not spec.statements:
-            assert_packed(mine, wanted, size[1 - dim], size[dim], spec.layout)
-        else:
-            assert_nearly(mine, wanted, spec)
+    for operand, value in zip(spec.operands, evaluate(spec, inputs, *size), strict=True):
+        if operand.keep_dense:
+            # exp differs in its last place, and then the rounding; masks are of what was written.
+            written = next(dense)
+            torch.testing.assert_close(written, value, rtol=2e-3, atol=1e-6)
+            value = written
+        some = [next(drawn) for _ in operand.dims]
+        expected = torch.ops.nm.compress(value, seed, some, operand.dims, *kind)
+        for wanted, dim in zip(expected, operand.dims, strict=True):
+            mine = next(packed)
+            if operand.keep_dense or not spec.statements:
+                assert_packed(mine, wanted, size[1 - dim], size[dim], spec.layout)
+            else:
+                assert_nearly(mine, wanted, spec)
 
 
 def assert_nearly(mine: torch.Tensor, wanted: torch.Tensor, spec: KernelSpec) -> None:

@@ -137,11 +137,11 @@ def test_fused_compress_is_its_prologue_then_compress(prologue: str, method: str
     inputs = inputs_of(kind, 40, 72)
     seed = SEED if method == "mvue" else None
     results = FusedCompress(inputs, seed, [3, 4], kind.to_json()).run()
-    operand = evaluate(kind, inputs, 40, 72)
+    (operand,) = evaluate(kind, inputs, 40, 72)
     expected = torch.ops.nm.compress(operand, seed, [3, 4], [0, 1], 2, 4, method, str(kind.layout))
     for mine, theirs in zip(results, [*expected, operand], strict=False):
         assert torch.equal(mine.view(torch.int16), theirs.view(torch.int16))
-    assert len(results) == 2 + kind.keep_dense
+    assert len(results) == 2 + kind.dense_results
 
 
 def test_opcheck_of_a_fused_call() -> None:

@@ -25,11 +25,13 @@ def compress(x: torch.Tensor, dims: tuple[int, ...] = (1,), seed: Any = None) ->
     return nm.compress(x, seed, list(range(len(dims))), list(dims), 2, 4, method, layout)
 
 
-def fused(f: Callable[..., Any], *args: torch.Tensor) -> tuple[fx.GraphModule, list[KernelSpec]]:
+def fused(
+    f: Callable[..., Any], *args: torch.Tensor, fuse: bool = True
+) -> tuple[fx.GraphModule, list[KernelSpec]]:
     """The graph of ``f`` after the pass, and the specs of its kernels."""
     decompositions = torch._decomp.core_aten_decompositions()
     gm = make_fx(f, decomposition_table=decompositions, tracing_mode="fake")(*args)
-    kernels = Kernels(gm.graph, ("cpu",))
+    kernels = Kernels(gm.graph, ("cpu",), fuse=fuse)
     run(POST_GRAD[:1], kernels, "graph")
     gm.graph.lint()
     gm.recompile()

@@ -18,7 +18,7 @@ def test_an_operand_with_other_readers_is_written_by_the_kernel_once() -> None:
         return compress(y, (1, 0), seed), y.sum(0)
 
     gm, (spec,) = fused(f, half(8, 32), SEED)
-    assert spec.keep_dense
+    assert spec.dense_results
     assert spec.orientations == "both"
     assert not any(n.target is torch.ops.aten.sigmoid.default for n in gm.graph.nodes)
 
@@ -31,6 +31,12 @@ def test_other_readers_do_not_wait_for_random_numbers_that_come_later() -> None:
 
     _, (spec,) = fused(f, half(8, 32))
     assert not spec.statements
+
+
+def test_producers_stay_where_nothing_is_to_be_fused() -> None:
+    gm, (spec,) = fused(lambda x: compress(x.tanh() * 2.0), half(8, 32), fuse=False)
+    assert not spec.statements
+    assert any(n.target is torch.ops.aten.tanh.default for n in gm.graph.nodes)
 
 
 def test_kernels_of_equal_layers_are_one_kernel() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from nmcompile.gemm import Op, OperandKind, Role
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.reason import Code, Reason
-from nmcompile.report.report import GraphReport, Site
+from nmcompile.report.report import GraphReport
+from nmcompile.report.rows import Site
 
 NO_RULE = Reason(Code.NO_RULE, "no rule matches")
 

@@ -10,7 +10,9 @@ import torch
 
 import nmcompile
 from nmcompile import Policy, Report
+from nmcompile.report.rows import UnitRow
 from tests.report.net import Net
+from tests.report.samples import graph, site
 
 
 @pytest.fixture
@@ -32,10 +34,11 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text()) == data
     assert data["schema_version"] == 2
     assert sorted(data) == [
-        *("graphs", "policy", "schema_version", "totals", "uncompiled", "unused_rules")
+        *("graphs", "policy", "schema_version", "target", "totals", "uncompiled", "unused_rules")
     ]
     assert sorted(data["graphs"][0]) == [
-        "after", "before", "digest", "region", "saved", "sharing", "sites", "skipped", "training",
+        "after", "before", "digest", "kernel_specs", "region", "saved", "sharing", "sites",
+        "skipped", "training", "units",
     ]  # fmt: skip
     assert data["graphs"][0]["sites"][0] == {
         "site": 0,
@@ -58,6 +61,7 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
         "layout": None,
         "dense_us": None,
         "sparse_us": None,
+        "unit": None,
         "rule": "recipe full, rule 1",
         "reasons": [
             {"code": "auto-simulates", "text": "auto: no sparse tensor core product on cpu"}
@@ -87,3 +91,25 @@ def test_only_a_users_own_rules_are_listed_as_unused() -> None:
     text = 'schema = 1\nextends = "full"\n\n[[rule]]\ndense = true\n'
     policy = Policy.loads(text, origin="recipe of mine.toml")  # no recipe, whatever its name
     assert Report.of(policy, ()).unused_rules == ("recipe of mine.toml:4 (rule 1)",)
+
+
+def test_times_and_units_are_lines_and_totals() -> None:
+    times = {"dense_us": 3000.0, "sparse_us": 2000.0}
+    row = {"sites": (0,), "sparse": (0,), "how": "predicted", "dense_us": 3000.0}
+    terms = {"dense": 3000.0, "product": 1900.0, "compress": 100.0, "exact": 400.0}
+    units = [UnitRow(unit=n, sparse_us=2000.0, terms_us=terms, **row) for n in range(2)]
+    sites = site(**times, execution="sparse"), site(**times), site()
+    report = Report.of(Policy.recipe("full"), (graph(*sites, units=tuple(units)),))
+    totals = report.totals
+    assert (totals.dense_us, totals.planned_us, totals.untimed_sites) == (6000, 5800, 1)
+    text = str(report)
+    assert "unit 0, 1: 1 of 1 sparse, predicted: dense 3000 us, product 1900 + compress 100" in text
+    assert "products of a step 6.00 ms dense, 5.80 ms as decided (1.03x), 1 products with" in text
+
+
+def test_nothing_is_said_of_times_where_none_is_known() -> None:
+    report = Report.of(Policy.recipe("full"), (graph(site()),))
+    assert (report.totals.dense_us, report.totals.planned_us) == (None, None)
+    assert report.totals.untimed_sites == 1
+    assert report.totals.saved_bytes is None
+    assert "predicted" not in str(report)

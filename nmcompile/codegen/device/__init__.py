@@ -60,6 +60,10 @@ each fragment of the tile, and by ``compress_both`` a second time for the other 
 inputs then come from the cache, and ``store_dense`` does nothing. So no output may share memory
 with an input.
 
+A kernel of several operands that share inputs gives each a program of its own at every tile
+(``if tl.program_id(0) % OPERANDS == k``, ``launch_grid(..., operands=OPERANDS)``), and hands their
+number to the tile functions.
+
 The other loads of an operand: ``load_words`` (the words of a 16-bit x as they are: the identity
 prologue, ``return load_words(x, x_stride, at, R, C, FIT)``), ``load_per_row(ptr, stride, at, R)``
 (one piece ``[T, 1]``, used for all four columns) and ``load_scalar(ptr)``. ``load`` takes any

@@ -20,6 +20,7 @@ def compress_both(
     OPERAND: tl.constexpr, inputs, blob, transposed_blob, R, C, seed, stream, transposed_stream,
     METHOD: tl.constexpr, N: tl.constexpr, LAYOUT: tl.constexpr, STORAGE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FIT: tl.constexpr, ISA: tl.constexpr,
+    OPERANDS: tl.constexpr = 1,
 ):  # fmt: skip
     """Compress this program's tile into both blobs, with independent random streams.
 
@@ -27,9 +28,9 @@ def compress_both(
     """
     compress_rows(
         OPERAND, inputs, blob, R, C, seed, stream,
-        METHOD, N, LAYOUT, STORAGE, ROWS, COLUMNS, FIT, ISA,
+        METHOD, N, LAYOUT, STORAGE, ROWS, COLUMNS, FIT, ISA, OPERANDS,
     )  # fmt: skip
     compress_strips(
         OPERAND, inputs, transposed_blob, R, C, seed, transposed_stream,
-        METHOD, N, LAYOUT, STORAGE, ROWS, COLUMNS, FIT, ISA, True,
+        METHOD, N, LAYOUT, STORAGE, ROWS, COLUMNS, FIT, ISA, True, OPERANDS,
     )  # fmt: skip

@@ -23,12 +23,15 @@ from nmcompile.codegen.device.rows import pack_block, shifted
 
 
 @triton.jit
-def strip_position(ROWS: tl.constexpr, COLUMNS: tl.constexpr, AGAIN: tl.constexpr):
+def strip_position(
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AGAIN: tl.constexpr, OPERANDS: tl.constexpr
+):
     """Position of the first fragment: rows r with r % 16 == 0."""
     row_tile = tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)
     rows = 16 * tl.arange(0, ROWS // 16)[:, None]
     groups = tl.arange(0, COLUMNS // 4)[None, :]
-    return row_tile * ROWS, rows, tl.program_id(0) * (COLUMNS // 4), groups, AGAIN
+    column_tile = tl.program_id(0) // OPERANDS
+    return row_tile * ROWS, rows, column_tile * (COLUMNS // 4), groups, AGAIN
 
 
 @triton.jit
@@ -159,10 +162,10 @@ def compress_strips(
     OPERAND: tl.constexpr, inputs, blob, R, C, seed, stream,
     METHOD: tl.constexpr, N: tl.constexpr, LAYOUT: tl.constexpr, STORAGE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FIT: tl.constexpr, ISA: tl.constexpr,
-    AGAIN: tl.constexpr,
+    AGAIN: tl.constexpr, OPERANDS: tl.constexpr,
 ):  # fmt: skip
     """``compress_columns``; AGAIN if the program has read its tile before."""
-    at = strip_position(ROWS, COLUMNS, AGAIN)
+    at = strip_position(ROWS, COLUMNS, AGAIN, OPERANDS)
     fragments = _load_strips(OPERAND, inputs, at, R, C, FIT, ISA)
     even0, odd0 = _rows_of_blocks(fragments, 0)
     even1, odd1 = _rows_of_blocks(fragments, 1)
@@ -203,6 +206,7 @@ def compress_columns(
     OPERAND: tl.constexpr, inputs, blob, R, C, seed, stream,
     METHOD: tl.constexpr, N: tl.constexpr, LAYOUT: tl.constexpr, STORAGE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FIT: tl.constexpr, ISA: tl.constexpr,
+    OPERANDS: tl.constexpr = 1,
 ):  # fmt: skip
     """Compress this program's tile along its rows into the blob of the transpose of x.
 
@@ -210,5 +214,5 @@ def compress_columns(
     """
     compress_strips(
         OPERAND, inputs, blob, R, C, seed, stream,
-        METHOD, N, LAYOUT, STORAGE, ROWS, COLUMNS, FIT, ISA, False,
+        METHOD, N, LAYOUT, STORAGE, ROWS, COLUMNS, FIT, ISA, False, OPERANDS,
     )  # fmt: skip

@@ -21,16 +21,23 @@ def _tiles(size: int, unit: int, tile: int) -> int:
 
 
 def launch_grid(
-    rows: int, columns: int, tile_rows: int, tile_columns: int, unit: int = 128
+    rows: int,
+    columns: int,
+    tile_rows: int,
+    tile_columns: int,
+    unit: int = 128,
+    operands: int = 1,
 ) -> tuple[int, int, int]:
     """Programs for an x of ``[rows, columns]``: column tiles first, row tiles on two axes.
 
-    Where they take both axes there may be a few programs beyond the last tile.
+    Where they take both axes there may be a few programs beyond the last tile. The programs of
+    several operands at one tile follow each other: what one has read, the next finds in the cache.
 
     Args:
         rows, columns: of x.
         tile_rows, tile_columns: of the kernel.
         unit: the largest padding unit of the layouts; padding is written by the kernel too.
+        operands: how many the kernel has.
 
     Raises:
         ValueError: the operand has more rows or columns than a kernel can count.
@@ -39,7 +46,7 @@ def launch_grid(
         raise ValueError(f"kernels take at most {LARGEST} rows and columns, not {rows} x {columns}")
     row_tiles = _tiles(rows, unit, tile_rows)
     planes = -(-row_tiles // _AXIS_LIMIT)
-    return _tiles(columns, unit, tile_columns), -(-row_tiles // planes), planes
+    return _tiles(columns, unit, tile_columns) * operands, -(-row_tiles // planes), planes
 
 
 def fit_of(

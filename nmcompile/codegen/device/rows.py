@@ -16,13 +16,14 @@ from nmcompile.codegen.device.philox import word_of_block, words_of_call
 
 
 @triton.jit
-def row_position(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def row_position(ROWS: tl.constexpr, COLUMNS: tl.constexpr, OPERANDS: tl.constexpr):
     """Position of the upper fragment: rows r with r % 16 < 8."""
     row_tile = tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)
     rows = tl.arange(0, ROWS // 2)
     rows = (rows // 8 * 16 + rows % 8)[:, None]
     groups = tl.arange(0, COLUMNS // 4)[None, :]
-    return row_tile * ROWS, rows, tl.program_id(0) * (COLUMNS // 4), groups, False
+    column_tile = tl.program_id(0) // OPERANDS
+    return row_tile * ROWS, rows, column_tile * (COLUMNS // 4), groups, False
 
 
 @triton.jit
@@ -126,12 +127,13 @@ def compress_rows(
     OPERAND: tl.constexpr, inputs, blob, R, C, seed, stream,
     METHOD: tl.constexpr, N: tl.constexpr, LAYOUT: tl.constexpr, STORAGE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FIT: tl.constexpr, ISA: tl.constexpr,
+    OPERANDS: tl.constexpr = 1,
 ):  # fmt: skip
     """Compress this program's tile along its columns into the blob of x.
 
     Args: as of every tile function, see the package's docstring.
     """
-    at = row_position(ROWS, COLUMNS)
+    at = row_position(ROWS, COLUMNS, OPERANDS)
     below = shifted(at, 8)
     upper = OPERAND(at, inputs, R, C, FIT, ISA)
     lower = OPERAND(below, inputs, R, C, FIT, ISA)

@@ -1,0 +1,143 @@
+"""The rows of a report: a product in one role, and the products that were decided together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nmcompile.compressed.layouts import Layout
+from nmcompile.execution.units import Unit
+from nmcompile.gemm import Op, OperandKind, Role
+from nmcompile.passes.plan import Decision
+from nmcompile.reason import Code, Reason, sentence
+
+
+class Frozen(BaseModel):
+    """What cannot be changed, and has no field that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Site(Frozen):
+    """One product in one role. ``sizes`` are (batch, M, N, K) as text, symbolic where they are."""
+
+    site: int
+    module: str
+    module_class: str
+    op: Op
+    target: str
+    role: Role
+    sizes: tuple[str, str, str, str]
+    flops: float = Field(description="dense FLOPs, 2*batch*M*N*K, with the sizes that were traced")
+    dtype: str
+    device: str
+    operands: tuple[OperandKind, OperandKind]
+    dims: tuple[int, ...] | None = Field(description="dimensions the blocks run along")
+    pruned: OperandKind | None
+    format: str | None
+    method: str | None
+    backward: str | None
+    execution: Literal["sparse", "simulate", "dense"]
+    layout: Layout | None = Field(description="of the compressed operand, where sparse")
+    dense_us: float | None = Field(description="predicted or measured time of the dense product")
+    sparse_us: float | None = Field(
+        description="the same of the sparse product and all that runs for it, with its share of "
+        "the kernels of its unit"
+    )
+    unit: int | None = Field(
+        default=None, description="the products that were decided together, of GraphReport.units"
+    )
+    rule: str | None = Field(description="file, line and number of the rule that decided")
+    reasons: tuple[Reason, ...] = Field(description="why it is so: codes to filter by, and texts")
+    guess: Reason | None = Field(description="why its role could not be derived")
+
+    @property
+    def reason(self) -> str:
+        """All reasons as one text."""
+        return sentence(self.reasons)
+
+    @property
+    def planned_us(self) -> float | None:
+        """Its time as it was decided: of the dense product where it is simulated or dense."""
+        return self.sparse_us if self.execution == "sparse" else self.dense_us
+
+    def has(self, code: Code) -> bool:
+        """Whether one of the reasons has this code."""
+        return any(reason.code is code for reason in self.reasons)
+
+    @classmethod
+    def of(cls, d: Decision, reasons: tuple[Reason, ...], dense: float | None = None) -> Site:
+        g, p, how = d.gemm, d.pruning, d.execution
+        dense = how.estimate.dense if how.estimate else dense
+        # Of the product that was found: a sparse convolution has become a matrix product by now.
+        dims = next((o.dims for o in g.operands if p and o.kind is p.operand.kind), None)
+        return cls(
+            site=d.site,
+            module=g.path,
+            module_class=g.module_class,
+            op=g.op,
+            target=g.target,
+            role=g.role,
+            sizes=tuple(str(s) for s in g.sizes),  # type: ignore[arg-type]
+            flops=g.flops_hint,
+            dtype=g.dtype,
+            device=g.device,
+            operands=(g.lhs.kind, g.rhs.kind),
+            dims=dims,
+            pruned=p.operand.kind if p else None,
+            format=str(p.format) if p else None,
+            method=str(p.method) if p else None,
+            backward=d.rule.backward if p and d.rule and g.role is Role.FPROP else None,
+            execution=how.how,
+            layout=how.layout,
+            dense_us=None if dense is None else dense * 1e6,
+            sparse_us=how.estimate.sparse * 1e6 if how.estimate else None,
+            unit=how.unit,
+            rule=d.rule.label if d.rule else None,
+            reasons=reasons,
+            guess=g.guess,
+        )
+
+
+class UnitRow(Frozen):
+    """Products that share a compressed operand, and the terms by which they were decided.
+
+    ``terms_us``: ``dense``, and of what runs in its place ``product``, ``bias``, ``padding`` and
+    ``host`` of all products, ``compress``, ``prune``, ``fusion`` and ``exact`` of the unit; those
+    that are zero are left out (``nmcompile.execution.cost``). They are of the products that run
+    sparse; where none does, of those that came nearest to a gain. ``sparse_us`` is what was weighed
+    against ``dense_us``: all of them but ``exact``.
+    """
+
+    unit: int
+    sites: tuple[int, ...]
+    sparse: tuple[int, ...] = Field(description="those of the sites that run sparse")
+    how: str = Field(description="predicted or measured")
+    dense_us: float
+    sparse_us: float
+    terms_us: dict[str, float]
+
+    @classmethod
+    def of(cls, unit: Unit) -> UnitRow:
+        total = unit.estimate.weighed
+        return cls(
+            unit=unit.number,
+            sites=unit.sites,
+            sparse=unit.sparse,
+            how=total.how,
+            dense_us=total.dense * 1e6,
+            sparse_us=total.sparse * 1e6,
+            terms_us={name: s * 1e6 for name, s in unit.estimate.terms().items()},
+        )
+
+    def __str__(self) -> str:
+        beside = ("dense", "exact")
+        terms = {name: us for name, us in self.terms_us.items() if name not in beside}
+        shown = " + ".join(f"{name} {us:.0f}" for name, us in terms.items())
+        ran = f"{len(self.sparse)} of {len(self.sites)} sparse"
+        ratio = self.dense_us / self.sparse_us
+        sums = f"{shown} = {self.sparse_us:.0f} us ({ratio:.2f}x)"
+        if "exact" in self.terms_us:
+            sums += f", exact backward {self.terms_us['exact']:.0f} us more"
+        return f"{ran}, {self.how}: dense {self.dense_us:.0f} us, {sums}"
