@@ -66,8 +66,7 @@ def constants(
     tile = host.tile(spec.orientations, spec.method)
     fit = host.fit_of(rows, columns, strides, addresses, tile.rows, tile.columns)
     grid = host.launch_grid(rows, columns, tile.rows, tile.columns, operands=len(spec.operands))
-    isa = 0 if interpreted() else _capability(device)
-    values = {"ROWS": tile.rows, "COLUMNS": tile.columns, "FIT": fit, "ISA": isa}
+    values = {"ROWS": tile.rows, "COLUMNS": tile.columns, "FIT": fit, "ISA": isa(device)}
     return values, grid, tile.warps
 
 
@@ -185,6 +184,11 @@ def row_strides(spec: KernelSpec, strides: Sequence[Sequence[int]]) -> dict[str,
     """The kernel's stride arguments, in elements, from the strides of its inputs."""
     given = zip(spec.inputs, strides, strict=True)
     return {f"{i.name}_stride": int(stride[0]) for i, stride in given if i.shape == "full"}
+
+
+def isa(device: torch.device) -> int:
+    """What inline PTX may use there, as ``codegen.device`` takes it."""
+    return 0 if interpreted() else _capability(device)
 
 
 @functools.cache

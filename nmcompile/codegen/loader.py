@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from nmcompile import cache
-from nmcompile.codegen.kernel_spec import KernelSpec
-from nmcompile.codegen.printer import print_kernel
+from nmcompile.codegen.printer import Spec, print_kernel
 
 log = logging.getLogger(__name__)
 
 
-def kernel_path(spec: KernelSpec) -> Path:
+def kernel_path(spec: Spec) -> Path:
     """The kernel's file, beside Inductor's cache; written if it is not there."""
     source = print_kernel(spec)
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
@@ -51,7 +50,7 @@ def _own_folder() -> Path:
 
 
 @functools.cache
-def load(spec: KernelSpec) -> Any:
+def load(spec: Spec) -> Any:
     """The kernel of a spec: a ``triton.JITFunction``, or interpreted under TRITON_INTERPRET=1.
 
     Raises:
@@ -67,7 +66,7 @@ def load(spec: KernelSpec) -> Any:
 
 
 @functools.cache
-def with_warps(spec: KernelSpec, warps: tuple[int, ...]) -> Any:
+def with_warps(spec: Spec, warps: tuple[int, ...]) -> Any:
     """The kernel for Inductor, with the numbers of warps to choose from when it first runs."""
     import triton
 
@@ -75,7 +74,7 @@ def with_warps(spec: KernelSpec, warps: tuple[int, ...]) -> Any:
     return triton.autotune(configurations, key=[])(load(spec))
 
 
-def record_kernels(digest: str, specs: Sequence[KernelSpec]) -> None:
+def record_kernels(digest: str, specs: Sequence[Spec]) -> None:
     """Note which kernels a compiled graph runs; a graph has a forward and a backward."""
     if not specs:
         return

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
+from typing import Protocol
 
 import jinja2
 
@@ -47,8 +48,24 @@ def parameters(spec: KernelSpec) -> list[str]:
     return names + [f"{name}_stride" for name in full] + _random(spec)
 
 
-def print_kernel(spec: KernelSpec) -> str:
+class Spec(Protocol):
+    """What a kernel's text depends on."""
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+
+    def __hash__(self) -> int: ...
+
+
+@functools.singledispatch
+def print_kernel(spec: Spec) -> str:
     """The source of a module that holds the kernel under the name ``spec.name``."""
+    raise NotImplementedError(type(spec))
+
+
+@print_kernel.register
+def _(spec: KernelSpec) -> str:
     operands = list(_printed(spec))
     packed_names = [i.name for i in spec.inputs] + _dense(spec)
     packed_names += [f"{i.name}_stride" for i in spec.inputs if i.shape == "full"]
@@ -58,7 +75,7 @@ def print_kernel(spec: KernelSpec) -> str:
         imports.add("store_dense")
     called = [f for f in FUNCTIONS if any(f"{f}(" in s.expression for s in spec.statements)]
     streams = _random(spec)[1:]
-    return _template().render(
+    return template("kernel.py.jinja").render(
         spec=spec,
         operands=operands,
         what=_describe(spec),
@@ -122,8 +139,9 @@ def _pieces(inputs: tuple[Input, ...], piece: int) -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
-    text = (resources.files("nmcompile.codegen") / "kernel.py.jinja").read_text(encoding="utf-8")
+def template(name: str) -> jinja2.Template:
+    """A template of this folder."""
+    text = (resources.files("nmcompile.codegen") / name).read_text(encoding="utf-8")
     return jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
     ).from_string(text)

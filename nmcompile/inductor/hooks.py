@@ -99,7 +99,7 @@ class PostPass(_AfterTheUsers):
     def run(self, graph: fx.Graph) -> None:
         kernels = Kernels(graph, self.devices, self.lower, self.autotune, self.fuse)
         run(pipeline.POST_GRAD, kernels, "post-grad graph")
-        record_kernels(self.digest, kernels.specs)
+        record_kernels(self.digest, [*kernels.specs, *kernels.masks])
 
 
 def _warm_up(graph: fx.Graph) -> None:

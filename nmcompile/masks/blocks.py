@@ -62,13 +62,14 @@ def layout_of(dense: Tensor, dims: Sequence[int], m: int, tiles: bool = False) -
         tiles: whether m x m tiles are wanted (transposable masks).
     """
     positive = tuple(d % dense.dim() for d in dims)
-    return _layout(tuple(dense.shape), dense.stride(), positive, m, tiles)
+    return layout_of_strides(tuple(dense.shape), dense.stride(), positive, m, tiles)
 
 
 @functools.lru_cache(maxsize=4096)
-def _layout(
+def layout_of_strides(
     shape: tuple[int, ...], stride: tuple[int, ...], dims: tuple[int, ...], m: int, tiles: bool
 ) -> BlockLayout:
+    """``layout_of`` a tensor of this shape and these strides; no dimension is negative."""
     unit = tuple(d for d in range(len(shape)) if shape[d] == 1)
     order = tuple(sorted((d for d in range(len(shape)) if shape[d] > 1), key=lambda d: -stride[d]))
     if tiles:

@@ -24,7 +24,7 @@ from nmcompile.ops.schemas import LIBRARY, Compress, FusedCompress, KeepMask, Pr
 def _in_pytorch(call: Compress) -> list[Tensor]:
     x, layout, format = call.x, Layout.parse(call.layout), NMFormat(call.n, call.m)
     packing.check_format(format, call.method)
-    masks = _masks_on_cpu if x.device.type == "cpu" else reference.prune_and_mask
+    masks = _by_kernels if x.device.type in ("cpu", "cuda") else reference.prune_and_mask
     results = []
     for stream, dim in zip(call.streams, call.dims, strict=True):
         packed = packing.compress(x, call.seed, stream, format, dim, call.method, layout, masks)
@@ -34,7 +34,7 @@ def _in_pytorch(call: Compress) -> list[Tensor]:
     return results
 
 
-def _masks_on_cpu(*args: Any) -> tuple[Tensor, Tensor]:
+def _by_kernels(*args: Any) -> tuple[Tensor, Tensor]:
     return Prune.operator(*args), KeepMask.operator(*args)
 
 

@@ -1,27 +1,31 @@
-"""``nm::prune`` and ``nm::keep_mask``: a compiled kernel on the CPU, generated ones on CUDA.
+"""``nm::prune`` and ``nm::keep_mask``: one kernel, compiled C++ on the CPU and Triton on CUDA.
 
-On CUDA 16-bit operands, 2:4 and 1:2, MSE (and MVUE for ``prune``), along the last or all but the
-last dimension of a contiguous tensor, or of a transposed matrix, are compressed and decompressed by
-two generated kernels. Everything else is the oracle in plain PyTorch.
+On CUDA a float64 operand is the oracle's, in plain PyTorch, and so is every one where there is no
+Triton; a warning says so, once.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+import functools
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nmcompile.codegen import launch, unpack
+from nmcompile.codegen import masks
 from nmcompile.codegen.cpu import kernel as cpu
-from nmcompile.codegen.kernel_spec import identity
-from nmcompile.compressed.layouts import Layout
+from nmcompile.compressed.hardware import has_triton
+from nmcompile.errors import NMWarning
 from nmcompile.masks import reference
 from nmcompile.masks.blocks import dense_copy, layout_of
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.ops.schemas import LIBRARY, KeepMask, Mask, Prune
+
+
+def empty_result(call: Mask) -> Tensor:
+    """What a kernel writes to."""
+    return torch.empty_like(call.x, dtype=torch.bool if isinstance(call, KeepMask) else None)
 
 
 def _by_reference(call: Mask) -> Tensor:
@@ -36,7 +40,7 @@ def _on_cpu(call: Mask) -> Tensor:
     kernel = cpu.kernel(_kind(call, call.x.dtype))
     if kernel is None:
         return _by_reference(call)
-    out = torch.empty_like(call.x, dtype=torch.bool if isinstance(call, KeepMask) else None)
+    out = empty_result(call)
     if out.numel() == 0:
         return out
     dense = dense_copy(call.x)
@@ -64,41 +68,26 @@ def warm_up(call: Mask, x: Tensor) -> None:
 # -- on CUDA -------------------------------------------------------------------------------------
 
 
-def on_cuda(call: Mask) -> Tensor:
-    """The generated kernels where they take the operand, else the oracle."""
-    if _is_transposed(call.x) and len(call.dims) == 1:
-        return on_cuda(replace(call, x=call.x.t(), dims=[1 - call.dims[0] % 2])).t()
-    matrix = as_matrix(call)
-    if matrix is None:
+def _on_cuda(call: Mask) -> Tensor:
+    if not masks.has_kernel(call.x.dtype):
+        _no_kernel(call.x.dtype)
         return _by_reference(call)
-    x, dim = matrix
-    spec = identity(x.dtype, (dim,), call.n, call.m, call.method, Layout.ROW_MAJOR)
-    (packed,) = launch.run(spec, [x], call.seed, [call.stream])
-    rows, columns = x.shape if dim == 1 else x.shape[::-1]
-    expand = unpack.unpack_mask if isinstance(call, KeepMask) else unpack.decompress
-    result = expand(packed, rows, columns, Layout.ROW_MAJOR)
-    return (result if dim == 1 else result.t().contiguous()).view(call.x.shape)
+    out = empty_result(call)
+    if out.numel():
+        form = NMFormat(call.n, call.m)
+        masks.run(call.x, out, form, call.dims, call.method, call.seed, call.stream)
+    return out
 
 
-def as_matrix(call: Mask) -> tuple[Tensor, int] | None:
-    """The operand as ``[R, C]`` and the dimension of its blocks; None where no kernel takes it."""
-    x: Tensor = call.x
-    fits = x.is_contiguous() and x.numel() > 0 and (call.n, call.m) in ((2, 4), (1, 2))
-    if not fits or not launch.is_generated(x, call.method):
-        return None
-    if isinstance(call, KeepMask) and call.method != Method.MSE:
-        return None  # metadata does not tell a missing survivor
-    positive = [d % x.dim() for d in call.dims]
-    if positive == [x.dim() - 1]:
-        return x.view(-1, x.shape[-1]), 1
-    if positive == list(range(x.dim() - 1)):
-        return x.view(math.prod(x.shape[:-1]), x.shape[-1]), 0
-    return None
-
-
-def _is_transposed(x: Tensor) -> bool:
-    """Is it a matrix that lies column by column? Blocks keep their numbers in its transpose."""
-    return x.dim() == 2 and x.t().is_contiguous() and not x.is_contiguous()
+@functools.cache
+def _no_kernel(dtype: torch.dtype) -> None:
+    why = f"there is none for {dtype}" if has_triton() else "Triton is not installed"
+    warnings.warn(
+        f"masks on CUDA are computed by plain PyTorch instead of a kernel ({why}), which takes "
+        "hundreds of launches and many times the memory",
+        NMWarning,
+        stacklevel=2,
+    )
 
 
 def _register(cls: type[Mask]) -> None:
@@ -108,7 +97,7 @@ def _register(cls: type[Mask]) -> None:
         return lambda *args: compute(cls(*args))
 
     LIBRARY.impl(name, implementation(_on_cpu), "CPU")
-    LIBRARY.impl(name, implementation(on_cuda), "CUDA")
+    LIBRARY.impl(name, implementation(_on_cuda), "CUDA")
     LIBRARY.impl(name, implementation(_by_reference), "CompositeExplicitAutograd")
 
 

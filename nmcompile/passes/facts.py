@@ -12,8 +12,8 @@ from nmcompile.codegen.kernel_spec import STORAGE
 from nmcompile.gemm import Role
 from nmcompile.graph.aten import CONVERSIONS, OPERANDS, argument, is_product, is_view, view_base
 from nmcompile.masks.formats import Method
-from nmcompile.ops.schemas import Compress, FusedCompress, KeepMask, Mm, Prune, UnpackMask
-from nmcompile.passes.lower_kernels import can_lower
+from nmcompile.ops.schemas import Compress, KeepMask, Mm, Prune, UnpackMask
+from nmcompile.passes.lower_kernels import can_lower, kernel_nodes
 from nmcompile.passes.lower_products import library_takes
 from nmcompile.passes.plan import Decision, Kernels, Plan, Simulated
 from nmcompile.passes.share_compressed import shared_key
@@ -105,7 +105,7 @@ def kernels_generated(kernels: Kernels) -> Iterator[str]:
 
 def static_kernels_lowered(kernels: Kernels) -> Iterator[str]:
     """A kernel that is still an operator could not be lowered, or was not to be."""
-    for node in FusedCompress.nodes(kernels.graph):
+    for node in kernel_nodes(kernels.graph):
         if kernels.lower and can_lower(node):
             yield f"{node} has known sizes on CUDA and is launched by an operator"
 

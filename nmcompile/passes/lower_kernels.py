@@ -1,82 +1,135 @@
 """Hand generated kernels to Inductor as it takes a user's own Triton kernels (post-grad graphs).
 
     before   packed, dense = nm.fused_compress([y], seed, [1], spec)
-    after    out   = aten.empty(...), aten.empty(...)
+             pruned = nm.prune(w, None, 0, 2, 4, [0, 1], "transposable")
+    after    out   = aten.empty_strided(...), aten.empty_strided(...)
              wrote = triton_kernel_wrapper_functional(kernel, {"y": y, "packed0": out0, ...})
              packed, dense = wrote["packed0"], wrote["dense"]
+             ...
 
 Inductor then launches them itself: with its static launcher, inside CUDA graphs, from its caches.
-Kernels with symbolic sizes, and those whose results the library packs again, stay operators.
+Kernels with symbolic sizes, those whose results the library packs again, and masks of types that
+have no kernel stay operators.
 """
 
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
 from nmcompile import _torch
-from nmcompile.codegen import launch
+from nmcompile.codegen import launch, masks
 from nmcompile.codegen.loader import with_warps
+from nmcompile.codegen.printer import Spec
 from nmcompile.compressed import cusparselt
 from nmcompile.graph.aten import item_index
 from nmcompile.graph.insert import Inserter
-from nmcompile.ops.schemas import FusedCompress, spec_of
+from nmcompile.masks.formats import NMFormat
+from nmcompile.ops.schemas import FusedCompress, KeepMask, Mask, Prune, spec_of
 from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class _Launch:
+    """A kernel, and its arguments by name: ``inputs`` are nodes, ``results`` names and values."""
+
+    spec: Spec
+    grid: tuple[int, int, int]
+    warps: int
+    inputs: dict[str, fx.Node]
+    results: dict[str, torch.Tensor]
+    numbers: dict[str, Any]
+
+
 def lower_kernels(kernels: Kernels) -> None:
-    """Lower every ``nm.fused_compress`` on CUDA with known sizes, where that is wanted."""
+    """Lower every operator that is one kernel on CUDA with known sizes, where that is wanted."""
     if not kernels.lower:
         return
-    for node in FusedCompress.nodes(kernels.graph):
+    for node in kernel_nodes(kernels.graph):
         if can_lower(node):
-            _lower(kernels.graph, node, kernels.autotune)
+            how = _of_compress(node) if node.target is FusedCompress.operator else _of_mask(node)
+            _lower(kernels.graph, node, how, kernels.autotune)
             kernels.lowered += 1
+            if isinstance(how.spec, masks.MaskSpec):
+                kernels.masks.append(how.spec)
+
+
+def kernel_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Every node that is one generated kernel, if its type and sizes allow it."""
+    return [*FusedCompress.nodes(graph), *Prune.nodes(graph), *KeepMask.nodes(graph)]
 
 
 def can_lower(node: fx.Node) -> bool:
     """Whether Inductor can launch the kernel: on CUDA, with known sizes, as it was packed."""
-    call = FusedCompress.of(node)
-    first = call.inputs[0].meta["val"]
     values = [n.meta["val"] for n in node.all_input_nodes]
-    static = all(isinstance(s, int) for v in values for s in v.shape)
+    first = values[0]
+    static = all(isinstance(s, int) for v in values for s in (*v.shape, *v.stride()))
     if first.device.type != "cuda" or not static or 0 in first.shape:
         return False
-    layout = spec_of(call.spec).layout
+    if node.target is not FusedCompress.operator:
+        return masks.has_kernel(first.dtype)
+    layout = spec_of(FusedCompress.of(node).spec).layout
     with _torch.real_tensors():
         return cusparselt.reads(layout, first)
 
 
-def _lower(graph: fx.Graph, node: fx.Node, autotune: bool) -> None:
-    call, insert = FusedCompress.of(node), Inserter(graph)
+def _of_compress(node: fx.Node) -> _Launch:
+    call = FusedCompress.of(node)
     spec = spec_of(call.spec)
     values = [x.meta["val"] for x in call.inputs]
     rows, columns = launch.operand_shape(spec, values)
     strides = launch.row_strides(spec, [v.stride() for v in values])
-    names = launch.result_names(spec)
     addresses = [v.storage_offset() * v.element_size() for v in values]
     constants, grid, warps = launch.constants(
         spec, rows, columns, list(strides.values()), addresses, values[0].device
     )
+    results = dict(zip(launch.result_names(spec), node.meta["val"], strict=True))
+    inputs = launch.tensor_arguments(spec, call.inputs, list(results.values()), call.seed)
+    inputs = {name: x for name, x in inputs.items() if name not in results}
+    numbers = {"R": rows, "C": columns, **strides, **constants}
+    numbers |= launch.stream_arguments(spec, call.streams)
+    return _Launch(spec, grid, warps, inputs, results, numbers)
+
+
+def _of_mask(node: fx.Node) -> _Launch:
+    call: Mask = (Prune if node.target is Prune.operator else KeepMask).of(node)
+    form, dims = NMFormat(call.n, call.m), tuple(call.dims)
+    lie = masks.lie_of(call.x.meta["val"], node.meta["val"])
+    how = masks.launch_of(lie, form, dims, call.method)
+    drawn = masks.random_arguments(how.spec, call.seed, call.stream)
+    inputs = {"x": call.x} | {k: v for k, v in drawn.items() if isinstance(v, fx.Node)}
+    numbers = {k: v for k, v in drawn.items() if not isinstance(v, fx.Node)}
+    numbers |= how.numbers | how.constants
+    return _Launch(how.spec, how.grid, how.warps, inputs, {"y": node.meta["val"]}, numbers)
+
+
+def _lower(graph: fx.Graph, node: fx.Node, how: _Launch, autotune: bool) -> None:
+    insert, names = Inserter(graph), list(how.results)
     with insert.before(node):
-        options = {"dtype": getattr(torch, spec.dtype), "device": values[0].device}
-        empty = aten.empty.memory_format
-        outputs = [insert.call(node, empty, list(v.shape), **options) for v in node.meta["val"]]
-        tensors = launch.tensor_arguments(spec, call.inputs, outputs, call.seed)
-        numbers = {"R": rows, "C": columns, **strides, **constants}
-        numbers |= launch.stream_arguments(spec, call.streams)
-        kernel = with_warps(spec, (4, 8) if autotune else (warps,))
-        wrote = _torch.triton_kernel_call(graph, kernel, grid, tensors, numbers, names)
-        wrote.meta = {k: v for k, v in node.meta.items() if k != "val"}
-        wrote.meta["val"] = dict(zip(names, node.meta["val"], strict=True))
+        outputs = {name: _empty(insert, node, value) for name, value in how.results.items()}
+        kernel = with_warps(how.spec, (4, 8) if autotune else (how.warps,))
+        tensors = how.inputs | outputs
+        wrote = _torch.triton_kernel_call(graph, kernel, how.grid, tensors, how.numbers, names)
+        wrote.meta |= {k: v for k, v in node.meta.items() if k not in ("val", "eager_input_vals")}
+        wrote.meta["val"] = how.results
         results = [graph.call_function(operator.getitem, (wrote, name)) for name in names]
-    for result, value in zip(results, node.meta["val"], strict=True):
+    for result, value in zip(results, how.results.values(), strict=True):
         result.meta = {**node.meta, "val": value}
+    if isinstance(node.meta["val"], torch.Tensor):
+        node.replace_all_uses_with(results[0])
     for user in list(node.users):
         user.replace_all_uses_with(results[item_index(user)])
         graph.erase_node(user)
     graph.erase_node(node)
+
+
+def _empty(insert: Inserter, node: fx.Node, like: torch.Tensor) -> fx.Node:
+    options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+    shape, stride = list(like.shape), list(like.stride())
+    return insert.call(node, aten.empty_strided.default, shape, stride, **options)

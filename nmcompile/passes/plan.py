@@ -14,6 +14,7 @@ from torch import fx
 from nmcompile.capture.ranks import Ranks
 from nmcompile.capture.regions import Region
 from nmcompile.codegen.kernel_spec import KernelSpec
+from nmcompile.codegen.masks import MaskSpec
 from nmcompile.execution.choose import Execution
 from nmcompile.execution.targets import Target
 from nmcompile.execution.units import Unit
@@ -127,7 +128,8 @@ class Plan:
 class Kernels:
     """The state of a forward or backward graph on its way through the post-grad passes.
 
-    ``devices`` are those whose compress kernels are generated, ``specs`` what was generated.
+    ``devices`` are those whose compress kernels are generated, ``specs`` what was generated;
+    ``masks`` are the mask kernels that Inductor launches.
     ``lower``: hand them to Inductor instead of launching them from operators; ``autotune``: let
     Inductor time 4 and 8 warps instead of taking the tile's own number; ``fuse``: take producers
     into the kernels.
@@ -139,4 +141,5 @@ class Kernels:
     autotune: bool = False
     fuse: bool = True
     specs: list[KernelSpec] = field(default_factory=list)
+    masks: list[MaskSpec] = field(default_factory=list)
     lowered: int = 0

@@ -226,3 +226,64 @@ def test_what_the_library_packs_again_stays_an_operator(monkeypatch: pytest.Monk
     with mode:
         run(POST_GRAD, kernels, "graph")
     assert (len(kernels.specs), kernels.lowered) == (1, 0)
+
+
+def mask_graph(
+    mode: FakeTensorMode, dtype: torch.dtype = torch.float32, rows: Any = 64
+) -> fx.Graph:
+    """A transposed weight under a transposable mask, and MVUE of its transpose."""
+    graph = fx.Graph()
+    with mode:
+        w, seed = graph.placeholder("w"), graph.placeholder("seed")
+        w.meta["val"] = torch.empty(rows, 48, dtype=dtype, device="cuda").t()
+        seed.meta["val"] = torch.empty(1, dtype=torch.int64, device="cuda")
+        calls = (
+            (nm.prune.default, (w, None, 0, 2, 4, [1, 0], "transposable")),
+            (nm.keep_mask.default, (w, seed, 7, 4, 8, [0], "mvue")),
+        )
+        for target, args in calls:
+            node = graph.call_function(target, args)
+            node.meta["val"] = target(*fx.node.map_arg(args, lambda n: n.meta["val"]))
+        graph.output(tuple(graph.nodes)[2:])
+    return graph
+
+
+def test_masks_are_launched_by_inductor(driver: None) -> None:
+    from torch._higher_order_ops import triton_kernel_wrap as wrap
+
+    mode = FakeTensorMode()
+    graph = mask_graph(mode)
+    before = [n.meta["val"] for n in tuple(graph.nodes)[2:4]]
+    kernels = Kernels(graph)
+    with mode:
+        run(POST_GRAD, kernels, "graph")
+    assert kernels.lowered == 2
+    calls = graph.find_nodes(op="call_function", target=wrap.triton_kernel_wrapper_functional)
+    assert [n.kwargs["tensors_to_clone"] for n in calls] == [["y"], ["y"]]
+    assert [s.name for s in kernels.masks] == [
+        *("prune_tiles_transposable_2_4", "keep_mask_runs_mvue_4_8")
+    ]
+    numbers = wrap.kernel_side_table.get_constant_args(calls[1].kwargs["constant_args_idx"])
+    assert numbers["stream0"] == 7
+    (output,) = graph.find_nodes(op="output")
+    after = [n.meta["val"] for n in output.args[0]]
+    for value, was in zip(after, before, strict=True):
+        assert (value.shape, value.stride(), value.dtype) == (was.shape, was.stride(), was.dtype)
+
+
+def test_masks_without_a_kernel_stay_operators() -> None:
+    shapes = FakeTensorMode(shape_env=ShapeEnv())
+    context = StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    example = shapes.from_tensor(
+        torch.empty(512, 2), source=ConstantSource("rows"), symbolic_context=context
+    )
+    plain = FakeTensorMode()
+    for mode, graph in (
+        (plain, mask_graph(plain, torch.float64)),
+        (shapes, mask_graph(shapes, rows=example.shape[0])),
+    ):
+        kernels = Kernels(graph)
+        with mode:
+            run(POST_GRAD, kernels, "graph")
+        assert kernels.lowered == 0
+        assert graph.find_nodes(op="call_function", target=nm.prune.default)

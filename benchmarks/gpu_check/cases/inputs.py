@@ -64,17 +64,20 @@ def compress(
 
 
 def difference(actual: Tensor, expected: Tensor) -> str:
-    """The first element (16-bit) whose bits differ, unless both are NaN; empty when equal."""
+    """The first element whose bits differ, unless both are NaN; empty when equal."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return f"{actual.dtype} {list(actual.shape)}, not {expected.dtype} {list(expected.shape)}"
     actual, expected = actual.cpu().contiguous().flatten(), expected.cpu().contiguous().flatten()
-    same = actual.view(torch.int16) == expected.view(torch.int16)
+    width = actual.itemsize
+    whole = {2: torch.int16, 4: torch.int32}[width]
+    same = actual.view(whole) == expected.view(whole)
     same |= actual.isnan() & expected.isnan()
     if same.all():
         return ""
     wrong = (~same).nonzero().flatten()
     at = int(wrong[0])
-    bits = [f"{int(t.view(torch.int16)[at]) & 0xFFFF:04x}" for t in (actual, expected)]
+    numbers = (int(t.view(whole)[at]) % 256**width for t in (actual, expected))
+    bits = [f"{number:0{2 * width}x}" for number in numbers]
     return f"{len(wrong)} of {len(same)} differ, first at {at}: {bits[0]}, not {bits[1]}"
 
 

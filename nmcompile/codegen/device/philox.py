@@ -2,7 +2,8 @@
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; seven
 rounds are the fewest of that paper that pass BigCrush. The key is the 64-bit seed, the counter is
-(low k // 4, high k // 4, stream, 0), and block k takes word k % 4.
+(low k // 4, high k // 4, stream, second), and block k takes word k % 4; second is 1 for the other
+uniform of a block (approx-mvue), else 0.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ def _wide(a, factor: tl.constexpr):
 
 
 @triton.jit
-def philox(low, high, stream, seed):
-    """The four words, uint32, of the counter (low, high, stream, 0) under the int64 ``seed``."""
+def philox(low, high, stream, seed, SECOND: tl.constexpr = 0):
+    """The four words, uint32, of the counter (low, high, stream, SECOND); ``seed`` is int64."""
     key0 = seed.to(tl.uint64).to(tl.uint32)
     key1 = (seed.to(tl.uint64) >> 32).to(tl.uint32)
     c0, c1 = low.to(tl.uint32), high.to(tl.uint32)
     c2 = (seed * 0 + stream).to(tl.uint64).to(tl.uint32)
-    c3 = (seed * 0).to(tl.uint64).to(tl.uint32)
+    c3 = (seed * 0 + SECOND).to(tl.uint64).to(tl.uint32)
     for _ in tl.static_range(7):
         high0, low0 = _wide(c0, 0xD2511F53)
         high1, low1 = _wide(c2, 0xCD9E8D57)
@@ -61,3 +62,13 @@ def word_of_block(block, stream, seed):
     even = tl.where((block & 2) == 0, word0, word2)
     odd = tl.where((block & 2) == 0, word1, word3)
     return tl.where((block & 1) == 0, even, odd).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def words_in_order(first, COUNT: tl.constexpr, stream, seed, SECOND: tl.constexpr):
+    """The words, int32 ``[COUNT]``, of the blocks ``first`` (a multiple of 4) and on."""
+    call = first // 4 + tl.arange(0, COUNT // 4)
+    high = call >> 32 if call.dtype == tl.int64 else seed * 0
+    word0, word1, word2, word3 = philox(call, high, stream, seed, SECOND)
+    pairs = tl.join(tl.join(word0, word2), tl.join(word1, word3))
+    return tl.reshape(pairs, [COUNT]).to(tl.int32, bitcast=True)

@@ -225,12 +225,13 @@ def round_pair(low, high, STORAGE: tl.constexpr, ISA: tl.constexpr):
         )
         result = tl.inline_asm_elementwise(asm, "=r,f,f", [low, high], tl.int32, True, 1)
     else:
-        result = (_round16(low, STORAGE) & 0xFFFF) | (_round16(high, STORAGE) << 16)
+        result = (round16(low, STORAGE) & 0xFFFF) | (round16(high, STORAGE) << 16)
     return result
 
 
 @triton.jit
-def _round16(value, STORAGE: tl.constexpr):
+def round16(value, STORAGE: tl.constexpr):
+    """The bits of a float32 rounded to nearest even."""
     if STORAGE == "bf16":
         # Integers, because the interpreter has no bfloat16 arithmetic.
         bits = value.to(tl.int32, bitcast=True)

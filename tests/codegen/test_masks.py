@@ -1,0 +1,122 @@
+"""Mask kernels: which dimensions are one, what is printed, what is launched.
+
+What they compute is tested in ``tests/kernels``, and that they do not spill here and by
+``benchmarks.static_check``.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nmcompile.codegen import launch, masks
+from nmcompile.codegen.masks import MaskLaunch, MaskSpec, launch_of, lie_of
+from nmcompile.codegen.printer import print_kernel
+from nmcompile.masks import reference
+from nmcompile.masks.formats import NMFormat
+
+
+@pytest.fixture(autouse=True)
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch_of.cache_clear()
+    monkeypatch.setattr(launch, "_capability", lambda *_: 90)
+
+
+def launched(x: Tensor, dims: list[int], format: str = "2:4", method: str = "mse") -> MaskLaunch:
+    return launch_of(lie_of(x, torch.empty_like(x)), NMFormat.parse(format), tuple(dims), method)
+
+
+def described(found: MaskLaunch) -> tuple[Any, ...]:
+    return found.spec.lie, found.spec.ranks, found.constants["WHOLE"]
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("x", "dims", "expected"),
+    [
+        # one long row, whatever the rows, where no block crosses them
+        (empty(6, 5, 64), [2], ("runs", (0, 1), True)),
+        (empty(6, 5, 62), [2], ("runs", (1, 1), False)),
+        (empty(6, 5, 64).transpose(0, 2), [0], ("runs", (0, 1), True)),
+        (empty(6, 64)[:, :60], [1], ("runs", (1, 1), True)),
+        # blocks beside each other
+        (empty(60, 64), [0], ("across", (0, 1, 1), True)),
+        (empty(3, 60, 64), [1], ("across", (0, 1, 1), True)),
+        (empty(3, 62, 64), [1], ("across", (1, 1, 1), False)),
+        (empty(4, 3, 7, 64), [0, 1, 2], ("across", (0, 1, 1), True)),
+        # pixels of a batch: whole blocks in each image, or blocks that cross images
+        (empty(2, 3, 4, 4), [0, 2, 3], ("runs", (0, 1), True)),
+        (empty(2, 3, 5, 5), [0, 2, 3], ("runs", (1, 2), False)),
+        (empty(1, 64), [0], ("across", (0, 1, 1), False)),
+    ],
+)
+def test_dimensions_that_lie_as_one_are_one(x: Tensor, dims: list[int], expected: Any) -> None:
+    assert described(launched(x, dims)) == expected
+
+
+def test_tiles_go_along_what_lies_together() -> None:
+    for x, swapped in ((empty(64, 48), False), (empty(48, 64).t(), True)):
+        found = launched(x, [0, 1], method="transposable")
+        assert described(found) == ("tiles", (0, 1, 1), True)
+        assert found.spec.swapped == swapped
+        assert (found.numbers["line0_x"], found.numbers["line0_y"]) == (1, 1)
+    assert described(launched(empty(3, 62, 48), [1, 2], method="transposable"))[1] == (1, 1, 1)
+    assert launched(empty(64, 48), [0, 1], "4:4", "transposable").spec.method == "mse"
+
+
+def test_every_block_has_a_lane() -> None:
+    for shape, dims, method in (
+        ((70, 22), [0], "mse"),
+        ((9, 4099), [1], "mvue"),
+        ((5, 5), [0], "mse"),
+    ):
+        found = launched(empty(*shape), dims, method=method)
+        blocks = torch.Size(shape).numel() // shape[dims[0]] * -(-shape[dims[0]] // 4)
+        (programs, *_), lanes = found.grid, found.constants["LANES"]
+        assert (programs - 1) * lanes < blocks <= programs * lanes
+        assert not found.constants["WIDE"]
+    assert launched(empty(2**16, 2**16), [1]).constants["WIDE"]
+    assert launched(empty(4, 2**31)[:, :: 2**20], [1]).constants["WIDE"]
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (1, 4), (2, 4), (3, 4), (2, 2)])
+def test_patterns_are_those_of_the_oracle_in_its_order(n: int, m: int) -> None:
+    expected = [
+        sum(1 << r * m + c for r, kept in enumerate(pattern) for c in kept)
+        for pattern in reference.transposable_patterns(n, m)
+    ]
+    assert list(masks.transposable_patterns(n, m)) == expected
+
+
+def test_what_is_printed() -> None:
+    spec = MaskSpec(
+        n=2, m=4, method="mvue", dtype="float32", mask=False, lie="across", ranks=(0, 2, 1)
+    )
+    text = print_kernel(spec)
+    ast.parse(text)
+    assert text.startswith('"""prune_across_mvue_2_4: the pruned values of 2:4 mvue in float32')
+    assert spec.to_json()[:60] in text
+    assert (
+        "    along = (along0, along1), (along0_x, along1_x), (along0_y, along1_y), along0 * along1"
+        in text
+    )
+    assert '(do_not_specialize=["stream0"])' in text
+    assert len(text.splitlines()) < 40
+    for name in masks.parameters(spec):
+        assert text.count(name) >= 2
+    other = spec.model_copy(update={"mask": True})
+    assert print_kernel(other) != text
+    assert other.digest != spec.digest
+
+
+def test_float64_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "has_triton", lambda: True)
+    assert masks.has_kernel(torch.float32)
+    assert not masks.has_kernel(torch.float64)
