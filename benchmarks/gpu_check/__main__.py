@@ -18,10 +18,6 @@ NEEDED = {
     "jinja2": "jinja2",
     "rich": "rich",
     "typer": "typer",
-    "pytest": "pytest",
-    "pluggy": "pluggy",
-    "iniconfig": "iniconfig",
-    "packaging": "packaging",
     "pygments": "pygments",
 }
 

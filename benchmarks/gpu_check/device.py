@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -46,17 +47,19 @@ class Device:
 
     def describe(self) -> dict[str, Any]:
         """The GPU and its software."""
-        properties = torch.cuda.get_device_properties(0)
-        return {
-            "gpu": properties.name,
-            "capability": f"{properties.major}.{properties.minor}",
-            "multiprocessors": properties.multi_processor_count,
-            "memory_bytes": properties.total_memory,
-            "cuda": torch.version.cuda,
-            "cusparselt": torch.backends.cusparselt.version(),
-            "cudnn": torch.backends.cudnn.version(),
-            "nvidia-smi": _nvidia_smi(),
-        }
+        properties = partial(torch.cuda.get_device_properties, 0)
+        return guarded(
+            {
+                "gpu": lambda: properties().name,
+                "capability": lambda: f"{properties().major}.{properties().minor}",
+                "multiprocessors": lambda: properties().multi_processor_count,
+                "memory_bytes": lambda: properties().total_memory,
+                "cuda": lambda: torch.version.cuda,
+                "cusparselt": lambda: torch.backends.cusparselt.version(),
+                "cudnn": lambda: torch.backends.cudnn.version(),
+                "nvidia-smi": _nvidia_smi,
+            }
+        )
 
     def time(self, calls: Mapping[str, Call], rounds: int = 6) -> dict[str, list[float]]:
         """Seconds of each call, ``5 * rounds`` samples; the calls take turns."""
@@ -135,15 +138,29 @@ class Device:
         self.synchronize()
         return before, torch.cuda.max_memory_allocated()
 
+    def profile(self, run: Callable[[], Any]) -> dict[str, tuple[float, int]]:
+        """Seconds and launches of each kernel in ``run``; none where CUPTI does not work."""
+        profiler = torch.profiler
+        with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as found:
+            run()
+            self.synchronize()
+        kernels: dict[str, tuple[float, int]] = {}
+        for event in found.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                seconds, launches = kernels.get(event.name, (0.0, 0))
+                seconds += event.time_range.elapsed_us() * 1e-6
+                kernels[event.name] = seconds, launches + 1
+        return kernels
+
     def synchronize(self) -> None:
         """Wait for everything that was launched."""
         torch.cuda.synchronize()
 
-    def tidy(self) -> None:
-        """Free memory between cases."""
+    def tidy(self, graphs: bool = True) -> None:
+        """Free memory between cases; with all compiled ``graphs``, whose CUDA graphs hold some."""
         gc.collect()
         trees = sys.modules.get("torch._inductor.cudagraph_trees")
-        if trees is not None:
+        if graphs and trees is not None:
             torch._dynamo.reset()
             trees.reset_cudagraph_trees()
         torch.cuda.empty_cache()
@@ -190,23 +207,35 @@ class Rehearsal(Device):
         run()
         return 0, 0
 
+    def profile(self, run: Callable[[], Any]) -> dict[str, tuple[float, int]]:
+        run()
+        return {}
+
     def synchronize(self) -> None:
         pass
 
-    def tidy(self) -> None:
+    def tidy(self, graphs: bool = True) -> None:
         gc.collect()
 
     def lost(self) -> bool:
         return False
 
 
+def guarded(fields: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """The value of each field; where a library lacks one, the error in its place."""
+    found: dict[str, Any] = {}
+    for name, read in fields.items():
+        try:
+            found[name] = read()
+        except Exception as error:
+            found[name] = f"unknown: {error!r}"[:200]
+    return found
+
+
 def _nvidia_smi() -> str:
     fields = "driver_version,clocks.sm,clocks.mem,power.limit,temperature.gpu"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return repr(error)
+    return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks import records
 from benchmarks.gpu_check.device import Device
+from benchmarks.gpu_check.figures import gains, targets_toml
 from benchmarks.gpu_check.targets import target_of
 from benchmarks.records import RESULTS
 from benchmarks.table import COLUMNS, Row, percentiles
@@ -160,7 +161,7 @@ class Results:
     @property
     def stem(self) -> str:
         """The files' name without extension."""
-        gpu = self.environment.get("gpu", "unknown").lower().replace("nvidia", "")
+        gpu = str(self.environment.get("gpu", "unknown")).lower().replace("nvidia", "")
         words = "".join(c if c.isalnum() else " " for c in gpu).split()
         return "gpu_check_" + "_".join(words)
 
@@ -179,7 +180,7 @@ class Results:
         """Write the JSON and the CSV into each folder.
 
         Raises:
-            ValueError: for figures of a rehearsal in ``benchmarks/results``.
+            ValueError: for figures of a rehearsal or a null GPU in ``benchmarks/results``.
         """
         with self._lock:
             written = []
@@ -191,19 +192,33 @@ class Results:
                 "verdict": list(verdict),
             }
             text = json.dumps(_plain(content), indent=1)
+            lines, gpu = gains(self.cases()), str(self.environment.get("gpu"))
+            stand_in = self.rehearsal or NULL_GPU in gpu
+            about = gpu, str(self.environment.get("commit", "")), stand_in
+            figures = targets_toml(*about, self.rows(), lines) if lines else ""
             for folder in folders:
-                refuse_rehearsal_in_results(self.rehearsal, folder)
+                refuse_stand_in(self.rehearsal, gpu, folder)
                 path = folder / f"{self.stem}.json"
                 records.save(path, text)
                 records.write(path.with_suffix(".csv"), map(asdict, self.rows()), COLUMNS)
+                if lines:
+                    text_of_gains = json.dumps(_plain(lines), indent=1)
+                    records.save(folder / f"{self.stem}_gains.json", text_of_gains)
+                if figures:
+                    records.save(folder / f"{self.stem}_targets.toml", figures)
                 written.append(path)
             return written
 
 
-def refuse_rehearsal_in_results(rehearsal: bool, folder: Path) -> None:
-    """Raise ValueError where a CPU's figure could be taken for a GPU's."""
-    if rehearsal and folder.resolve().is_relative_to(RESULTS):
-        raise ValueError(f"figures of a rehearsal do not belong in {RESULTS}: choose another --out")
+#: In the name of a device that does nothing (tools/nullgpu).
+NULL_GPU = "(null GPU)"
+
+
+def refuse_stand_in(rehearsal: bool, gpu: str, folder: Path) -> None:
+    """Raise ValueError where a stand-in's figure could be taken for a GPU's."""
+    if (rehearsal or NULL_GPU in gpu) and folder.resolve().is_relative_to(RESULTS):
+        what = f"of {gpu}" if NULL_GPU in gpu else "of a rehearsal"
+        raise ValueError(f"figures {what} do not belong in {RESULTS}: choose another --out")
 
 
 def _plain(value: Any) -> Any:

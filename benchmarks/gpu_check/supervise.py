@@ -1,11 +1,13 @@
 """Worker processes: a case that hangs is killed, one that crashes does not end the others.
 
-Cases that measure no time run first, side by side in several workers. All others run in one, which
-is started anew, without the case that broke it, after a crash.
+Cases run in order in one worker, which is started anew, without the case that broke it, after a
+crash; those in a row that measure no time run side by side in several. What still runs at the end
+of its section's time is killed: the sections after it have theirs.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +21,9 @@ from benchmarks.process import Process
 
 #: What a worker process runs.
 WORKER: Callable[..., None] = work
-_RESTARTS = 6
-_START_LIMIT = 120.0  # seconds until a worker's first event
+_RESTARTS = 12
+_START_LIMIT = 90.0  # seconds until a worker's first event
+_GRACE = 1.0  # seconds that a case may take to end by itself
 
 
 def deadlines(start: float, total: float, budgets: dict[str, float]) -> dict[str, float]:
@@ -57,11 +60,10 @@ class _Lane:
     def run(self) -> None:
         """Run all cases; never raises for what a worker does."""
         for attempt in range(_RESTARTS):
-            left = [case for case in self.cases if case.key not in self.done]
+            late = [case for case in self._left() if time.monotonic() > self._end_of(case)]
+            self._give_up(late, "skipped", "its section's time is over")
+            left = self._left()
             if not left:
-                return
-            if time.monotonic() > self.job["end"]:
-                self._give_up(left, "skipped", "the time for everything is over")
                 return
             code = self._run_once(left, f"{self.folder.name}-{id(self)}-{attempt}")
             if code == 0:
@@ -73,11 +75,16 @@ class _Lane:
                 return
             if self.running is not None:
                 seconds = time.monotonic() - self.started
-                over = time.monotonic() > self.job["end"]
+                over = time.monotonic() > self._end_of(self.running)
                 status = "cut off" if over else "crashed"
                 self._end(self.running, status, seconds, f"{tail}\n{cause}")
-        left = [case for case in self.cases if case.key not in self.done]
-        self._give_up(left, "crashed", f"given up after {_RESTARTS} workers")
+        self._give_up(self._left(), "crashed", f"given up after {_RESTARTS} workers")
+
+    def _left(self) -> list[Case]:
+        return [case for case in self.cases if case.key not in self.done]
+
+    def _end_of(self, case: Case) -> float:
+        return min(self.job["end"], self.job["deadlines"][case.section])
 
     def _give_up(self, cases: Sequence[Case], status: str, why: str) -> None:
         for case in cases:
@@ -112,19 +119,22 @@ class _Lane:
         self.receive(event)
 
     def _overdue(self) -> str:
-        taken = time.monotonic() - self.started
-        limit = self.running.limit if self.running else _START_LIMIT
-        if taken > limit:
-            return f"killed after {taken:.0f} s"
-        if time.monotonic() > self.job["end"]:
-            return "killed: the time for everything is over"
-        return ""
+        now = time.monotonic()
+        patience = self.job.get("patience", 1.0)
+        if self.running is None:
+            over = now > self.job["end"] or now - self.started > _START_LIMIT * patience
+            return "killed before its first case, or between two" if over else ""
+        if now - self.started > self.running.limit * patience:
+            return f"killed after {now - self.started:.0f} s"
+        over = now > self._end_of(self.running) + _GRACE
+        return "killed: its section's time is over" if over else ""
 
 
 def supervise(
     cases: Sequence[Case],
     job: dict[str, Any],
     folder: Path,
+    caches: Path,
     receive: Callable[[Event], None],
     lanes: int,
 ) -> None:
@@ -132,22 +142,26 @@ def supervise(
 
     Args:
         cases: in the order of their sections.
-        job: ``rehearsal``, ``commit``, ``deadlines`` and ``end`` (monotonic seconds).
-        folder: for logs and caches.
+        job: ``rehearsal``, ``commit``, ``deadlines`` and ``end`` (monotonic seconds), and
+            ``patience``, by which every limit is multiplied.
+        folder: for logs.
+        caches: Inductor's and Triton's, in two folders of it.
         receive: takes every event, from several threads.
         lanes: workers side by side for the parallel cases.
     """
-    # Caches that start empty: the time of a first step is reported.
-    caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
-    env = {name: str(folder / part) for name, part in caches.items()}
-    parallel = [case for case in cases if case.parallel]
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor")}
+    env |= {"TRITON_CACHE_DIR": str(caches / "triton")}
     narrow = {**env, "OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    parts = [parallel[i::lanes] for i in range(lanes)]
-    threads = [
-        threading.Thread(target=_Lane(part, job, folder, receive, narrow).run)
-        for part in parts
-        if part
-    ]
+    for parallel, group in itertools.groupby(cases, key=lambda case: case.parallel):
+        some = list(group)
+        parts = [some[i::lanes] for i in range(lanes)] if parallel else [some]
+        own = narrow if parallel else env
+        _run([_Lane(part, job, folder, receive, own) for part in parts if part], job)
+
+
+def _run(lanes: Sequence[_Lane], job: dict[str, Any]) -> None:
+    """Run lanes side by side."""
+    threads = [threading.Thread(target=lane.run) for lane in lanes]
     for thread in threads:
         thread.start()
     try:
@@ -156,4 +170,3 @@ def supervise(
     except KeyboardInterrupt:
         job["end"] = 0.0  # for the lanes, all time is over
         raise
-    _Lane([case for case in cases if not case.parallel], job, folder, receive, env).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -25,6 +26,7 @@ def run_cases(
 ) -> bool:
     """Run each case for which its section has time; False when the device was lost."""
     environment = {**cases.versions(), **device.describe(), "commit": commit}
+    environment["caches"] = os.environ.get("NM_CACHES", "empty")
     send({"kind": "environment", "data": environment})
     fields, facts = stamp(environment, commit), dict[Any, Any]()
     for case in chosen:
@@ -46,7 +48,7 @@ def run_cases(
         send({"kind": "end", **place, "status": status, "seconds": seconds, "error": error})
         if lost:
             return False
-        device.tidy()
+        device.tidy(graphs="dense" not in facts)  # which later cases are compared with
     return True
 
 
@@ -62,7 +64,8 @@ def work(channel: Any, job: dict[str, Any]) -> None:
     def send(event: Event) -> None:  # plain values alone: the supervisor needs nothing to read them
         channel.send(json.loads(json.dumps(event, default=str)))
 
-    by_key = {case.key: case for case in cases.all_cases(job["rehearsal"])}
+    sections = {key.partition("/")[0] for key in job["keys"]}
+    by_key = {case.key: case for case in cases.all_cases(job["rehearsal"], sections)}
     device = Rehearsal() if job["rehearsal"] else Device()
     chosen = [by_key[key] for key in job["keys"]]
     alive = run_cases(chosen, device, job["deadlines"], send, job["commit"])

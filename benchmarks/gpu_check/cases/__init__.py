@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import platform
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from benchmarks.gpu_check.events import Case
+from benchmarks.gpu_check.device import guarded
+from benchmarks.gpu_check.events import Case, Session
+
+#: The modules that hold a section's cases, in order; what decides most comes first.
+MODULES: dict[str, tuple[str, ...]] = {
+    "gain": ("gain",),
+    "llama": ("training",),
+    "large": ("training",),
+    "compress": ("products",),
+    "host": ("library",),
+    "graphs": ("compiled", "library", "training"),
+    "networks": ("training",),
+    "probe": ("probe",),
+    "kernels": ("kernels", "compiled", "sparse_mm"),
+    "products": ("products", "library"),
+    "recipes": ("training",),
+}
 
 
-def all_cases(rehearse: bool) -> list[Case]:
-    """Every case; names and order do not depend on the device."""
-    from benchmarks.gpu_check.cases import (
-        compiled,
-        kernels,
-        library,
-        probe,
-        products,
-        sparse_mm,
-        training,
-    )
+def all_cases(rehearse: bool, sections: Iterable[str] = tuple(MODULES)) -> list[Case]:
+    """Every case of the sections; names and order do not depend on the device.
 
-    modules = (probe, compiled, kernels, sparse_mm, products, library, training)
-    return [case for module in modules for case in module.cases(rehearse)]
+    A section's modules are imported for it alone: ``kernels`` collects tests with pytest.
+    """
+    wanted = set(sections)
+    found = []
+    for section, names in MODULES.items():
+        for name in names if section in wanted else ():
+            if name == "kernels" and importlib.util.find_spec("pytest") is None:
+                found.append(Case("kernels", "suite", _without_pytest))
+                continue
+            module = importlib.import_module(f"benchmarks.gpu_check.cases.{name}")
+            found += [case for case in module.cases(rehearse) if case.section == section]
+    return found
+
+
+def _without_pytest(session: Session) -> None:
+    session.check("the suite runs", False, "pytest is not importable: carry its wheel")
 
 
 def versions() -> dict[str, Any]:
     """Of Python, torch and Triton."""
-    found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
+    found = {"python": platform.python_version, "torch": lambda: torch.__version__}
     if importlib.util.find_spec("triton"):
-        import triton
-
-        found["triton"] = triton.__version__
-    return found
+        found["triton"] = lambda: importlib.import_module("triton").__version__
+    return guarded(found)

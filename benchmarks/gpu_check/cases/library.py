@@ -1,7 +1,5 @@
-"""Section ``products``: the sparse library's calls, and what else could be done with them.
-
-Host time of a call, its other algorithms (checked numerically), operand and result orientations,
-and CUDA graph replay.
+"""The sparse library's calls: host time (section ``host``), CUDA graph replay (``graphs``), and
+orientations of operands and results (``products``).
 """
 
 from __future__ import annotations
@@ -14,30 +12,27 @@ import torch
 from torch import Tensor
 
 import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
-from benchmarks.gpu_check.cases.inputs import relative_error
 from benchmarks.gpu_check.cases.products import Layer, Shape
 from benchmarks.gpu_check.events import Case, Session
 
 SMALL = Shape(1024, 1024, 1024)  # the device is done before the host is
 LARGE = (Shape(8192, 8192, 8192), Shape(16384, 4096, 14336))
 REHEARSED = Shape(64, 64, 64), Shape(64, 128, 64)
-_MOST_ALGORITHMS = 40
 
 
 def cases(rehearse: bool) -> list[Case]:
-    """Cases in order of their worth; the graph comes last because a failed capture lingers."""
-    same = {"section": "products", "limit": 60, "seconds": 4}
+    """Of all three sections."""
+    same = {"limit": 30, "seconds": 3}
     large = REHEARSED[1:] if rehearse else LARGE
     small = REHEARSED[0] if rehearse else SMALL
-    runs: list[tuple[str, Callable[..., None], Shape]] = [("host time", host_time, small)]
-    runs += [(f"orientations {shape}", orientations, shape) for shape in large]
-    runs += [(f"algorithms {shape}", algorithms, shape) for shape in large]
-    runs += [(f"graphs {shape}", graphs, shape) for shape in (small, large[0])]
-    return [Case(name=n, run=partial(run, shape=shape), **same) for n, run, shape in runs]
+    found = [("host", "host time", host_time, small)]
+    found += [("products", f"orientations {shape}", orientations, shape) for shape in large]
+    found += [("graphs", f"replay {shape}", graphs, shape) for shape in (small, large[0])]
+    return [Case(s, name, partial(run, shape=x), **same) for s, name, run, x in found]
 
 
 @contextmanager
-def _noted(session: Session, name: str) -> Iterator[None]:
+def noted(session: Session, name: str) -> Iterator[None]:
     """An alternative that does not work is a finding, not an error."""
     try:
         yield
@@ -47,7 +42,7 @@ def _noted(session: Session, name: str) -> Iterator[None]:
         session.note(name, f"{type(error).__name__}: {error}"[:500])
 
 
-def _library(session: Session, packed: Tensor, dense: Tensor, **options: object) -> Tensor:
+def library(session: Session, packed: Tensor, dense: Tensor, **options: object) -> Tensor:
     """``torch._cslt_sparse_mm``; in a rehearsal an imitation of it."""
     if not session.device.rehearsal:
         return torch._cslt_sparse_mm(packed, dense, **options)
@@ -69,11 +64,11 @@ def host_time(session: Session, shape: Shape) -> None:
         "nm.compress both": lambda i: layer.compress(layer.x[i % sets], [1, 0], "mvue"),
     }
     if layout.by_cusparselt:
-        calls["_cslt_sparse_mm"] = lambda i: _library(
+        calls["_cslt_sparse_mm"] = lambda i: library(
             session, packed[i % sets], layer.w[i % sets].t()
         )
     for provider, call in calls.items():
-        with _noted(session, provider):
+        with noted(session, provider):
             times = session.device.host_time(call)
             session.row(provider, "host time (us)", [t * 1e6 for t in times], x=str(shape))
 
@@ -109,51 +104,6 @@ def orientations(session: Session, shape: Shape) -> None:
     for name, times in session.device.time(calls).items():
         provider, config = name.split("|")
         session.row(provider, "time (us)", [t * 1e6 for t in times], x=str(shape), config=config)
-
-
-def algorithms(session: Session, shape: Shape) -> None:
-    """Each ``alg_id``, its error against the first one's operands in float64 on a few rows."""
-    if not session.device.layout.by_cusparselt:
-        return
-    layer = Layer(shape, session.device)
-    sets, packed, layout = layer.sets, layer.packed["fprop"], str(session.device.layout)
-    dense = [w.t() for w in layer.w]
-    some = slice(0, 256)
-    a = torch.ops.nm.decompress(packed[0], shape.tokens, shape.inputs, layout)[some]
-    expected = a.double() @ dense[0].double()
-    best = None
-    with _noted(session, "search"):
-        if not session.device.rehearsal:
-            best = torch._cslt_sparse_mm_search(packed[0], dense[0])
-            session.note("search", best)
-    for number in range(_algorithm_count(session)):
-        if session.left() < 5:
-            session.note("stopped before", number)
-            return
-        with _noted(session, f"alg_id {number}"):
-            run = partial(_run_algorithm, session, packed, dense, sets, number)
-            error = relative_error(run(0)[some], expected)
-            (times,) = session.device.time({"": run}, rounds=2).values()
-            config = f"alg_id {number}" + (", found by search" if number == best else "")
-            micros = [t * 1e6 for t in times]
-            session.row("_cslt_sparse_mm", "time (us)", micros, x=str(shape), config=config)
-            session.row("_cslt_sparse_mm", "relative error", [error], x=str(shape), config=config)
-            if number == 0:
-                session.check("alg_id 0", error <= 1e-2, f"relative error {error:.2g}")
-
-
-def _run_algorithm(
-    session: Session, packed: list[Tensor], dense: list[Tensor], sets: int, number: int, i: int
-) -> Tensor:
-    return _library(session, packed[i % sets], dense[i % sets], alg_id=number)
-
-
-def _algorithm_count(session: Session) -> int:
-    if session.device.rehearsal:
-        return 2
-    known = getattr(torch.backends.cusparselt, "get_max_alg_id", lambda: None)()
-    session.note("get_max_alg_id", known)
-    return min(_MOST_ALGORITHMS, known if isinstance(known, int) and known > 0 else 8)
 
 
 def graphs(session: Session, shape: Shape) -> None:

@@ -1,4 +1,4 @@
-"""Section ``products``: how long products take, dense and sparse, and compressing for them.
+"""Sections ``compress`` and ``products``: compressing over a copy's time; products of all sizes.
 
 Roles, for X [T, I], W [O, I] and dY [T, O]; the first operand is compressed:
 
@@ -10,10 +10,8 @@ Roles, for X [T, I], W [O, I] and dY [T, O]; the first operand is compressed:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +27,7 @@ DTYPE = torch.bfloat16
 _READ, _WRITTEN = 2.0, 1.125
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """Tokens, inputs and outputs of a linear layer."""
 
     tokens: int
@@ -50,18 +47,21 @@ LAYERS = (
     Shape(8192, 1024, 4096),  # GPT-2 medium
     Shape(32768, 4096, 14336),
 )
+#: Rows and columns: the one that targets are of, X and dY of Llama's gate and up.
+OPERANDS = ((8192, 8192), (16384, 4096), (16384, 14336))
+REHEARSED_OPERANDS = ((64, 64),)
 REHEARSED = (Shape(64, 64, 64), Shape(48, 32, 96))
 
 
 def cases(rehearse: bool) -> list[Case]:
-    """The copy, then one case for each shape, the most important ones first."""
-    same = {"section": "products", "limit": 90}
-    shapes = REHEARSED if rehearse else (*CUBES[:1], *LAYERS[:2], *CUBES[1:], *LAYERS[2:])
-    found = [Case(name="copy", run=lambda session: bandwidth(session) and None, **same)]
-    for shape in shapes:
-        square = shape.tokens == shape.inputs == shape.outputs
-        measures = partial(measure, shape=shape, compressions=square)
-        found.append(Case(name=str(shape), run=measures, seconds=8, **same))
+    """The copy and the operands that are compressed; then the products, by importance."""
+    operands = REHEARSED_OPERANDS if rehearse else OPERANDS
+    found = [Case("compress", "copy", lambda session: bandwidth(session) and None, 2, 30)]
+    for rows, columns in operands:
+        run = partial(compressions, rows=rows, columns=columns)
+        found.append(Case("compress", f"{rows}x{columns}", run, 3, 30))
+    for shape in REHEARSED if rehearse else (*CUBES[:1], *LAYERS[:2], *CUBES[1:], *LAYERS[2:]):
+        found.append(Case("products", str(shape), partial(products, shape=shape), 8, 90))
     return found
 
 
@@ -150,16 +150,9 @@ class Layer:
         return run
 
 
-def measure(session: Session, shape: Shape, compressions: bool) -> None:
-    """All rows of a shape; ``compressions``: also each way to compress, by itself."""
-    floor = bandwidth(session)
+def products(session: Session, shape: Shape) -> None:
+    """Times of every role, dense, sparse, and with the compression."""
     layer = Layer(shape, session.device)
-    _products(session, layer)
-    if compressions:
-        _compressions(session, layer, floor)
-
-
-def _products(session: Session, layer: Layer) -> None:
     calls: dict[str, Call] = {}
     for role in ("fprop", "dgrad", "wgrad"):
         calls[f"torch.mm|{role}"] = layer.dense(role)
@@ -182,17 +175,25 @@ def _products(session: Session, layer: Layer) -> None:
             session.row(provider, SPEEDUP, gain, x=x, config=config)
 
 
-def _compressions(session: Session, layer: Layer, bandwidth: float) -> None:
-    def call(method: str, dims: list[int]) -> Callable[[int], Any]:
-        return lambda i: layer.compress(layer.x[i % layer.sets], dims, method)
+def compressions(session: Session, rows: int, columns: int) -> None:
+    """Each way to compress an operand, over the time in which a copy moves its bytes."""
+    rate, device = bandwidth(session), session.device
+    elements = rows * columns
+    sets = device.input_sets(2 * elements)
+    x = [torch.randn(rows, columns, device=device.name, dtype=DTYPE) for _ in range(sets)]
+    number, layout = torch.tensor([12345], device=device.name), str(device.layout)
+
+    def call(method: str, dims: list[int]) -> Call:
+        seed, streams = (number if method == "mvue" else None), [STREAMS[dim] for dim in dims]
+        return lambda i: torch.ops.nm.compress(
+            x[i % sets], seed, streams, dims, 2, 4, method, layout
+        )
 
     every = [(m, d) for m in ("mse", "mvue") for d in ([1], [0], [1, 0])]
-    samples = session.device.time({f"{m} dims {d}": call(m, d) for m, d in every})
-    size = f"{layer.shape.tokens}x{layer.shape.inputs}"
-    for method, dims in every:
-        config = f"{method} dims {dims}"
-        elements = layer.shape.tokens * layer.shape.inputs
-        floor = (_READ + _WRITTEN * len(dims)) * elements / bandwidth
-        times = samples[config]
-        session.row("nm.compress", "time (us)", [t * 1e6 for t in times], x=size, config=config)
-        session.row("nm.compress", FLOOR, [t / floor for t in times], x=size, config=config)
+    samples = device.time({f"{m} dims {d}": call(m, d) for m, d in every}, rounds=3)
+    for config, times in samples.items():
+        ways = 2 if "," in config else 1
+        floor = (_READ + _WRITTEN * ways) * elements / rate
+        place = {"x": f"{rows}x{columns}", "config": config}
+        session.row("nm.compress", "time (us)", [t * 1e6 for t in times], **place)
+        session.row("nm.compress", FLOOR, [t / floor for t in times], **place)

@@ -1,8 +1,9 @@
-"""Section ``training``: whole training steps, ``backend="inductor"`` against ``nm_sparse``.
+"""Whole training steps, ``backend="inductor"`` against ``nm_sparse``: four sections.
 
-A case is a network in a mode. Its variants are compiled one after the other, each takes five steps
-with AdamW, then all are timed in interleaved rounds, with and without the optimizer. Recipes that
-prune part of what ``full`` prunes are left out when nothing ran sparse under ``full``.
+A case is a variant of a network, compared with dense: compiled, five steps with AdamW, timed in
+turns with dense with and without the optimizer, and one step profiled by classes of kernels. The
+dense one is kept for the cases after it. With CUDA graphs, and where something is left out when
+``full`` ran nothing sparse, a case holds several variants.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ import torch
 
 import nmcompile
 from benchmarks.gpu_check.cases import networks
-from benchmarks.gpu_check.cases.variants import DENSE, RECIPES, Build, Variant, variant
+from benchmarks.gpu_check.cases.profile import by_class
+from benchmarks.gpu_check.cases.variants import DENSE, UNFUSED, Build, Variant, variant
 from benchmarks.gpu_check.events import Case, Session
-from benchmarks.gpu_check.targets import ADAMW_STEP, STEP
+from benchmarks.gpu_check.targets import ADAMW_STEP, PRODUCTS, SPARSE, STEP
 from nmcompile import OptionError
 
+_LARGE = networks.LlamaShape(8192, 28672, 64, 8, 1, 8192, 2, 4096)
+_TINY = networks.LlamaShape(32, 64, 4, 2, 1, 64, 2, 16)
 #: By name: the network and its tiny stand-in for a rehearsal.
 NETWORKS: dict[str, tuple[Build, Build]] = {
     "llama": (
         partial(networks.llama, networks.LlamaShape()),
-        partial(networks.llama, networks.LlamaShape(32, 64, 4, 2, 1, 64, 2, 16)),
+        partial(networks.llama, _TINY),
     ),
+    "llama-70b": (partial(networks.llama, _LARGE), partial(networks.llama, _TINY)),
     "resnet50": (
         partial(networks.resnet, networks.ResNetShape()),
         partial(networks.resnet, networks.ResNetShape(8, (1,), 10, 2, 32)),
@@ -45,32 +50,35 @@ NETWORKS: dict[str, tuple[Build, Build]] = {
 class Plan(NamedTuple):
     """A case: what is compared, and the seconds that must be left to start it."""
 
+    section: str
     network: str
     mode: str
     providers: tuple[str, ...]
     seconds: float
-    title: str = ""
 
     @property
     def name(self) -> str:
         """Of the case."""
-        return f"{self.network}/{self.mode}{self.title}"
+        return f"{self.network}/{self.mode}/{', '.join(self.providers)}"
 
 
-#: The most important ones first: what the verdict needs, then CUDA graphs, then the rest.
+def _one_by_one(section: str, network: str, seconds: float, *providers: str) -> list[Plan]:
+    return [Plan(section, network, "default", (name,), seconds) for name in providers]
+
+
+_OTHERS = ("gradients", "activations")
 PLAN = (
-    Plan("llama", "default", (DENSE, *RECIPES), 40),
-    Plan("resnet50", "default", (DENSE, "full"), 60),
-    Plan("gpt2-medium", "default", (DENSE, "full"), 60),
-    Plan("llama", "reduce-overhead", (DENSE, "full"), 30),
-    Plan("llama", "autotune", (DENSE, "full"), 25),
-    Plan("gpt2-medium", "default", (DENSE, *RECIPES[1:]), 60, ", other recipes"),
-    Plan("resnet50", "default", (DENSE, *RECIPES[1:]), 60, ", other recipes"),
-    Plan("llama", "reduce-overhead", (DENSE, *RECIPES[1:]), 30, ", other recipes"),
-    Plan("gpt2-medium", "reduce-overhead", (DENSE, *RECIPES), 60),
-    Plan("resnet50", "reduce-overhead", (DENSE, *RECIPES), 60),
-    Plan("gpt2-medium", "autotune", (DENSE, "full"), 60),
-    Plan("resnet50", "autotune", (DENSE, "full"), 60),
+    *_one_by_one("llama", "llama", 10, DENSE, "full", UNFUSED, "weights"),
+    *_one_by_one("large", "llama-70b", 10, DENSE, "full"),
+    Plan("graphs", "llama", "reduce-overhead", (DENSE, "full"), 12),
+    *_one_by_one("networks", "gpt2-medium", 12, DENSE, "full"),
+    *_one_by_one("networks", "resnet50", 12, DENSE, "full"),
+    *_one_by_one("recipes", "llama", 20, "full-exact", *_OTHERS, "full, simulated"),
+    *_one_by_one("recipes", "gpt2-medium", 30, "weights", *_OTHERS),
+    *_one_by_one("recipes", "resnet50", 30, "weights", *_OTHERS),
+    Plan("recipes", "llama", "autotune", (DENSE, "full"), 25),
+    Plan("recipes", "gpt2-medium", "reduce-overhead", (DENSE, "full", *_OTHERS), 60),
+    Plan("recipes", "resnet50", "reduce-overhead", (DENSE, "full", *_OTHERS), 60),
 )
 STEPS = 5
 _FASTEST = 2.5e15  # FLOPs a second that no GPU of these layouts reaches densely
@@ -79,62 +87,94 @@ _CLOSE, _CLOSE_REHEARSED = 0.1, 0.25
 
 
 def cases(rehearse: bool) -> list[Case]:
-    """One case for each network and mode."""
+    """One case for each entry of the plan."""
     return [
         Case(
-            section="training",
+            section=plan.section,
             name=plan.name,
             run=partial(compare, network=plan.network, mode=plan.mode, providers=plan.providers),
             seconds=1 if rehearse else plan.seconds,
-            limit=400,
+            limit=200,
         )
         for plan in PLAN
     ]
 
 
+class _Trained(NamedTuple):
+    variant: Variant
+    losses: list[float]
+
+
 def compare(session: Session, network: str, mode: str, providers: Sequence[str]) -> None:
-    """Compile, train and time the variants of one network in one mode."""
-    wanted = list(providers)
-    if session.facts.get(("sparse sites", network, mode)) == 0:
-        wanted = [name for name in providers if name in (DENSE, "full")]
-        session.note("left out", "other recipes: under full nothing ran sparse")
-    if wanted == [DENSE]:
+    """Compile, train and time the variants of one network in one mode, each against dense."""
+    dense = _kept_dense(session, network, mode)
+    if dense is None:
         return
-    _start_inductor(session)
-    build = NETWORKS[network][session.device.rehearsal]
-    variants: dict[str, Variant] = {}
-    losses: dict[str, list[float]] = {}
-    longest = 0.0
-    for provider in wanted:
-        if provider != DENSE and session.left() < 1.3 * longest + 10:
-            session.note(f"{provider}: left out", f"{session.left():.0f} s are left")
-            continue
-        start = time.monotonic()
-        try:
-            fresh = variant(provider, mode, build, session.device)
-            losses[provider] = _train(session, fresh, network, mode)
-        except OptionError as error:
-            session.note(f"{provider}: left out", str(error))
-            continue
-        except Exception:
-            if session.device.lost():
-                raise
-            session.check(f"{provider}: runs", False, traceback.format_exc())
-            continue
-        longest = max(longest, time.monotonic() - start)
-        variants[provider] = fresh
+    if DENSE in providers:
+        _report_step(session, dense.variant, network, mode)
+    for provider in providers:
         if provider != DENSE:
-            found = _report(session, provider)
-            if provider == "full":
-                session.facts["sparse sites", network, mode] = found
-        _check_losses(session, provider, losses)
-    if variants:
-        _time(session, network, mode, variants)
+            _compare_one(session, network, mode, provider, dense)
+    if mode == "reduce-overhead":
+        session.facts.pop("dense")  # its graphs end with this case
+
+
+def _kept_dense(session: Session, network: str, mode: str) -> _Trained | None:
+    """The dense variant, of an earlier case where there was one; None where it does not run."""
+    place, kept = (network, mode), session.facts.get("dense")
+    if kept is not None and kept[0] == place:
+        trained: _Trained = kept[1]
+        return trained
+    session.facts.pop("dense", None)
+    del kept
+    session.device.tidy()
+    _start_inductor(session)
+    found = _trained(session, network, mode, DENSE)
+    if found is not None:
+        session.facts["dense"] = place, found
+    return found
+
+
+def _trained(session: Session, network: str, mode: str, provider: str) -> _Trained | None:
+    build = NETWORKS[network][session.device.rehearsal]
+    try:
+        fresh = variant(provider, mode, build, session.device)
+        return _Trained(fresh, _train(session, fresh, network, mode))
+    except OptionError as error:
+        session.note(f"{provider}: left out", str(error))
+    except Exception:
+        if session.device.lost():
+            raise
+        session.check(f"{provider}: runs", False, traceback.format_exc())
+    return None
+
+
+def _compare_one(session: Session, network: str, mode: str, provider: str, dense: _Trained) -> None:
+    trained = _trained(session, network, mode, provider)
+    if trained is None:
+        return
+    _report(session, provider, network, mode)
+    _check_losses(session, provider, trained.losses, dense.losses)
+    variants = {DENSE: dense.variant, provider: trained.variant}
+    _time(session, network, mode, variants)
+    _report_step(session, trained.variant, network, mode)
+
+
+def _report_step(session: Session, v: Variant, network: str, mode: str) -> None:
+    """Rows of one profiled step: milliseconds and launches of each class of kernels."""
+    kernels = session.device.profile(lambda: v.step(True))
+    place = {"x": network, "config": mode}
+    for name, (seconds, launches) in by_class(kernels).items():
+        row = partial(session.row, v.provider, **place)
+        row(f"{name}: profiled (ms)", [seconds * 1e3])
+        row(f"{name}: launches", [launches])
+    largest = sorted(kernels.items(), key=lambda item: -item[1][0])[:25]
+    session.note(f"{v.provider}: kernels", {name[:120]: figures for name, figures in largest})
 
 
 def _start_inductor(session: Session) -> None:
     """An empty cache of compiled functions; what Inductor does but once is done."""
-    torch._dynamo.reset()
+    torch._dynamo.reset()  # of the network before
     torch._dynamo.config.recompile_limit = 64  # every variant compiles the same forward
     if "inductor" not in session.facts:
         session.facts["inductor"] = True
@@ -162,20 +202,22 @@ def _train(session: Session, v: Variant, network: str, mode: str) -> list[float]
     return losses
 
 
-def _check_losses(session: Session, provider: str, losses: dict[str, list[float]]) -> None:
-    own = losses[provider]
+def _check_losses(session: Session, provider: str, own: list[float], dense: list[float]) -> None:
     session.check(f"{provider}: losses are finite", all(map(math.isfinite, own)), str(own))
-    dense = losses.get(DENSE)
-    if provider != DENSE and dense is not None:
-        apart = abs(own[-1] - dense[-1]) / abs(dense[-1])
-        text = f"{own[-1]:.4f} after {STEPS} steps, dense {dense[-1]:.4f}"
-        bound = _CLOSE_REHEARSED if session.device.rehearsal else _CLOSE
-        session.check(f"{provider}: loss is close to dense's", apart <= bound, text)
+    apart = abs(own[-1] - dense[-1]) / (abs(dense[-1]) or 1.0)
+    text = f"{own[-1]:.4f} after {STEPS} steps, dense {dense[-1]:.4f}"
+    bound = _CLOSE_REHEARSED if session.device.rehearsal else _CLOSE
+    session.check(f"{provider}: loss is close to dense's", apart <= bound, text)
 
 
-def _report(session: Session, provider: str) -> int:
-    """Note what ran how and why; the number of sparse sites."""
+def _report(session: Session, provider: str, network: str, mode: str) -> None:
+    """How many products ran sparse, of those that are pruned; note what ran how and why."""
     sites = nmcompile.last_report().sites
+    pruned = [s for s in sites if s.pruned]
+    ran = sum(s.execution == "sparse" for s in pruned)
+    place = {"x": network, "config": mode}
+    session.row(provider, SPARSE, [ran], **place)
+    session.row(provider, PRODUCTS, [len(sites)], **place)
     counts = Counter(f"{s.role} {s.execution}" for s in sites)
     session.note(f"{provider}: sites", dict(sorted(counts.items())))
     # Times differ from site to site: a reason is counted without its figures.
@@ -192,7 +234,6 @@ def _report(session: Session, provider: str) -> int:
     # Measured on tensors that do not exist, say, any product takes a few microseconds.
     absurd = [s.module for s in known if s.dense_us * 1e-6 < s.flops / _FASTEST]
     session.check(f"{provider}: estimates are possible", not absurd, f"too fast: {absurd[:3]}")
-    return sum(s.execution == "sparse" for s in sites)
 
 
 def _without_figures(reason: str) -> str:
@@ -202,7 +243,7 @@ def _without_figures(reason: str) -> str:
 def _time(session: Session, network: str, mode: str, variants: dict[str, Variant]) -> None:
     """Rows of step times, and of their ratios to dense in the same round."""
     names, device = list(variants), session.device
-    rounds, repeats = (1, 1) if device.rehearsal else (8, 2)
+    rounds, repeats = (1, 1) if device.rehearsal else (6, 2)
     for update, metric in ((False, STEP), (True, ADAMW_STEP)):
         samples: dict[str, list[float]] = {name: [] for name in names}
         for start in range(rounds):
@@ -212,12 +253,9 @@ def _time(session: Session, network: str, mode: str, variants: dict[str, Variant
                 seconds = device.wall_time(partial(variants[name].step, update), repeats)
                 samples[name].append(seconds)
         for name, times in samples.items():
-            ratio = None
-            if DENSE in samples:
-                ratios = [t / d for t, d in zip(times, samples[DENSE], strict=True)]
-                ratio = median(ratios)
-                if name != DENSE:
-                    place = {"x": network, "config": mode}
-                    session.row(name, f"ratio to dense of {metric}", ratios, **place)
-            milli = [t * 1e3 for t in times]
-            session.row(name, metric, milli, x=network, config=mode, ratio_to_inductor=ratio)
+            ratios = [t / d for t, d in zip(times, samples[DENSE], strict=True)]
+            ratio, milli = median(ratios), [t * 1e3 for t in times]
+            place = {"x": network, "config": mode}
+            session.row(name, metric, milli, **place, ratio_to_inductor=ratio)
+            if name != DENSE:
+                session.row(name, f"ratio to dense of {metric}", ratios, **place)

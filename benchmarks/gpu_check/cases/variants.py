@@ -1,4 +1,4 @@
-"""What section ``training`` compares: one network, compiled in different ways."""
+"""What a training step is compared as: one network, compiled in different ways."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.gpu_check.device import Device
 from nmcompile import Policy
 
 DENSE = "inductor"
-RECIPES = ("full", "gradients", "activations")
+UNFUSED, SIMULATED = "full, unfused", "full, simulated"
 Build = Callable[[str], tuple[nn.Module, Batch]]
 
 
@@ -49,9 +49,7 @@ def variant(provider: str, mode: str, build: Build, device: Device) -> Variant:
     keywords: dict[str, Any] = {"backend": DENSE}
     if provider != DENSE:
         keywords["backend"] = nmcompile.nm_sparse
-        # In a rehearsal "auto" would simulate: the CPU gains nothing from sparsity.
-        forced = Policy(extends=provider, execution="sparse")
-        options["policy"] = forced if device.rehearsal else provider
+        options |= _ours(provider, device.rehearsal)
         if mode == "autotune":
             options["nm.autotune"] = True
     if mode == "reduce-overhead" and (provider == DENSE or options.get("policy") == "full"):
@@ -61,3 +59,12 @@ def variant(provider: str, mode: str, build: Build, device: Device) -> Variant:
     compiled = torch.compile(model, dynamic=False, fullgraph=True, **keywords)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     return Variant(provider, model, compiled, optimizer, batch)
+
+
+def _ours(provider: str, rehearsal: bool) -> dict[str, Any]:
+    """The backend's options: a recipe, and how it runs where the name says more."""
+    recipe, _, how = provider.partition(", ")
+    # In a rehearsal "auto" would simulate: the CPU gains nothing from sparsity.
+    execution = "simulate" if how == "simulated" else "sparse" if rehearsal else ""
+    policy = Policy(extends=recipe, execution=execution) if execution else recipe
+    return {"policy": policy, **({"nm.kernels": "unfused"} if how == "unfused" else {})}

@@ -10,7 +10,7 @@ from typing import Any
 
 def obey(channel: Any, job: dict[str, Any]) -> None:
     """Do as the cases are named."""
-    channel.send({"kind": "environment", "data": {"gpu": "none"}})
+    channel.send({"kind": "environment", "data": {"gpu": os.environ.get("FAKE_GPU", "none")}})
     for key in job["keys"]:
         section, case = key.split("/")
         place = {"section": section, "case": case}
@@ -18,6 +18,9 @@ def obey(channel: Any, job: dict[str, Any]) -> None:
         if case == "crashes":
             print("about to crash", file=sys.stderr, flush=True)
             os.abort()
+        if case == "tells_caches":
+            for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+                channel.send({"kind": "note", **place, "name": name, "value": os.environ[name]})
         if case == "hangs":
             time.sleep(60)
         if case == "loses":

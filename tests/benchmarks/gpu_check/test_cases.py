@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from functools import partial
 
 import pytest
@@ -10,8 +12,8 @@ import torch
 pytest.importorskip("typer")
 
 from benchmarks.gpu_check import cases
-from benchmarks.gpu_check.cases import inputs, kernels, probe
-from benchmarks.gpu_check.cli import BUDGETS
+from benchmarks.gpu_check.cases import gain, inputs, kernels, probe
+from benchmarks.gpu_check.cli import BUDGETS, MORE
 from nmcompile.masks import reference
 from tests.benchmarks.gpu_check.rehearsal import (
     assert_targets_are_measured,
@@ -74,8 +76,54 @@ def test_what_pytest_cannot_run_is_an_error(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_kernels(tmp_path):
-    data = rehearse(tmp_path, "--inline", "--only", "kernels/compiled [bw]*")
+    data = rehearse(tmp_path, "--inline", "--only", "kernels/compiled*")
     assert set(statuses(data).values()) == {"ok"}
+
+
+def test_gain(tmp_path):
+    data = rehearse(tmp_path, "--inline", "--section", "gain")
+    assert set(statuses(data).values()) == {"ok"}
+    lines = json.loads((tmp_path / "gpu_check_rehearsal_gains.json").read_text())
+    normal = [line for line in lines if line["data"] == "normal" and line["alg_id"] == 0]
+    sizes = {line["role"]: (line["m"], line["n"], line["k"]) for line in normal}
+    tokens, inputs_, outputs = gain.REHEARSED[0]
+    assert sizes == {
+        "fprop": (tokens, outputs, inputs_),
+        "dgrad": (tokens, inputs_, outputs),
+        "wgrad": (outputs, inputs_, tokens),
+        "weight": (outputs, tokens, inputs_),
+    }
+    assert all(line["gain"] == line["dense_s"] / line["sparse_s"] for line in lines)
+    assert {line["data"] for line in lines} == {"normal", "zeros"}
+
+
+def test_a_wrong_algorithm_has_no_gain(monkeypatch, tmp_path):
+    """It is noted, not timed; the algorithm that the package uses must be right."""
+
+    def library(session, packed, dense, alg_id=0, **options):
+        result = right(session, packed, dense, **options)
+        return result if alg_id == 0 else 1.5 * result
+
+    right = gain.library
+    monkeypatch.setattr(gain, "library", library)
+    data = rehearse(tmp_path, "--inline", "--only", "gain/* wgrad")
+    (case,) = data["sections"]["gain"]["cases"].values()
+    assert case["notes"]["alg 1"] == "wrong: relative error 0.5"
+    assert {row["config"].split(", ")[1] for row in case["rows"]} == {"alg 0"} | {
+        row["config"].split(", ")[1] for row in case["rows"] if "split" in row["config"]
+    }
+
+    monkeypatch.setattr(gain, "library", lambda *args, **options: 2 * right(*args, **options))
+    data = rehearse(tmp_path, "--inline", "--only", "gain/* wgrad", code=1)
+    assert set(statuses(data).values()) == {"failed"}
+
+
+def test_compress_host_and_graphs(tmp_path):
+    data = rehearse(tmp_path, "--inline", "--section", "compress,host")
+    assert set(statuses(data).values()) == {"ok"}
+    assert_targets_are_measured(tmp_path, "compress")
+    data = rehearse(tmp_path, "--inline", "--only", "graphs/replay*")
+    assert {status for key, status in statuses(data).items() if "graphs" in key} == {"ok"}
 
 
 def test_products(tmp_path):
@@ -88,8 +136,15 @@ def test_names_are_unique_and_budgets_cover_all_sections():
     for rehearsed in (False, True):
         keys = [case.key for case in cases.all_cases(rehearsed)]
         assert len(keys) == len(set(keys))
-        assert list(dict.fromkeys(k.split("/")[0] for k in keys)) == list(BUDGETS)
-    assert sum(BUDGETS.values()) < 9 * 60
+        assert list(dict.fromkeys(k.split("/")[0] for k in keys)) == [*BUDGETS, *MORE]
+    assert sum(BUDGETS.values()) < 7 * 60
+    assert list(BUDGETS)[:2] == ["gain", "llama"]
+
+
+def test_a_section_alone_collects_no_tests(monkeypatch):
+    """pytest is needed for the suite of kernels and for nothing else."""
+    monkeypatch.setattr(kernels, "_collected", lambda place: 1 / 0)
+    assert {case.section for case in cases.all_cases(True, ["gain", "llama"])} == {"gain", "llama"}
 
 
 def test_operands_keep_their_place_in_memory():
@@ -111,3 +166,13 @@ def test_differences_are_found():
     assert inputs.difference(x, y) == "1 of 3 differ, first at 2: 8000, not 0000"
     assert "first at 5: 128, not 0" in inputs.byte_difference(x, y)
     assert inputs.relative_error(x, x) != 0  # NaN
+
+
+def test_the_suite_alone_needs_pytest(monkeypatch, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "pytest" else find(n))
+    data = rehearse(tmp_path, "--inline", "--only", "kernels/suite", code=1)
+    assert statuses(data) == {"kernels/suite": "failed"}
+    keys = [case.key for case in cases.all_cases(True, ["gain", "kernels"])]
+    assert "kernels/mm float16 wgrad" in keys
+    assert "gain/64x128x64 fprop" in keys

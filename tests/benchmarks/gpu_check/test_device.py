@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("typer")
 
-from benchmarks.gpu_check.device import Device, poisoned
+from benchmarks.gpu_check.device import Device, guarded, poisoned
 
 
 def test_unwritten_outputs_are_poisoned():
@@ -52,3 +52,20 @@ def test_the_clock_of_a_gpu_takes_turns(monkeypatch):
     assert len(device.host_time(call("c", 1.0), 60)) == 60
     assert device.input_sets(2**40) == 2
     assert device.input_sets(2**20) == 8
+
+
+def test_a_field_that_cannot_be_read_costs_no_other():
+    def fail():
+        raise RuntimeError("no such library")
+
+    found = guarded({"a": lambda: 1, "b": fail, "c": lambda: 3})
+    assert (found["a"], found["c"]) == (1, 3)
+    assert found["b"].startswith("unknown: RuntimeError('no such library')")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_is_described_though_nothing_answers():
+    found = object.__new__(Device).describe()
+    assert found["gpu"].startswith("unknown: ")
+    assert found["nvidia-smi"].startswith("unknown: ")
+    assert found["cuda"] == torch.version.cuda

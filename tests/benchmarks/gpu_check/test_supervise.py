@@ -30,12 +30,22 @@ def fake_worker(tmp_path, monkeypatch):
 
 
 def supervised(
-    folder: Path, names: str, end: float = 60, limit: float = 1, **rest: object
+    folder: Path,
+    names: str,
+    end: float = 60,
+    limit: float = 1,
+    later: str = "",
+    patience: float = 1.0,
+    **rest: object,
 ) -> Results:
-    results = Results(True, {"probe": 10})
+    """Run cases of one section, whose time is over after ``end`` seconds, and ``later`` ones."""
+    results = Results(True, {"probe": 10, "kernels": 10})
     chosen = [make(name, limit=limit, **rest) for name in names.split()]
-    job = {"end": time.monotonic() + end}
-    supervise.supervise(chosen, job, folder, results.receive, lanes=2)
+    chosen += [make(name, limit=limit, section="kernels") for name in later.split()]
+    now = time.monotonic()
+    job = {"deadlines": {"probe": now + end, "kernels": now + 60}, "end": now + 60}
+    job["patience"] = patience
+    supervise.supervise(chosen, job, folder, folder / "caches", results.receive, lanes=2)
     return results
 
 
@@ -51,10 +61,35 @@ def test_crashes_and_hangs_cost_one_case(fake_worker, parallel):
     assert not results.sound
 
 
-def test_the_end_of_all_time_is_no_crash(fake_worker):
-    results = supervised(fake_worker, "a hangs b", end=2, limit=30)
-    assert found(results) == {"a": "ok", "hangs": "cut off", "b": "skipped"}
+@pytest.mark.parametrize("parallel", [False, True])
+def test_what_hangs_at_its_sections_end_costs_no_other_section(fake_worker, parallel):
+    start = time.monotonic()
+    names, rest = "a hangs b", {"end": 3, "limit": 50, "parallel": parallel}
+    results = supervised(fake_worker, names, later="c d", **rest)
+    # Side by side, b is in another lane than what hangs.
+    own = {"a": "ok", "hangs": "cut off", "b": "skipped"}
+    if parallel:
+        own["b"] = "skipped" if found(results)["b"] == "skipped" else "ok"
+    assert found(results) == {**own, "c": "ok", "d": "ok"}
+    assert "its section's time is over" in results.sections["probe"]["cases"]["hangs"]["error"]
     assert results.sound
+    assert time.monotonic() < start + 30
+
+
+def test_a_slow_machine_is_given_patience(fake_worker):
+    start = time.monotonic()
+    results = supervised(fake_worker, "hangs", patience=4.0)
+    assert found(results) == {"hangs": "crashed"}
+    assert 4 < time.monotonic() - start < 30
+
+
+def test_workers_share_the_caches_that_they_are_given(fake_worker):
+    results = supervised(fake_worker, "tells_caches")
+    notes = results.sections["probe"]["cases"]["tells_caches"]["notes"]
+    assert notes == {
+        "TRITON_CACHE_DIR": str(fake_worker / "caches" / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(fake_worker / "caches" / "inductor"),
+    }
 
 
 def test_a_worker_that_never_starts(tmp_path, monkeypatch):

@@ -9,37 +9,66 @@ import pytest
 pytest.importorskip("typer")
 
 from benchmarks.gpu_check import cases
-from benchmarks.gpu_check.cases import products, training, variants
-from benchmarks.gpu_check.targets import TARGETS, verdict
+from benchmarks.gpu_check.cases import gain, products, training
+from benchmarks.gpu_check.targets import (
+    GAIN,
+    PRODUCTS,
+    SPARSE,
+    STEP,
+    TARGETS,
+    Target,
+    target_of,
+    verdict,
+)
 from benchmarks.table import Row
 
 
 def test_targets_name_what_is_measured_on_a_gpu():
-    names = {case.name for case in cases.all_cases(rehearse=False)}
-    shapes = {str(shape) for shape in products.CUBES if str(shape) in names}
+    names = {case.key for case in cases.all_cases(rehearse=False)}
     for target in TARGETS:
-        if target.mode == "training":
-            assert f"{target.x}/{target.config}" in names
-            assert target.provider in variants.RECIPES
+        if target.metric == STEP:
+            assert f"{target.mode}/{target.x}/{target.config}/{target.provider}" in names
             assert target.x in training.NETWORKS
+        elif target.metric == GAIN:
+            assert f"gain/{target.x} {target.config.partition(',')[0]}" in names
+            assert target.x in map(str, gain.SHAPES)
+        elif target.mode == "compress":
+            assert target.x in [f"{r}x{c}" for r, c in products.OPERANDS]
         else:
-            assert any(shape.startswith(target.x) for shape in shapes)
+            assert f"products/{target.x}" in names
+
+
+def row(target: Target, value: float, metric: str = "", **rest: object) -> Row:
+    place = target.mode, target.provider, metric or target.metric, target.x, target.config
+    names = ("mode", "provider", "metric", "x", "config")
+    return Row(
+        kernel="gpu_check",
+        **dict(zip(names, place, strict=True)),
+        **dict.fromkeys(("p20", "p50", "p80"), value),
+        target=target_of(*place),
+        **rest,
+    )
 
 
 def test_the_verdict_is_of_measured_rows():
-    fast, slow, *_ = TARGETS
-    rows = [
-        Row(
-            kernel="gpu_check",
-            **{f.name: getattr(t, f.name) for f in dataclasses.fields(t) if f.name in shared},
-            **dict.fromkeys(("p20", "p50", "p80"), value),
-            target=t.bound,
-        )
-        for t, value in ((fast, 1.1), (slow, 9.0))
-        for shared in [("mode", "provider", "metric", "x", "config")]
-    ]
-    lines = {line["target"]: line["result"] for line in verdict(rows)}
+    fast, slow, *_ = [t for t in TARGETS if t.mode == "compress"]
+    lines = {line["target"]: line["result"] for line in verdict([row(fast, 1.1), row(slow, 9.0)])}
     assert lines.pop(fast.title) == "PASS"
     assert lines.pop(slow.title) == "FAIL"
     assert set(lines.values()) == {"not measured"}
     assert len(lines) == sum(not t.optional for t in TARGETS) - 2
+
+
+@pytest.mark.parametrize(("ran", "result"), [(12, "PASS"), (0, "FAIL"), (None, "FAIL")])
+def test_a_network_that_ran_dense_has_not_passed(ran, result):
+    step = next(t for t in TARGETS if t.metric == STEP and t.provider == "full")
+    rows = [row(step, 50.0, ratio_to_inductor=0.7), row(step, 21, PRODUCTS)]
+    rows += [] if ran is None else [row(step, ran, SPARSE)]
+    (line,) = [line for line in verdict(rows) if line["target"] == step.title]
+    assert line["result"] == result
+    assert f"{ran or 0} of 21 products sparse" in line["figure"]
+
+
+def test_rows_of_a_simulation_need_no_sparse_product():
+    assert [t.provider for t in TARGETS if t.metric == STEP and not t.sparse] == ["full, simulated"]
+    assert all(dataclasses.asdict(t)["bound"][:2] in ("<=", ">=") for t in TARGETS)

@@ -1,4 +1,4 @@
-"""Section ``training``, rehearsed: its networks, what is compared and what is left out."""
+"""Training steps, rehearsed: its networks, what is compared and what is left out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ import torch
 pytest.importorskip("typer")
 
 from benchmarks.gpu_check.cases import training, variants
+from benchmarks.gpu_check.cases.profile import by_class, class_of
+from benchmarks.gpu_check.cases.variants import DENSE, SIMULATED
 from benchmarks.gpu_check.device import Rehearsal
 from benchmarks.gpu_check.events import Case, Session
-from tests.benchmarks.gpu_check.rehearsal import assert_targets_are_measured, rehearse
+from benchmarks.gpu_check.targets import PRODUCTS, SPARSE
+from tests.benchmarks.gpu_check.rehearsal import (
+    assert_targets_are_measured,
+    rehearse,
+    statuses,
+)
 
 
 class Perceptron(torch.nn.Module):
@@ -35,18 +42,29 @@ def perceptron(device):
 
 @pytest.mark.slow
 def test_training(tmp_path, monkeypatch):
-    plans = [
-        training.Plan("llama", "default", (variants.DENSE, "full"), 1),
-        training.Plan("llama", "reduce-overhead", (variants.DENSE, "gradients"), 1),
-    ]
+    same, compiled = ("llama", "llama", "default"), []
+    plans = [training.Plan(*same, (name,), 1) for name in (variants.DENSE, "full", SIMULATED)]
+    plans.append(training.Plan("graphs", "llama", "reduce-overhead", (DENSE, "gradients"), 1))
     monkeypatch.setattr(training, "PLAN", plans)
     monkeypatch.setitem(training.NETWORKS, "llama", (perceptron, perceptron))
-    data = rehearse(tmp_path, "--inline", "--section", "training")
-    case = data["sections"]["training"]["cases"]["llama/default"]
-    assert case["status"] == "ok", case["error"]
+    original = training.variant
+    monkeypatch.setattr(training, "variant", lambda *a: compiled.append(a[:2]) or original(*a))
+    monkeypatch.setattr(Rehearsal, "profile", lambda self, run: {"triton_poi": (1e-3, 2)})
+    data = rehearse(tmp_path, "--inline", "--section", "llama")
+    found = data["sections"]["llama"]["cases"]
+    assert statuses(data) == {f"llama/{name}": "ok" for name in found}
+    case = found["llama/default/full"]
     assert case["notes"]["full: sites"] == {"fprop sparse": 2, "dgrad sparse": 1, "wgrad sparse": 2}
-    assert_targets_are_measured(tmp_path, "training")
-    case = data["sections"]["training"]["cases"]["llama/reduce-overhead"]
+    figures = {row["metric"]: row["p50"] for row in case["rows"] if row["provider"] == "full"}
+    assert (figures[SPARSE], figures[PRODUCTS]) == (5, 5)
+    assert figures["elementwise: launches"] == 2
+    assert_targets_are_measured(tmp_path, "llama")
+    (case,) = [c for name, c in found.items() if SIMULATED in name]
+    assert case["notes"]["full, simulated: sites"]["fprop simulate"] == 2
+    # The dense one is there for all cases that are compared with it.
+    assert compiled == [(name, "default") for name in (DENSE, "full", SIMULATED)]
+    data = rehearse(tmp_path, "--inline", "--section", "graphs", "--only", "graphs/llama*")
+    (case,) = [c for n, c in data["sections"]["graphs"]["cases"].items() if "gradients" in n]
     assert case["status"] == "ok", case["error"]
     assert case["notes"]["gradients: sites"]["fprop dense"] == 2
 
@@ -60,20 +78,16 @@ def compare(providers: tuple[str, ...], facts: dict) -> list[dict]:
     return seen
 
 
-def test_recipes_are_left_out_where_full_runs_nothing_sparse(monkeypatch):
-    monkeypatch.setattr(training, "variant", lambda *_: pytest.fail("nothing to compare"))
-    facts = {("sparse sites", "llama", "default"): 0}
-    seen = compare((variants.DENSE, "gradients"), facts)
-    assert [event["name"] for event in seen] == ["left out"]
-
-
 def test_a_variant_that_fails_does_not_end_the_others(monkeypatch):
-    def fail(provider, *_):
+    monkeypatch.setattr(training, "_kept_dense", lambda *_: training._Trained(None, [1.0]))
+    monkeypatch.setattr(training, "_report_step", lambda *_: None)
+
+    def variant(provider, *_):
         raise ZeroDivisionError(provider)
 
-    monkeypatch.setattr(training, "variant", fail)
-    checks = compare((variants.DENSE, "full"), {"inductor": True})
-    assert [check["name"] for check in checks] == ["inductor: runs", "full: runs"]
+    monkeypatch.setattr(training, "variant", variant)
+    checks = compare((variants.DENSE, "full", "weights"), {"inductor": True})
+    assert [check["name"] for check in checks] == ["full: runs", "weights: runs"]
     assert all("ZeroDivisionError: " in check["detail"] for check in checks)
 
 
@@ -99,3 +113,28 @@ def test_networks_have_their_known_sizes():
     assert sizes["resnet"] == 25_557_032  # torchvision's resnet50
     # GPT-2 medium has 354,823,168; the head is not tied here and the vocabulary is padded.
     assert sizes["gpt2"] == 354_823_168 + (50304 - 50257) * 1024 + 50304 * 1024
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        ("compress_both_mvue_2_4_mul_0", "compress and masks"),
+        ("triton_poi_fused_mm_mul_3", "elementwise"),
+        ("sm90_xmma_sparse_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x256x64", "sparse product"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "dense product"),
+        ("nvjet_sm90_tst_128x256_64x4_1x2_h_bz_coopA_TNT", "dense product"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "convolution"),
+        ("void pytorch_flash::flash_fwd_kernel<...>", "attention"),
+        ("void at::native::multi_tensor_apply_kernel<...>", "optimizer"),
+        ("Memcpy DtoD (Device -> Device)", "copies and fills"),
+        ("void at::native::embedding_dense_backward", "other"),
+    ],
+)
+def test_kernels_are_classified_by_name(kernel, name):
+    assert class_of(kernel) == name
+
+
+def test_classes_are_summed():
+    kernels = {"triton_a": (1.0, 2), "triton_b": (2.0, 1), "nvjet_x": (5.0, 3)}
+    assert by_class(kernels) == {"dense product": (5.0, 3), "elementwise": (3.0, 3)}
+    assert list(by_class(kernels)) == ["dense product", "elementwise"]
