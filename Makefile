@@ -6,7 +6,15 @@ BIN := $(VENV)/bin
 STUDY := $(VENV)/.study
 DEV := $(VENV)/.dev
 
-.PHONY: help digits study text test quick check static benchmark zoo fuzz versions resolve
+# The CUDA build of torch beside a GPU that does nothing: 5 GB, so outside of the checkout.
+NULLGPU ?= $(HOME)/.cache/nmcompile/nullgpu
+NULLGPU_PYTHON ?= $(NULLGPU)/cuda/bin/python
+REHEARSE ?=
+# What a machine with a GPU and no network is given, and the Python that it has.
+CARRY ?= carried
+CARRY_PYTHON ?= 3.12
+
+.PHONY: help digits study text test quick check static benchmark zoo fuzz versions resolve rehearse carry
 
 help:                 ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,8 +55,23 @@ fuzz: $(DEV)          ## random networks under random policies, for ten minutes
 versions: $(DEV)      ## the core of the test suite under several versions of PyTorch
 	$(BIN)/python -m benchmarks.versions
 
+rehearse: $(NULLGPU_PYTHON) ## the GPU path on a GPU that does nothing (an hour; REHEARSE="--parts masks")
+	tools/nullgpu/build.sh $(NULLGPU)
+	. $(NULLGPU)/env.sh && PYTHONPATH=. $(NULLGPU_PYTHON) -m tools.nullgpu --cache $(NULLGPU)/cache $(REHEARSE)
+
+carry:                ## gather what gpu_check needs elsewhere: wheels and compiled kernels, in $(CARRY)
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version $(CARRY_PYTHON) \
+	    --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any \
+	    -c constraints.txt -d $(CARRY)/wheels -r benchmarks/gpu_check/requirements.txt
+	$(PYTHON) -m benchmarks.gpu_check.caches $(NULLGPU)/cache/triton $(CARRY)/triton
+
 resolve:              ## whether the installs resolve on a machine with nothing of its own (2 minutes)
 	$(PYTHON) .ci/resolve.py
+
+# torch is the oldest supported one, which machines with a GPU often carry.
+$(NULLGPU)/cuda/bin/python:
+	$(PYTHON) -m venv $(NULLGPU)/cuda
+	$@ -m pip install --quiet torch==2.11.0 triton==3.6.0 numpy -r benchmarks/gpu_check/requirements.txt
 
 $(STUDY) $(DEV): $(VENV)/.%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

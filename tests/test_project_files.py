@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+    [
+        *(*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")),
+        *(ROOT / "benchmarks" / "README.md", ROOT / "tools" / "nullgpu" / "README.md"),
+    ]
 )
 
 
