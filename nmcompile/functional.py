@@ -138,8 +138,9 @@ def compress(
         dim: the dimension that the blocks run along. The compressed operand is ``x`` for -1 and
             its transpose for 0.
         layout: the order of the metadata (``compressed.layouts.Layout``): ``"cusparselt_sm90"``,
-            ``"cusparselt_sm80"``, ``"cutlass_sm80"`` or ``"row_major"``. Sparse tensor cores take
-            the 16-bit dtypes.
+            ``"cusparselt_sm80"``, ``"cutlass_sm80"``, ``"row_major"``, or ``"cusparselt"``, which
+            on a GPU is what the library itself packs, and cannot be decompressed there. Sparse
+            tensor cores take the 16-bit dtypes.
         method: of ``prune``, except ``"transposable"``.
         generator: of the random methods; None takes PyTorch's default (``torch.manual_seed``).
         format: ``"2:4"``, or ``"1:2"``, which becomes two pairs of a 2:4 block.

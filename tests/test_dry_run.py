@@ -166,6 +166,16 @@ def test_targets_have_their_own_layouts_and_times() -> None:
     assert nmcompile.explain(nn.Linear(8, 8), torch.randn(4, 8)).totals.dense_us is None
 
 
+@pytest.mark.parametrize("target", ["l40s", "rtx4090", "b200"])
+def test_gpus_whose_layout_only_the_library_knows(target: str) -> None:
+    report = small(target, policy=Policy(extends="full", margin=0.5))
+    assert {s.layout for s in report.sites} == {Layout.CUSPARSELT}
+    graph = report.graphs[0]
+    assert all({"prune", "compress"} <= set(row.terms_us) for row in graph.units)
+    assert "nm.pack" in graph.after
+    assert graph.kernel_specs == ()
+
+
 def test_float32_is_dense_on_a_gpu_and_says_what_autocast_would_give() -> None:
     with pytest.warns(NMWarning, match="nothing is pruned: none of 2 products"):
         report = small("h100", torch.float32)

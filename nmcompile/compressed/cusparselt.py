@@ -30,11 +30,12 @@ def reads(layout: Layout, x: Tensor) -> bool:
     Only where cuSPARSELt would read them can the answer be False: on CUDA, after a check of one
     small operand per device, version of the library, dtype and layout, with a warning. The check
     waits for the device: let it happen before a CUDA graph is captured. Where the answer is False,
-    ``nm::compress`` returns what the library packs (``repack``) and ``nm::decompress`` raises.
+    ``nm::compress`` returns what the library packs (``repack``) and ``nm::decompress`` raises. An
+    opaque layout is never ours, and needs no check.
     """
     if x.device.type != "cuda" or not layout.by_cusparselt or x.dtype not in DTYPES:
         return True
-    return _reads(layout, x.dtype, x.device, _version())
+    return not layout.opaque and _reads(layout, x.dtype, x.device, _version())
 
 
 def check_readable(packed: Tensor, layout: Layout) -> None:
@@ -81,17 +82,28 @@ def writes_layout(
     )
 
 
-def repack(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
-    """Our packed operand ``[rows, columns]``, packed again by cuSPARSELt.
+def pack(x: Tensor, layout: Layout) -> Tensor:
+    """A pruned operand ``[R, C]`` of any strides, on CUDA, as cuSPARSELt itself packs it.
 
     Raises:
-        ValueError: when the library's packed tensor has another size than ours.
+        RuntimeError: when the library's packed tensor has another size than ours.
     """
+    rows, columns = x.shape
     r_pad, c_pad = layout.padded(rows, columns)
-    if r_pad * c_pad == 0:
+    dense = F.pad(x, (0, c_pad - columns, 0, r_pad - rows)) if (r_pad, c_pad) != x.shape else x
+    packed: Tensor = _torch.cusparselt_compress(dense.contiguous())
+    expected = layout.packed_shape(rows, columns, x.dtype)
+    if tuple(packed.shape) != expected:
+        raise RuntimeError(
+            f"cuSPARSELt packs a {r_pad} x {c_pad} operand on {x.device} into "
+            f"{tuple(packed.shape)} elements, not into {expected}: this GPU's sparse products are "
+            'not known; write execution = "simulate"'
+        )
+    return packed
+
+
+def repack(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
+    """Our packed operand ``[rows, columns]``, packed again by cuSPARSELt (``pack``)."""
+    if packed.numel() == 0:
         return packed
-    dense = packing.unpack(packed, rows, columns, layout)
-    dense = F.pad(dense, (0, c_pad - columns, 0, r_pad - rows))
-    repacked: Tensor = _torch.cusparselt_compress(dense)
-    packing.check_packed(repacked, rows, columns, layout)
-    return repacked
+    return pack(packing.unpack(packed, rows, columns, layout), layout)

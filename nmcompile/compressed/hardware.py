@@ -10,6 +10,9 @@ import torch
 
 from nmcompile.compressed.layouts import Layout
 
+#: By the first number of the compute capability, where only the library knows the layout.
+_OPAQUE = (10, 12)
+
 
 class Reads(NamedTuple):
     """The layout that a device's library reads; None where nothing does, and ``reason`` why."""
@@ -57,6 +60,8 @@ def layout_of(name: str, capability: tuple[int, int], library: int | None) -> Re
         return Reads(None, f"this torch has no cuSPARSELt, which {name} needs")
     if capability == (9, 0):
         return Reads(Layout.CUSPARSELT_SM90)
+    if capability == (8, 9) or capability[0] in _OPAQUE:
+        return Reads(Layout.CUSPARSELT)
     if capability[0] == 8:
         return Reads(Layout.CUSPARSELT_SM80)
     return Reads(None, f"{name} (compute capability {version}): its compressed layout is unknown")

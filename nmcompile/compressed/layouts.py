@@ -35,6 +35,12 @@ class Layout(StrEnum):
     ``CUTLASS_SM80``
         ``torch._sparse_semi_structured_mm`` on compute capability 8.x. Source:
         ``torch/sparse/_semi_structured_conversions.py`` (CUTLASS's ``reorder_meta``).
+    ``CUSPARSELT``
+        ``torch._cslt_sparse_mm`` where nobody has published what it reads (compute capability 8.9,
+        10.x and 12.x): the library packs a pruned operand itself, and nothing else can read it
+        (``opaque``). Its size is taken to be that of the other layouts, which PyTorch's own use of
+        the library relies on, and is checked when something is packed. Without a GPU operands are
+        kept row after row, in tensors of that size.
     ``ROW_MAJOR``
         Row after row; no library reads it.
     """
@@ -42,6 +48,7 @@ class Layout(StrEnum):
     CUSPARSELT_SM90 = "cusparselt_sm90"
     CUSPARSELT_SM80 = "cusparselt_sm80"
     CUTLASS_SM80 = "cutlass_sm80"
+    CUSPARSELT = "cusparselt"
     ROW_MAJOR = "row_major"
 
     @classmethod
@@ -61,7 +68,12 @@ class Layout(StrEnum):
     @property
     def by_cusparselt(self) -> bool:
         """Whether cuSPARSELt is the library that reads it."""
-        return self in (Layout.CUSPARSELT_SM80, Layout.CUSPARSELT_SM90)
+        return self in (Layout.CUSPARSELT_SM80, Layout.CUSPARSELT_SM90, Layout.CUSPARSELT)
+
+    @property
+    def opaque(self) -> bool:
+        """Whether only the library knows the order: no kernel of ours writes or reads it."""
+        return self is Layout.CUSPARSELT
 
     @property
     def row_multiple(self) -> int:
@@ -97,7 +109,7 @@ class Layout(StrEnum):
         """
         r = torch.arange(rows, device=device)[:, None]
         g = torch.arange(columns // 4, device=device)[None]  # block number; its first column is 4 g
-        if self is Layout.ROW_MAJOR:
+        if self in (Layout.ROW_MAJOR, Layout.CUSPARSELT):
             return r * (columns // 4) + g
         if self is Layout.CUSPARSELT_SM90:
             tile = r // 64 * (columns // 32) + g // 8
@@ -117,5 +129,6 @@ _MULTIPLES = {
     Layout.CUSPARSELT_SM90: (64, 32),
     Layout.CUSPARSELT_SM80: (128, 64),
     Layout.CUTLASS_SM80: (32, 32),
+    Layout.CUSPARSELT: (128, 64),  # whole tiles of every layout that is known
     Layout.ROW_MAJOR: (1, 32),
 }

@@ -121,7 +121,7 @@ def choose(
         elif early is not None:
             declined[r.site] = early
         else:
-            candidates.setdefault(r.key, []).append(r)
+            candidates.setdefault(_shared(r, place), []).append(r)
     for some in candidates.values():
         place = target or target_of(some[0].gemm.device)
         clock = _clock(place, some[0].gemm.device, autotune)
@@ -156,6 +156,12 @@ def _without_figures(r: Request, policy: Policy, target: Target) -> Execution | 
     if obstacle is None and target.decodes:
         return Execution("sparse", (ON_CPU,), target.layout)
     return obstacle
+
+
+def _shared(r: Request, target: Target) -> Any:
+    """Equal for requests that are decided together: a library packs one orientation at a time."""
+    alone = target.layout is not None and target.layout.opaque
+    return (r.key, r.along, r.stream) if alone else r.key
 
 
 def _clock(target: Target, device: str, autotune: bool) -> Predicted | None:
@@ -244,7 +250,7 @@ def _in_sixteen_bits(
         known = place.figures is not None and place.layout is not None
         blocked = r.gemm.dtype == "float32" and not place.decodes and known
         if blocked and _obstacle(r.gemm, r.pruning, place, "bfloat16") is None:
-            groups.setdefault(r.key, []).append(r)
+            groups.setdefault(_shared(r, place), []).append(r)
     for some in groups.values():
         place = target or target_of(some[0].gemm.device)
         kind = _kind(some[0], place, dtype="bfloat16")

@@ -16,7 +16,9 @@ and once for all of them
 
     compress each kernel reads its operand once, 2 bytes an element, and writes 9/8 bytes for one
              orientation or twice that for both, times what the static check found above the bytes
-    prune    a pass over the operand for each method that the compress kernel does not know
+    prune    a pass over the operand for each method that the compress kernel does not know; for
+             every method where the library packs itself, which then reads and writes it once more
+             (and a copy where it reads the transpose of what lies in memory)
     fusion   what taking in the operand's producers saves (negative) or costs elsewhere
     exact    the mask and the values that the backward unpacks for backward = "exact". The rule asks
              for them, to save memory: they are shown and summed, and not held against the products
@@ -201,6 +203,11 @@ class Predicted:
         moved = _BYTES * rows * columns + written
         return moved / self.bandwidth * OVER_BYTES[method, len(dims)] + self.launch
 
+    def pack(self, rows: int, columns: int, kind: Kind) -> float:
+        """The library packs a pruned operand ``[rows, columns]`` itself."""
+        r, c = kind.layout.padded(rows, columns)
+        return self.moved((_BYTES + _PACKED) * r * c)
+
     def host(self, p: Product, sparse: float) -> float:
         """What one call of the library takes the host beyond the device's time of it."""
         assert self.target.figures is not None
@@ -219,10 +226,15 @@ def estimate(products: Sequence[Product], kind: Kind, clock: Predicted) -> UnitE
     requests = list(dict.fromkeys((p.stream, p.along) for p in products))
     first = products[0]
     shape = (first.rows, first.k) if first.along == 1 else (first.k, first.rows)
-    compress = sum(clock.compress(*shape, dims, kind) for dims in _kernels(requests))
+    a_pass = clock.moved(2 * _BYTES * shape[0] * shape[1])
     prune = 0.0
-    if (kind.method, 1) not in OVER_BYTES:
-        prune = len(products) * clock.moved(2 * _BYTES * shape[0] * shape[1])
+    if kind.layout.opaque:
+        prune = sum(a_pass if along == 1 else 2 * a_pass for _, along in requests)
+        compress = len(requests) * clock.pack(first.rows, first.k, kind)
+    else:
+        compress = sum(clock.compress(*shape, dims, kind) for dims in _kernels(requests))
+        if (kind.method, 1) not in OVER_BYTES:
+            prune = len(products) * a_pass
     fusion = -kind.fused_bytes / clock.bandwidth
     unpacked = max(p.unpacked for p in products)  # products of one operand unpack it once
     exact = unpacked * clock.moved(_UNPACKED * shape[0] * shape[1])

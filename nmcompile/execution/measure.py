@@ -13,7 +13,7 @@ from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.cost import OVER_BYTES, Kind, Predicted, Product
 from nmcompile.execution.targets import Figure, Figures, Target
 from nmcompile.masks.formats import Method
-from nmcompile.ops.schemas import Compress, Mm
+from nmcompile.ops.schemas import Compress, Mm, Pack, Prune
 
 _COPIED = 2**28  # bytes, to find a bandwidth: several times any cache
 
@@ -35,6 +35,9 @@ class Measured(Predicted):
     def compress(self, rows: int, columns: int, dims: Sequence[int], kind: Kind) -> float:
         method = kind.method if (kind.method, 1) in OVER_BYTES else Method.MSE
         return _compress(rows, columns, tuple(dims), method, kind.layout, kind.dtype, kind.device)
+
+    def pack(self, rows: int, columns: int, kind: Kind) -> float:
+        return _pack(rows, columns, kind.layout, kind.dtype, kind.device)
 
 
 def _with_figures(target: Target, device: str) -> Target:
@@ -94,6 +97,15 @@ def _compress(
         streams = list(range(len(dims)))
         call = Compress(x, seed, streams, list(dims), 2, 4, str(method), str(layout))
         return _median(call.run)
+
+
+@functools.cache
+def _pack(rows: int, columns: int, layout: Layout, dtype: str, device: str) -> float:
+    """Median seconds in which the library packs ``[rows, columns]``."""
+    with _torch.real_tensors():
+        x = torch.randn(rows, columns, **_options(dtype, device))
+        pruned = Prune(x, None, 0, 2, 4, [1], "mse").run()
+        return _median(Pack(pruned, str(layout)).run)
 
 
 @functools.cache

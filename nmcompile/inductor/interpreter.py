@@ -14,6 +14,7 @@ from nmcompile.ops.schemas import (
     Decompress,
     KeepMask,
     Mm,
+    Pack,
     Prune,
     UnpackMask,
 )
@@ -66,5 +67,6 @@ _DENSE = _table(
     (Decompress, lambda call: call.packed.contiguous()),
     (UnpackMask, lambda call: _all_kept(call.packed)),
     (CompressLike, lambda call: call.x),
+    (Pack, lambda call: call.x.contiguous()),
     (Mm, _mm),
 )

@@ -1,4 +1,6 @@
-"""``nm::compress`` and ``nm::fused_compress``: generated kernels on CUDA, PyTorch elsewhere.
+"""``nm::compress``, ``nm::fused_compress``: generated kernels on CUDA, PyTorch elsewhere.
+
+``nm::pack`` is what cuSPARSELt makes of a pruned operand.
 
 On the CPU the oracle of a spec does the work of its kernel, or the kernel itself in Triton's
 interpreter (TRITON_INTERPRET=1, set before Triton is imported).
@@ -17,8 +19,8 @@ from nmcompile.codegen.kernel_spec import KernelSpec, identity
 from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
-from nmcompile.masks.formats import NMFormat
-from nmcompile.ops.schemas import LIBRARY, Compress, FusedCompress, KeepMask, Prune, spec_of
+from nmcompile.masks.formats import Method, NMFormat
+from nmcompile.ops.schemas import LIBRARY, Compress, FusedCompress, KeepMask, Pack, Prune, spec_of
 
 
 def _in_pytorch(call: Compress) -> list[Tensor]:
@@ -40,7 +42,8 @@ def _by_kernels(*args: Any) -> tuple[Tensor, Tensor]:
 
 def _on_cuda(call: Compress) -> list[Tensor]:
     x, dims = call.x, list(call.dims)
-    if not launch.is_generated(x, call.method) or x.numel() == 0:
+    opaque = Layout.parse(call.layout).opaque
+    if opaque or not launch.is_generated(x, call.method) or x.numel() == 0:
         return _in_pytorch(call)
     if x.stride(0) == 1 and x.stride(1) != 1:  # the rows in memory are x's columns
         x, dims = x.t(), [1 - d for d in dims]
@@ -95,7 +98,16 @@ def _fused_on_cuda(call: FusedCompress) -> list[Tensor]:
     return _as_the_library_reads(spec, results, *launch.operand_shape(spec, call.inputs))
 
 
+def _pack(call: Pack) -> Tensor:
+    """The mask is that of MSE, which keeps all of a pruned operand."""
+    x, layout = call.x, Layout.parse(call.layout)
+    if x.numel() and not cusparselt.reads(layout, x):
+        return cusparselt.pack(x, layout)
+    return packing.compress(x, None, 0, NMFormat(2, 4), 1, Method.MSE, layout)
+
+
 for _device, _compute in (("CompositeExplicitAutograd", _in_pytorch), ("CUDA", _on_cuda)):
     LIBRARY.impl("compress", lambda *args, run=_compute: run(Compress(*args)), _device)
 for _device, _fused in (("CPU", _fused_on_cpu), ("CUDA", _fused_on_cuda)):
     LIBRARY.impl("fused_compress", lambda *args, run=_fused: run(FusedCompress(*args)), _device)
+LIBRARY.impl("pack", lambda *args: _pack(Pack(*args)), "CompositeExplicitAutograd")

@@ -124,6 +124,27 @@ class Compress(Call):
     layout: str
 
 
+def _fake_pack(call: Pack) -> torch.Tensor:
+    (rows, columns), dtype = call.x.shape, call.x.dtype
+    packed: torch.Tensor = call.x.new_empty(
+        Layout.parse(call.layout).packed_shape(rows, columns, dtype)
+    )
+    return packed
+
+
+@_operator("pack(Tensor x, str layout) -> Tensor", _fake_pack)
+@dataclass(frozen=True)
+class Pack(Call):
+    """The packed operand of ``x`` ``[R, C]``, any strides, that is pruned already.
+
+    At most two elements in each block of 4 along its columns are not zero. What the library of an
+    opaque layout does itself.
+    """
+
+    x: Any
+    layout: str
+
+
 @functools.lru_cache(maxsize=1024)
 def spec_of(text: str) -> KernelSpec:
     """The spec of a ``FusedCompress`` call."""

@@ -12,6 +12,10 @@
     after    (packed,) = nm.compress(w, None, [0], [0], 2, 4, "mse", layout)
              nm.mm(packed, permute(x), N, layout, transpose_result=True)
 
+    before   mm(x [M,K], w [K,N])                           where only the library knows the layout
+    after    pruned = nm.prune(x, None, 0, 2, 4, [1], "mse")
+             packed = nm.pack(pruned, "cusparselt");  nm.mm(packed, w, M, "cusparselt")
+
 The bias of an addmm is an argument of the sparse product where it runs along the rows of the
 compressed operand (a pruned weight), and an addition that Inductor fuses elsewhere.
 """
@@ -23,11 +27,12 @@ import operator
 import torch
 from torch import fx
 
+from nmcompile.compressed.layouts import Layout
 from nmcompile.graph.aten import OPERANDS, added, operands
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.same_operand import through_transposes
 from nmcompile.masks.formats import Method
-from nmcompile.ops.schemas import Compress, Mm, Prune
+from nmcompile.ops.schemas import Compress, Mm, Pack, Prune
 from nmcompile.passes.plan import Compressed, Decision, Plan, Sparse
 from nmcompile.passes.prune_operands import mask_operand, seed_of, stream_of
 from nmcompile.passes.requests import FUSED
@@ -72,7 +77,11 @@ def _compress(plan: Plan, d: Decision, x: fx.Node, dim: int) -> Compressed:
     """nm.compress of the operand, read from where it lies row by row."""
     pruning, node, insert = d.pruning, plan.products[d.site].node, Inserter(plan.graph)
     assert pruning is not None
-    method, nm, layout = pruning.method, pruning.format, str(d.execution.layout)
+    layout = d.execution.layout
+    assert layout is not None
+    if layout.opaque:
+        return _pack(plan, d, x, dim, layout)
+    method, nm = pruning.method, pruning.format
     if method not in FUSED:
         x = mask_operand(plan, Prune, d, x)
         method = Method.MSE
@@ -85,10 +94,23 @@ def _compress(plan: Plan, d: Decision, x: fx.Node, dim: int) -> Compressed:
         n=nm.n,
         m=nm.m,
         method=str(method),
-        layout=layout,
+        layout=str(layout),
     )
     mark = f"{d.gemm.role} {pruning.operand.kind} {nm} {method} @ {d.gemm.path or node.name}"
     every = insert.op(node, call, mark=mark, name="compressed")
     packed = insert.call(node, operator.getitem, every, 0, name="packed")
     rows, columns = (0, 1) if dim == 1 else (1, 0)
-    return Compressed(packed, x, rows, columns, column_major=along == 0, layout=layout)
+    return Compressed(packed, x, rows, columns, column_major=along == 0, layout=str(layout))
+
+
+def _pack(plan: Plan, d: Decision, x: fx.Node, dim: int, layout: Layout) -> Compressed:
+    """nm.prune, then nm.pack of the operand or of its transpose: the library's own compression."""
+    assert d.pruning is not None
+    node, insert = plan.products[d.site].node, Inserter(plan.graph)
+    pruned = mask_operand(plan, Prune, d, x)
+    operand = pruned if dim == 1 else insert.permute(node, pruned, [1, 0])
+    mark = f"{d.gemm.role} {d.pruning.operand.kind} packed @ {d.gemm.path or node.name}"
+    packed = insert.op(node, Pack(operand, str(layout)), mark=mark, name="packed")
+    rows, columns = (0, 1) if dim == 1 else (1, 0)
+    in_order = bool(operand.meta["val"].is_contiguous())
+    return Compressed(packed, pruned, rows, columns, not in_order, str(layout))

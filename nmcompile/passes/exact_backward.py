@@ -10,7 +10,9 @@ A sparse product's activation is saved compressed, 9/16 of its bytes in 16 bits:
              dx = mm(dy, w)                          dx = where(nm.unpack_mask(packed), dx, 0)
              dw = mm(dy_t, x)                        dw = mm(dy_t, nm.decompress(packed))
 
-For a pruned weight it is dw that is masked, and dgrad that reads the pruned weight.
+Where only the library can read what is packed, the backward reads the mask and the pruned operand
+as after a simulated product. For a pruned weight it is dw that is masked, and dgrad that reads the
+pruned weight.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from nmcompile.graph.aten import (
 from nmcompile.graph.insert import Inserter
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Decompress, KeepMask, UnpackMask
-from nmcompile.passes.plan import Compressed, Decision, Plan, Sparse
+from nmcompile.passes.plan import Compressed, Decision, Plan, Simulated, Sparse
 from nmcompile.passes.prune_operands import mask_operand
 from nmcompile.reason import Code, Reason
 
@@ -52,7 +54,8 @@ def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> Reason:
     pruning, done = forward.pruning, plan.results[forward.site]
     assert pruning is not None
     result, insert = plan.products[backward.site].node, Inserter(plan.graph)
-    if isinstance(done, Sparse) and pruning.method is Method.MSE:
+    unpacks = isinstance(done, Sparse) and not done.compressed.opaque
+    if isinstance(done, Sparse) and unpacks and pruning.method is Method.MSE:
         with insert.before(result):
             mask = _unpacked(insert, result, UnpackMask, done.compressed)
     else:
@@ -111,10 +114,12 @@ def _read_pruned(plan: Plan, forward: Decision, backward: Decision) -> Reason:
         return Reason(Code.READS_UNPRUNED, text)
     insert = Inserter(plan.graph)
     with insert.before(node):
-        if isinstance(done, Sparse):
-            value = _unpacked(insert, node, Decompress, done.compressed)
-        else:
+        if isinstance(done, Simulated):
             value = done.pruned
+        elif done.compressed.opaque:
+            value = done.compressed.operand
+        else:
+            value = _unpacked(insert, node, Decompress, done.compressed)
         for view in reversed(chain):
             value = insert.call(node, view.target, value, *view_arguments(view))
     set_argument(node, operand.arg, value)

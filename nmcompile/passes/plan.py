@@ -15,6 +15,7 @@ from nmcompile.capture.ranks import Ranks
 from nmcompile.capture.regions import Region
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.masks import MaskSpec
+from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.choose import Execution
 from nmcompile.execution.targets import Target
 from nmcompile.execution.units import Unit
@@ -58,7 +59,8 @@ class Compressed:
 
     ``packed`` holds the operand of ``nm.mm``, whose rows and columns are the dimensions ``rows``
     and ``columns`` of ``operand``, the dense node in the graph. ``column_major``: the operand is
-    the transpose of what lies row by row in memory.
+    the transpose of what lies row by row in memory. ``operand`` is pruned already where the layout
+    is ``opaque``: nothing can be read from ``packed`` then.
     """
 
     packed: fx.Node
@@ -67,6 +69,11 @@ class Compressed:
     columns: int
     column_major: bool
     layout: str
+
+    @property
+    def opaque(self) -> bool:
+        """Whether only the library can read it."""
+        return Layout(self.layout).opaque
 
 
 @dataclass(frozen=True)

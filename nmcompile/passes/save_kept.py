@@ -37,7 +37,7 @@ def save_kept(plan: Plan) -> None:
         if not isinstance(done, Sparse) or masked is None or d.pruning is None:
             continue
         packed = done.compressed
-        by_rows = not packed.column_major and packed.rows == 0
+        by_rows = not packed.column_major and packed.rows == 0 and not packed.opaque
         if by_rows and d.pruning.operand.kind is OperandKind.ACTIVATION:
             match = _match(packed, masked)
             if match is not None:

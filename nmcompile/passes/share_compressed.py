@@ -4,7 +4,8 @@
              (b,) = nm.compress(dy, seed, [2], [0], 2, 4, "mvue", layout)     wgrad
     after    a, b = nm.compress(dy, seed, [1, 2], [1, 0], 2, 4, "mvue", layout)
 
-Equal requests (one activation that several products read) become one result.
+Equal requests (one activation that several products read) become one result. Where the library
+packs, that is one nm.prune and one nm.pack.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 
 from torch import fx
 
-from nmcompile.graph.aten import items
+from nmcompile.graph.aten import is_view, items
 from nmcompile.graph.insert import SiteMark, in_backward
 from nmcompile.graph.same_operand import value_of
-from nmcompile.ops.schemas import Compress
+from nmcompile.ops.schemas import Compress, Pack, Prune
 from nmcompile.passes.plan import Plan
 
 
@@ -30,6 +31,8 @@ def share_compressed(plan: Plan) -> None:
     for nodes in groups.values():
         if len(nodes) > 1:
             _merge(plan.graph, nodes)
+    for operator_ in (Prune, Pack):
+        _one_of_equal_ones(plan.graph, operator_)
 
 
 def shared_key(node: fx.Node) -> Any:
@@ -37,6 +40,26 @@ def shared_key(node: fx.Node) -> Any:
     call = Compress.of(node)
     kind = (call.n, call.m, call.method, call.layout)
     return (value_of(call.x), call.seed, kind, in_backward(node))
+
+
+def _one_of_equal_ones(graph: fx.Graph, op: type[Prune | Pack]) -> None:
+    """Let the first of equal calls stand for all, among those that make a packed operand."""
+    first: dict[Any, fx.Node] = {}
+    for node in sorted(op.nodes(graph)):
+        if op is Prune and not any(_is_packed(user) for user in node.users):
+            continue
+        same = first.setdefault((*map(_comparable, node.args), in_backward(node)), node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+
+
+def _is_packed(node: fx.Node) -> bool:
+    return node.target is Pack.operator or (is_view(node) and any(map(_is_packed, node.users)))
+
+
+def _comparable(argument: Any) -> Any:
+    return value_of(argument) if isinstance(argument, fx.Node) else repr(argument)
 
 
 def _merge(graph: fx.Graph, nodes: list[fx.Node]) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import fx
 
 from nmcompile.gemm import size_hint
-from nmcompile.ops.schemas import Compress, CompressLike
+from nmcompile.ops.schemas import Compress, CompressLike, Pack
 
 
 class SavedTensor(BaseModel):
@@ -47,7 +47,7 @@ def saved_for_backward(graphs: Sequence[fx.Graph]) -> tuple[SavedTensor, ...]:
 
 
 def _is_packed(node: fx.Node) -> bool:
-    if node.target is CompressLike.operator:
+    if node.target in (CompressLike.operator, Pack.operator):
         return True
     return any(n.target is Compress.operator for n in node.all_input_nodes)
 

@@ -81,5 +81,46 @@ def test_operands_are_repacked_for_another_layout(monkeypatch):
     with pytest.raises(RuntimeError, match="cuSPARSELt packed this operand"):
         torch.ops.nm.decompress(packed, 70, 50, str(layout))
     monkeypatch.setattr(torch, "_cslt_compress", lambda dense: dense)
-    with pytest.raises(ValueError, match="is not that of a 70 x 50"):
+    with pytest.raises(RuntimeError, match=r"packs a 128 x 64 operand on cpu into \(128, 64\)"):
         pack(x, layout)
+
+
+OPAQUE = Layout.CUSPARSELT
+
+
+@pytest.mark.parametrize("order", ["rows", "columns", "sliced"])
+def test_the_library_packs_a_pruned_operand_of_any_strides(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It checks no strides, and takes whole tiles."""
+    seen = []
+
+    def compress(values):
+        seen.append((values.shape, values.is_contiguous()))
+        return library(OPAQUE)(values)
+
+    monkeypatch.setattr(torch, "_cslt_compress", compress)
+    x = torch.randn(70, 50).bfloat16()
+    x = {"rows": x, "columns": x.t().contiguous().t(), "sliced": x.repeat(2, 2)[::2, ::2]}[order]
+    pruned = torch.ops.nm.prune(x, None, 0, 2, 4, [1], "mse")
+    packed = cusparselt.pack(pruned, OPAQUE)
+    assert seen == [((128, 64), True)]
+    assert packed.shape == OPAQUE.packed_shape(70, 50, x.dtype)
+    assert torch.equal(packing.unpack(packed, 70, 50, OPAQUE), pruned)
+
+
+def test_a_size_that_was_not_assumed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fake tensors have promised would be wrong, and so would be what reads it."""
+    monkeypatch.setattr(torch, "_cslt_compress", lambda x: F.pad(library(OPAQUE)(x), (0, 8)))
+    with pytest.raises(RuntimeError, match='sparse products are not known; write execution = "sim'):
+        cusparselt.pack(torch.zeros(128, 64, dtype=torch.bfloat16), OPAQUE)
+
+
+def test_an_opaque_operand_is_never_ours_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnCuda:
+        device, dtype = torch.device("cuda:0"), torch.bfloat16
+
+    assert not cusparselt.reads(OPAQUE, OnCuda())  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="cannot unpack"):
+        cusparselt.check_readable(OnCuda(), OPAQUE)  # type: ignore[arg-type]
+    assert cusparselt.reads(OPAQUE, torch.ones(1, dtype=torch.bfloat16))

@@ -13,11 +13,16 @@ from nmcompile.compressed.layouts import Layout
     [
         ((9, 0), 700, Layout.CUSPARSELT_SM90),
         ((8, 0), 700, Layout.CUSPARSELT_SM80),
-        ((8, 9), 700, Layout.CUSPARSELT_SM80),
+        ((8, 6), 700, Layout.CUSPARSELT_SM80),
+        ((8, 9), 700, Layout.CUSPARSELT),
+        ((8, 9), None, Layout.CUTLASS_SM80),
+        ((10, 0), 700, Layout.CUSPARSELT),
+        ((12, 0), 700, Layout.CUSPARSELT),
         ((8, 0), None, Layout.CUTLASS_SM80),
         ((9, 0), None, None),
         ((7, 5), 700, None),
-        ((10, 0), 700, None),
+        ((10, 0), None, None),
+        ((13, 0), 700, None),
     ],
 )
 def test_the_layout_of_a_gpu(

@@ -14,7 +14,10 @@ from torch import nn
 
 import nmcompile
 from nmcompile import Policy, Rule
+from nmcompile.compressed import hardware
+from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import NMWarning
+from nmcompile.inductor import hooks
 
 pytestmark = pytest.mark.slow
 
@@ -160,3 +163,15 @@ def test_under_autocast_and_with_several_steps() -> None:
             losses[how].append(float(loss))
     assert losses["sparse"] == losses["simulate"]
     assert losses["sparse"][-1] < losses["sparse"][0]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_where_the_library_packs_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the CPU were a GPU whose layout nobody knows: prune, pack, and an exact backward."""
+    reads = hardware.Reads(Layout.CUSPARSELT)
+    monkeypatch.setattr(hardware, "layout_on", lambda device: reads)
+    monkeypatch.setattr(hooks, "fingerprint", lambda: "another machine")  # and another cache
+    check(Shared(), torch.randn(3, 7, 36), POLICIES[name])
+    layouts = {s.layout for s in nmcompile.last_report().sites if s.execution == "sparse"}
+    assert layouts == {Layout.CUSPARSELT}
+    check(Shared(), torch.randn(13, 36), POLICIES[name], dynamic=True)

@@ -192,3 +192,14 @@ def test_a_pruned_right_operand_is_charged_for_its_own_rows() -> None:
     assert left is not None
     assert right is not None
     assert right.sparse < left.sparse
+
+
+def test_where_the_library_packs_only_equal_operands_are_decided_together() -> None:
+    opaque = H200.model_copy(update={"layout": Layout.CUSPARSELT})
+    gemm = product(16384, 1024, 4096)
+    requests = [
+        Request(site, gemm, _pruning(gemm, RULE), RULE, key="x", along=along)
+        for site, along in enumerate((1, 1, 0))
+    ]
+    chosen = choose(requests, Policy(rules=[RULE]), target=opaque)
+    assert [unit.sites for unit in chosen.units] == [(0, 1), (2,)]

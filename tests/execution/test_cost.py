@@ -128,3 +128,14 @@ def test_a_measured_gain_of_the_shape_is_used() -> None:
     target = type(H200).model_validate(data)
     fast = estimate([cube()], kind(), Predicted(target)).products[0]
     assert fast.product == pytest.approx(8192**3 / FIGURES.dense.value + LAUNCH)
+
+
+def test_the_librarys_own_compression_costs_a_write_and_a_read_more_for_each_orientation() -> None:
+    opaque, elements = Kind(Method.MSE, Layout.CUSPARSELT), 8192 * 8192
+    one = estimate([cube()], opaque, Predicted(H200)).shared
+    assert one.prune == pytest.approx(4 * elements / BANDWIDTH + LAUNCH)
+    assert one.compress == pytest.approx((2 + 9 / 8) * elements / BANDWIDTH + LAUNCH)
+    transposed = estimate([cube(along=0)], opaque, Predicted(H200)).shared
+    assert transposed.prune == pytest.approx(2 * one.prune)  # and a copy
+    shared = estimate([cube(), cube(site=1)], opaque, Predicted(H200)).shared
+    assert shared == one

@@ -97,3 +97,10 @@ def test_a_gpu_without_figures_is_asked_for_its_bandwidth(
     clock = Measured(H100.model_copy(update={"figures": None}), "cpu")
     assert clock.bandwidth == 2 * 1024
     assert timed[0].shape == (1024,)
+
+
+def test_where_the_library_packs_its_own_compression_is_timed(timed: list[Any]) -> None:
+    opaque = Kind(Method.MVUE, Layout.CUSPARSELT, device="cpu")
+    shared = estimate([product()], opaque, Measured(H100, "cpu")).shared
+    assert shared.compress == 3.0  # behind both products
+    assert timed[2].shape == Layout.CUSPARSELT.packed_shape(64, 96, torch.bfloat16)

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 
 from nmcompile.codegen.evaluate import evaluate
-from nmcompile.compressed import packing
+from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import FormatError
 from nmcompile.masks.formats import NMFormat
-from nmcompile.ops.schemas import FusedCompress
+from nmcompile.ops import compress
+from nmcompile.ops.schemas import Compress, FusedCompress, Pack
 from tests.kernels.specs import PROLOGUES, inputs_of, spec
 from tests.ops.packed import LAYOUTS, pack, same_bits
 
@@ -148,3 +149,32 @@ def test_opcheck_of_a_fused_call() -> None:
     kind = spec("silu_mul_bias", (1, 0), "mvue")
     inputs = [torch.randn(16, 32).half(), torch.randn(16, 32).half(), torch.randn(32).half()]
     torch.library.opcheck(FusedCompress.operator, (inputs, SEED, [1, 2], kind.to_json()))
+
+
+# -- pack --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["mse", "mvue"])
+@pytest.mark.parametrize("format", [(2, 4), (1, 2)])
+def test_a_pruned_operand_is_packed_as_it_is(method, format):
+    seed = None if method == "mse" else SEED
+    for x in (torch.randn(70, 50), torch.randn(50, 70).t()):
+        pruned = torch.ops.nm.prune(x.bfloat16(), seed, 3, *format, [1], method)
+        packed = torch.ops.nm.pack(pruned, "cusparselt")
+        assert packed.shape == Layout.CUSPARSELT.packed_shape(70, 50, torch.bfloat16)
+        assert torch.equal(torch.ops.nm.decompress(packed, 70, 50, "cusparselt"), pruned)
+    torch.library.opcheck(torch.ops.nm.pack.default, (pruned, "cusparselt"))
+
+
+def test_where_the_library_packs_no_kernel_is_asked(monkeypatch):
+    """What is registered for CUDA, on a tensor that says it is there."""
+    library = []
+    monkeypatch.setattr(cusparselt, "reads", lambda layout, x: not layout.opaque)
+    monkeypatch.setattr(cusparselt, "pack", lambda x, layout: library.append(x) or x)
+    x = torch.randn(64, 128).bfloat16()
+    call = Compress(x, None, [0, 0], [1, 0], 2, 4, "mse", "cusparselt")
+    along, across = compress._on_cuda(call)
+    assert torch.equal(along, torch.ops.nm.prune(x, None, 0, 2, 4, [1], "mse"))
+    assert torch.equal(across, torch.ops.nm.prune(x, None, 0, 2, 4, [0], "mse").t())
+    assert torch.equal(compress._pack(Pack(along, "cusparselt")), along)
+    assert len(library) == 3

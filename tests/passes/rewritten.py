@@ -12,9 +12,9 @@ _INTERESTING = re.compile(
 )
 
 
-def rewritten(model: Any, *args: Any, policy: Any = "full") -> str:
+def rewritten(model: Any, *args: Any, policy: Any = "full", target: str | None = None) -> str:
     """Products, masks and seeds of every graph after the passes, one line each."""
-    report = nmcompile.explain(model, *args, policy=policy)
+    report = nmcompile.explain(model, *args, policy=policy, target=target)
     return "\n".join(interesting(graph.after) for graph in report.graphs) + "\n"
 
 

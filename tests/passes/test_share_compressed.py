@@ -54,3 +54,31 @@ mm_2: "f32[16, 32]" = aten.mm(permute_2, view_2)
 mm_3: "f32[16, 32]" = aten.mm(permute_5, view)
 """,
         )
+
+    def test_where_the_library_packs_equal_operands_are_pruned_and_packed_once(self) -> None:
+        class Two(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.q, self.k = nn.Linear(64, 32, bias=False), nn.Linear(64, 32, bias=False)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.q(x) * self.k(x)
+
+        policy = Policy(extends="full", execution="sparse", margin=0.001)
+        x = torch.randn(4, 16, 64, dtype=torch.bfloat16)
+        self.assertExpectedInline(
+            rewritten(Two().bfloat16(), x, policy=policy, target="b200"),
+            """\
+pruned: "bf16[64, 64]" = nm.prune(view, None, 0, 2, 4, [1], 'mse')
+packed: "bf16[128, 36]" = nm.pack(pruned, 'cusparselt')
+sparse_product: "bf16[64, 32]" = nm.mm(packed, permute, 64, 'cusparselt', None, False, False)
+sparse_product_1: "bf16[64, 32]" = nm.mm(packed, permute_1, 64, 'cusparselt', None, False, False)
+seed: "i64[1]" = aten.randint.low(-9223372036854775808, 9223372036854775807, [1], dtype = torch.int64, device = device(type='cpu'))
+pruned_2: "bf16[32, 64]" = nm.prune(permute_2, seed, 2, 2, 4, [1], 'mvue')
+packed_2: "bf16[128, 36]" = nm.pack(pruned_2, 'cusparselt')
+sparse_product_2: "bf16[32, 64]" = nm.mm(packed_2, view_2, 32, 'cusparselt', None, False, True)
+pruned_3: "bf16[32, 64]" = nm.prune(permute_5, seed, 3, 2, 4, [1], 'mvue')
+packed_3: "bf16[128, 36]" = nm.pack(pruned_3, 'cusparselt')
+sparse_product_3: "bf16[32, 64]" = nm.mm(packed_3, view, 32, 'cusparselt', None, False, True)
+""",
+        )
