@@ -15,8 +15,8 @@ from nmcompile.codegen.kernel_spec import Input, KernelSpec, Statement
 from nmcompile.codegen.pointwise import FUNCTIONS
 
 _LOADS = {
-    "full": ("load", "load({name}, {name}_stride, at, R, C, FIT)"),
-    "per_column": ("load_per_column", "load_per_column({name}, at, C, FIT)"),
+    "full": ("load", "load({name}, {name}_stride, at, R, C, FIT, ISA)"),
+    "per_column": ("load_per_column", "load_per_column({name}, at, C, FIT, ISA)"),
     "per_row": ("load_per_row", "load_per_row({name}, 1, at, R)"),
     "scalar": ("load_scalar", "load_scalar({name})"),
 }

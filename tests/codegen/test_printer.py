@@ -35,7 +35,7 @@ def test_what_does_not_vary_is_imported_and_what_is_not_used_is_not_printed() ->
 def test_the_source_reads_like_the_graph() -> None:
     source = print_kernel(spec("silu_mul_bias", dims=(1, 0), method="mvue"))
     assert "    product = activated * up  # aten.mul.Tensor\n" in source
-    assert "load_per_column(bias, at, C, FIT)  # float16, of input\n" in source
+    assert "load_per_column(bias, at, C, FIT, ISA)  # float16, of input\n" in source
     assert source.startswith('"""compress_both_mvue_2_4_add: aten.add.Tensor [R, C] in float16')
 
 

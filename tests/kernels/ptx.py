@@ -207,7 +207,8 @@ def run(text: str, buffers: Sequence[Array], threads: int, block: int) -> None:
             results = [np.full(threads, base[operands.strip(" []")], np.uint64)]
         elif op.startswith("ld.global"):
             buffer, at = memory(operands)
-            results = [np.where(guard, buffer[at].view(np.uint32), 0).astype(np.uint64)]
+            words = (buffer[at + k].view(np.uint32) for k in range(len(targets)))
+            results = [np.where(guard, word, 0).astype(np.uint64) for word in words]
         elif packed:
             whole, half = value(operands), np.uint64(16 if op == "mov.b32" else 32)
             results = [whole, whole >> half]

@@ -21,9 +21,9 @@ tile function. silu(gate) * up + bias, 2:4 MVUE in both orientations of a ``[R, 
     @triton.jit
     def operand(at, inputs, R, C, FIT: tl.constexpr, ISA: tl.constexpr):
         gate, gate_stride, up, up_stride, bias, dense, dense_stride = inputs
-        x0 = load(gate, gate_stride, at, R, C, FIT)      # four pieces, float32 [T, G]
-        x1 = load(up, up_stride, at, R, C, FIT)
-        x2 = load_per_column(bias, at, C, FIT)           # four pieces, float32 [1, G]
+        x0 = load(gate, gate_stride, at, R, C, FIT, ISA)  # four pieces, float32 [T, G]
+        x1 = load(up, up_stride, at, R, C, FIT, ISA)
+        x2 = load_per_column(bias, at, C, FIT, ISA)       # four pieces, float32 [1, G]
         pieces = (
             prologue(x0[0], x1[0], x2[0]),
             prologue(x0[1], x1[1], x2[1]),
@@ -67,10 +67,10 @@ number to the tile functions.
 The other loads of an operand: ``load_words`` (the words of a 16-bit x as they are: the identity
 prologue, ``return load_words(x, x_stride, at, R, C, FIT)``), ``load_per_row(ptr, stride, at, R)``
 (one piece ``[T, 1]``, used for all four columns) and ``load_scalar(ptr)``. ``load`` takes any
-input type, but only 16-bit types are read 16 bytes at a time. An input of one row or one column is
-a broadcast. Pieces outside the operand are zero before the prologue, and its result is zeroed
-there by ``round_words``. ``functions`` has sigmoid and silu with half the instructions of
-``tl.exp`` and a division.
+input type; 16-bit types and float32 are read 16 bytes at a time, flags eight. An input of one row
+or one column is a broadcast. Pieces outside the operand are zero before the prologue, and its
+result is zeroed there by ``round_words``. ``functions`` has sigmoid and silu with half the
+instructions of ``tl.exp`` and a division.
 
 Arguments: ``R, C`` and row strides are int32 (elements; the last dimension is contiguous); ``seed``
 a pointer to one int64; streams int32. Constexprs: METHOD "mse" or "mvue"; N 2 for 2:4, 1 for 1:2;

@@ -19,7 +19,7 @@ from nmcompile.codegen.device.layouts import (
 )
 from nmcompile.codegen.device.philox import word_of_block, words_of_call
 from nmcompile.codegen.device.primitives import byte_permute, zero_like
-from nmcompile.codegen.device.rows import pack_block, shifted
+from nmcompile.codegen.device.rows import first_row, pack_block, shifted
 
 
 @triton.jit
@@ -27,11 +27,10 @@ def strip_position(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, AGAIN: tl.constexpr, OPERANDS: tl.constexpr
 ):
     """Position of the first fragment: rows r with r % 16 == 0."""
-    row_tile = tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)
     rows = 16 * tl.arange(0, ROWS // 16)[:, None]
     groups = tl.arange(0, COLUMNS // 4)[None, :]
     column_tile = tl.program_id(0) // OPERANDS
-    return row_tile * ROWS, rows, column_tile * (COLUMNS // 4), groups, AGAIN
+    return first_row(ROWS), rows, column_tile * (COLUMNS // 4), groups, AGAIN
 
 
 @triton.jit

@@ -184,6 +184,24 @@ def magnitude_pair(word, STORAGE: tl.constexpr, ISA: tl.constexpr):
 
 
 @triton.jit
+def load_four(base, offset, ISA: tl.constexpr):
+    """Four consecutive float32 at ``base`` + 4 ``offset``, 16 bytes at a time.
+
+    One instruction for which Triton takes four: it gives a thread neighbouring elements of a
+    tensor, and here a thread has neighbouring groups of four.
+    """
+    at = base + offset.to(tl.int64) * 4
+    if ISA >= 80:
+        result = tl.inline_asm_elementwise(
+            "ld.global.v4.f32 {$0, $1, $2, $3}, [$4];", "=f,=f,=f,=f,l", [at],
+            (tl.float32, tl.float32, tl.float32, tl.float32), False, 1,
+        )  # fmt: skip
+    else:
+        result = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+    return result
+
+
+@triton.jit
 def zero_like(words, ISA: tl.constexpr):
     """Zeros, int32, which the compiler spreads over the threads as it does ``words``.
 

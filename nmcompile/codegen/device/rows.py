@@ -16,14 +16,27 @@ from nmcompile.codegen.device.philox import word_of_block, words_of_call
 
 
 @triton.jit
-def row_position(ROWS: tl.constexpr, COLUMNS: tl.constexpr, OPERANDS: tl.constexpr):
-    """Position of the upper fragment: rows r with r % 16 < 8."""
-    row_tile = tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)
-    rows = tl.arange(0, ROWS // 2)
-    rows = (rows // 8 * 16 + rows % 8)[:, None]
+def first_row(ROWS: tl.constexpr):
+    """The first row of this program's tile."""
+    return (tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)) * ROWS
+
+
+@triton.jit
+def row_position(
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, OPERANDS: tl.constexpr, SLICE: tl.constexpr
+):
+    """Position of the upper fragment of the slice: rows r of the tile with r % 16 < 8."""
+    k = _rows_of_slice(SLICE)[:, None]
+    rows = k // 8 * 16 + k % 8
     groups = tl.arange(0, COLUMNS // 4)[None, :]
     column_tile = tl.program_id(0) // OPERANDS
-    return row_tile * ROWS, rows, column_tile * (COLUMNS // 4), groups, False
+    return first_row(ROWS), rows, column_tile * (COLUMNS // 4), groups, False
+
+
+@triton.jit
+def _rows_of_slice(SLICE: tl.constexpr):
+    """Numbers of the slice's rows r with r % 16 < 8, among those of the tile."""
+    return SLICE * 32 + tl.arange(0, 32)
 
 
 @triton.jit
@@ -123,17 +136,14 @@ def _store_values_of_rows(ptr, values, at, rows, per_row, FIT: tl.constexpr):
 
 
 @triton.jit
-def compress_rows(
+def compress_slice(
     OPERAND: tl.constexpr, inputs, blob, R, C, seed, stream,
     METHOD: tl.constexpr, N: tl.constexpr, LAYOUT: tl.constexpr, STORAGE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FIT: tl.constexpr, ISA: tl.constexpr,
-    OPERANDS: tl.constexpr = 1,
+    OPERANDS: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """Compress this program's tile along its columns into the blob of x.
-
-    Args: as of every tile function, see the package's docstring.
-    """
-    at = row_position(ROWS, COLUMNS, OPERANDS)
+    """Compress 64 rows of this program's tile, the SLICE-th."""
+    at = row_position(ROWS, COLUMNS, OPERANDS, SLICE)
     below = shifted(at, 8)
     upper = OPERAND(at, inputs, R, C, FIT, ISA)
     lower = OPERAND(below, inputs, R, C, FIT, ISA)
@@ -146,11 +156,33 @@ def compress_rows(
         values, lower, below, C, rows, per_row, seed, stream, METHOD, N, STORAGE, FIT, ISA
     )
     word = quad_word(upper, lower, METHOD, LAYOUT, ISA)
-    even, odd = tl.split(tl.reshape(word, [ROWS // 2, COLUMNS // 32, 2]))
+    even, odd = tl.split(tl.reshape(word, [32, COLUMNS // 32, 2]))
     row0, row, group0, _, _ = at
     columns = padded_columns(C, LAYOUT, 1)
     metadata = blob.to(tl.pointer_type(tl.int8)) + tl.cast(rows, tl.int64) * columns
-    k = tl.arange(0, ROWS // 2)[:, None]
+    k = _rows_of_slice(SLICE)[:, None]
     pair = group0 // 8 + tl.arange(0, COLUMNS // 32)[None, :]
     inside = (row0 + row < rows) & (32 * pair < columns)
     store_pairs(metadata, even, odd, row0, k, pair, rows, columns, inside, LAYOUT, ISA)
+
+
+@triton.jit
+def compress_rows(
+    OPERAND: tl.constexpr, inputs, blob, R, C, seed, stream,
+    METHOD: tl.constexpr, N: tl.constexpr, LAYOUT: tl.constexpr, STORAGE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FIT: tl.constexpr, ISA: tl.constexpr,
+    OPERANDS: tl.constexpr = 1,
+):  # fmt: skip
+    """Compress this program's tile along its columns into the blob of x.
+
+    Args: as of every tile function, see the package's docstring.
+
+    64 rows at a time, so that a long prologue has the registers of one slice alone: the values of
+    a slice are stored before the next is loaded, and no two share the places of their rows, which
+    compilers would keep in registers from one to the next.
+    """
+    for k in tl.static_range(ROWS // 64):
+        compress_slice(
+            OPERAND, inputs, blob, R, C, seed, stream,
+            METHOD, N, LAYOUT, STORAGE, ROWS, COLUMNS, FIT, ISA, OPERANDS, k,
+        )  # fmt: skip

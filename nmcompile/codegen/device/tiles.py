@@ -20,7 +20,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nmcompile.codegen.device.primitives import high_float, low_float, round_pair
+from nmcompile.codegen.device.primitives import (
+    high_float,
+    load_four,
+    low_float,
+    round_pair,
+)
 
 
 @triton.jit
@@ -41,7 +46,6 @@ def _load_column(ptr, stride, at, R, C, i: tl.constexpr):
 @triton.jit
 def load_words(ptr, stride, at, R, C, FIT: tl.constexpr):
     """The words of a 16-bit operand as they are, zero outside it."""
-    row0, rows, group0, groups, _ = at
     if FIT == "ragged":
         bits = ptr.to(tl.pointer_type(tl.int16))
         a0 = _load_column(bits, stride, at, R, C, 0).to(tl.int32) & 0xFFFF
@@ -50,11 +54,51 @@ def load_words(ptr, stride, at, R, C, FIT: tl.constexpr):
         a3 = _load_column(bits, stride, at, R, C, 3).to(tl.int32) << 16
         words = a0 | a1, a2 | a3
     else:
-        origin = (ptr + row0.to(tl.int64) * stride + group0 * 4).to(tl.pointer_type(tl.int64))
-        origin += rows * (stride // 4) + groups
-        both = tl.load(origin) if FIT == "full" else tl.load(origin, valid(at, R, C), other=0)
+        both = _load_groups(ptr, stride, at, R, C, tl.int64, FIT)
         words = both.to(tl.int32), (both >> 32).to(tl.int32)
     return words
+
+
+@triton.jit
+def _load_groups(ptr, stride, at, R, C, GROUP: tl.constexpr, FIT: tl.constexpr):
+    """Groups of four columns as numbers ``[T, G]`` of their size, zero outside of the operand."""
+    row0, rows, group0, groups, _ = at
+    origin = (ptr + row0.to(tl.int64) * stride + group0 * 4).to(tl.pointer_type(GROUP))
+    origin += rows * (stride // 4) + groups
+    return tl.load(origin) if FIT == "full" else tl.load(origin, valid(at, R, C), other=0)
+
+
+@triton.jit
+def _load_wide(ptr, stride, at, R, C, FIT: tl.constexpr, ISA: tl.constexpr):
+    """Four pieces of a float32 operand, zero outside of it."""
+    row0, rows, group0, groups, _ = at
+    base = ptr + row0.to(tl.int64) * stride + group0 * 4
+    offset = rows * (stride // 4) + groups
+    if FIT == "full":
+        pieces = load_four(base, offset, ISA)
+    else:
+        # The first element of the program's tile is always there.
+        inside = valid(at, R, C)
+        x = load_four(base, tl.where(inside, offset, 0), ISA)
+        pieces = (
+            tl.where(inside, x[0], 0.0),
+            tl.where(inside, x[1], 0.0),
+            tl.where(inside, x[2], 0.0),
+            tl.where(inside, x[3], 0.0),
+        )
+    return pieces
+
+
+@triton.jit
+def _flag(word, BIT: tl.constexpr):
+    return tl.where((word & BIT) != 0, 1.0, 0.0)
+
+
+@triton.jit
+def _load_flags(ptr, stride, at, R, C, FIT: tl.constexpr):
+    """Four pieces, 0.0 and 1.0, of a boolean operand, zero outside of it."""
+    word = _load_groups(ptr, stride, at, R, C, tl.int32, FIT)
+    return _flag(word, 1), _flag(word, 1 << 8), _flag(word, 1 << 16), _flag(word, 1 << 24)
 
 
 @triton.jit
@@ -70,15 +114,20 @@ def to_pieces(words, STORAGE: tl.constexpr):
 
 
 @triton.jit
-def load(ptr, stride, at, R, C, FIT: tl.constexpr):
+def load(ptr, stride, at, R, C, FIT: tl.constexpr, ISA: tl.constexpr):
     """Four float32 pieces ``[T, G]`` of a ``[R, C]`` input of any type, zero outside it.
 
-    16-bit inputs are read 16 bytes at a time unless FIT is ragged, others an element at a time.
+    Unless FIT is ragged, 16-bit and float32 inputs are read 16 bytes at a time, boolean ones
+    eight; others an element at a time.
     """
     if ptr.dtype.element_ty == tl.bfloat16:
         pieces = to_pieces(load_words(ptr, stride, at, R, C, FIT), "bf16")
     elif ptr.dtype.element_ty == tl.float16:
         pieces = to_pieces(load_words(ptr, stride, at, R, C, FIT), "fp16")
+    elif ptr.dtype.element_ty == tl.float32 and FIT != "ragged":
+        pieces = _load_wide(ptr, stride, at, R, C, FIT, ISA)
+    elif ptr.dtype.element_ty == tl.int1 and FIT != "ragged":
+        pieces = _load_flags(ptr, stride, at, R, C, FIT)
     else:
         pieces = (
             _load_column(ptr, stride, at, R, C, 0).to(tl.float32),
@@ -90,11 +139,11 @@ def load(ptr, stride, at, R, C, FIT: tl.constexpr):
 
 
 @triton.jit
-def load_per_column(ptr, at, C, FIT: tl.constexpr):
+def load_per_column(ptr, at, C, FIT: tl.constexpr, ISA: tl.constexpr):
     """Four float32 pieces ``[1, G]`` of an input ``[C]`` that is broadcast over the rows."""
     row0, _, group0, groups, again = at
     row = (row0 * 0, groups * 0, group0, groups, again)
-    return load(ptr, 0, row, 1, C, FIT)
+    return load(ptr, 0, row, 1, C, FIT, ISA)
 
 
 @triton.jit
