@@ -14,7 +14,7 @@ REHEARSE ?=
 CARRY ?= carried
 CARRY_PYTHON ?= 3.12
 
-.PHONY: help digits study text test quick check static benchmark zoo fuzz versions resolve rehearse carry
+.PHONY: help digits study text test quick check static tritons benchmark zoo fuzz versions resolve rehearse carry
 
 help:                 ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,8 +40,11 @@ check: $(DEV)         ## lint, spelling, types and the law of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-static: $(DEV)        ## cross-compile every kernel for GPUs and read the machine code (2 minutes)
+static: $(DEV)        ## cross-compile every kernel for GPUs and read the machine code (3 minutes)
 	$(BIN)/python -m benchmarks.static_check
+
+tritons: $(DEV)       ## the kernels of real models on four versions of Triton (half an hour)
+	$(BIN)/python -m benchmarks.static_check.versions
 
 benchmark: $(DEV)     ## step time, compile time and memory against Inductor
 	$(BIN)/python -m benchmarks.training_step

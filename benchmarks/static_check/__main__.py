@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import records
+from benchmarks.static_check import models
 from benchmarks.static_check.cases import LAYOUTS, Case, all_cases
 from benchmarks.static_check.model import SIDE, Result, examine
 from benchmarks.static_check.throughput import DEVICES
@@ -72,28 +73,52 @@ def write_sources(folder: Path, cases: Iterable[Case]) -> None:
         path.write_text(loader.kernel_path(case.spec).read_text())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the kernels; 1 if one fails."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.static_check", description=__doc__)
-    parser.add_argument("--arch", action="append", choices=sorted(LAYOUTS), help="default: all")
-    parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
-    parser.add_argument("--csv", type=Path, help=f"default when all are checked: {RESULTS.name}")
-    parser.add_argument(
+def chosen(options: argparse.Namespace) -> list[Case]:
+    """The cases of a command line."""
+    if options.specs:
+        found = models.from_json(options.specs.read_text())
+        return [Case.of("sm_90", spec, model) for spec, model in found.items()]
+    cases = all_cases(tuple(options.arch or LAYOUTS))
+    which = options.models or ("none" if options.kernel or options.sources else "few")
+    if which != "none" and "sm_90" in (options.arch or LAYOUTS):
+        found = models.specs(*models.FEW) if which == "few" else models.specs()
+        cases += [Case.of("sm_90", spec, model) for spec, model in found.items()]
+    return [case for case in cases if options.kernel in case.name]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m benchmarks.static_check", description=__doc__)
+    found.add_argument("--arch", action="append", choices=sorted(LAYOUTS), help="default: all")
+    found.add_argument("--kernel", default="", help="only kernels whose name contains this")
+    found.add_argument("--csv", type=Path, help=f"default when all are checked: {RESULTS.name}")
+    found.add_argument(
         "--sources", type=Path, metavar="DIR", help="write the printed kernels there; no check"
     )
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args(arguments)
-    cases = all_cases(tuple(options.arch or LAYOUTS))
-    cases = [case for case in cases if options.kernel in case.name]
+    found.add_argument(
+        "--models", choices=("none", "few", "all"), help="whose kernels are checked on sm_90 too"
+    )
+    found.add_argument(
+        "--specs", type=Path, metavar="FILE", help="the kernels of models.to_json alone"
+    )
+    found.add_argument("--workers", type=int, default=2)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the kernels; 1 if one fails."""
+    options = parser().parse_args(arguments)
+    cases = chosen(options)
     if not cases:
-        parser.error(f"no kernel's name contains {options.kernel!r}")
+        parser().error(f"no kernel's name contains {options.kernel!r}")
     if options.sources:
         write_sources(options.sources, cases)
         return 0
     with ProcessPoolExecutor(options.workers) as pool:
         results = list(pool.map(examine, cases))
     show(results, Console(width=None if sys.stdout.isatty() else 200))
-    path = options.csv or (None if options.arch or options.kernel else RESULTS)
+    partly = options.arch or options.kernel or options.models or options.specs
+    path = options.csv or (None if partly else RESULTS)
     if path:
         write_csv(path, results)
     return int(any(result.failures for result in results))

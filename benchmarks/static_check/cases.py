@@ -26,6 +26,9 @@ LAYOUTS = {
 }
 #: By name: the dimensions that the blocks run along.
 ORIENTATIONS = {"rows": (1,), "columns": (0,), "both": (1, 0)}
+_POINTERS = {
+    "bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "bool": "*i1", "int64": "*i64",
+}  # fmt: skip
 _DTYPES = {storage: str(dtype).removeprefix("torch.") for dtype, storage in STORAGE.items()}
 
 
@@ -40,6 +43,7 @@ class Case:
         fit: what it may assume of the sizes.
         tile: None for the package's own choice.
         isa: None for the architecture's own, 0 for plain Triton.
+        given: the kernel itself, where a model has it; ``model`` is which, under which recipe.
     """
 
     arch: str
@@ -52,6 +56,14 @@ class Case:
     fit: str = "full"
     tile: host.Tile | None = None
     isa: int | None = None
+    given: KernelSpec | None = None
+    model: str = ""
+
+    @classmethod
+    def of(cls, arch: str, spec: KernelSpec, model: str) -> Case:
+        """The case of a kernel that a model has."""
+        kind = (spec.method, spec.n, spec.orientations, spec.storage, str(spec.layout))
+        return cls(arch, *kind, prologue=spec.digest[:6], given=spec, model=model)
 
     @property
     def name(self) -> str:
@@ -61,12 +73,16 @@ class Case:
     @property
     def source_name(self) -> str:
         """The same, without what is chosen after the kernel is printed."""
+        if self.given:
+            return f"{self.model}: {self.given.name}-{self.prologue}"
         parts = (self.method, f"{self.n}:{2 * self.n}", self.orientations, self.storage)
         return "-".join((*parts, self.layout, self.prologue))
 
     @property
     def spec(self) -> KernelSpec:
         """What the printer is given."""
+        if self.given:
+            return self.given
         prologue, dtype = PROLOGUES[self.prologue], _DTYPES[self.storage]
         return KernelSpec(
             inputs=prologue.inputs_of(dtype),
@@ -111,8 +127,8 @@ def compile_case(case: Case, ones: Collection[str] = ()) -> CompiledKernel:
     spec = case.spec
     kernel = loader.load(spec)
     capability = int(case.arch.removeprefix("sm_"))
-    tensors = [*(i.name for i in spec.inputs), *launch.result_names(spec)]
-    types = dict.fromkeys(tensors, f"*{case.storage}") | {"seed": "*i64"}
+    types = {i.name: _POINTERS[i.dtype] for i in spec.inputs} | {"seed": "*i64"}
+    types |= dict.fromkeys(launch.result_names(spec), _POINTERS[spec.dtype])
     constants = {
         "ROWS": case.shape.rows,
         "COLUMNS": case.shape.columns,

@@ -37,7 +37,7 @@ from benchmarks.static_check.throughput import busiest, weighted
 from nmcompile.codegen.device.host import Tile, fit_of, launch_grid
 from nmcompile.codegen.device.layouts import quad_bytes, quad_word
 from nmcompile.codegen.device.philox import words_of_call
-from nmcompile.codegen.device.primitives import round_pair
+from nmcompile.codegen.device.primitives import load_four, round_pair
 from nmcompile.codegen.device.rows import pack_block
 from nmcompile.codegen.printer import print_kernel
 from nmcompile.compressed import packing
@@ -48,6 +48,7 @@ from nmcompile.passes.pipeline import POST_GRAD
 from nmcompile.passes.plan import Kernels
 from nmcompile.passes.run import run
 from tests.kernels import ptx
+from tests.kernels.specs import spec as kernel_spec
 from tests.kernels.target import hard_operand
 
 MSE = Case("sm_90", "mse", 2, "rows", "bf16", "cusparselt_sm90")
@@ -71,12 +72,22 @@ def _blocks(
     tl.store(out + 4 * i + 3, round_pair(low, high, STORAGE, ISA))
 
 
-def _ptx(storage: str, method: str, n: int, isa: int) -> str:
-    constants = {"METHOD": method, "N": n, "STORAGE": storage, "ISA": isa}
-    signature = {"x": "*i32", "seed": "*i32", "out": "*i32"}
-    signature |= dict.fromkeys(constants, "constexpr")
-    values = {(_blocks.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(_blocks, signature, values, {})
+@triton.jit
+def _quarters(x, out, ISA: tl.constexpr):
+    """Four float32 a thread, stored one by one in the opposite order."""
+    i = tl.program_id(0) * 32 + tl.arange(0, 32)
+    x0, x1, x2, x3 = load_four(x.to(tl.pointer_type(tl.float32)), i, ISA)
+    tl.store(out + 4 * i, x3.to(tl.int32, bitcast=True))
+    tl.store(out + 4 * i + 1, x2.to(tl.int32, bitcast=True))
+    tl.store(out + 4 * i + 2, x1.to(tl.int32, bitcast=True))
+    tl.store(out + 4 * i + 3, x0.to(tl.int32, bitcast=True))
+
+
+def _ptx(kernel: Any, isa: int, **constants: Any) -> str:
+    constants |= {"ISA": isa}
+    signature = {name: "constexpr" if name in constants else "*i32" for name in kernel.arg_names}
+    values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, values, {})
     target = GPUTarget("cuda", isa, 32)
     return str(triton.compile(source, target=target, options={"num_warps": 1}).asm["ptx"])
 
@@ -97,7 +108,7 @@ def test_inline_instructions_equal_the_oracle(storage: str, method: str, n: int,
     words = x.view(torch.int32).numpy()
     seed = 5
     buffers = [words.reshape(-1), np.array([seed], np.int32), out.reshape(-1)]
-    ptx.run(_ptx(storage, method, n, isa), buffers, len(x), 32)
+    ptx.run(_ptx(_blocks, isa, METHOD=method, N=n, STORAGE=storage), buffers, len(x), 32)
 
     key = torch.tensor([seed * 0x12345678911])
     uniforms = reference.philox_uniforms(key, -3, 4 * len(x)).view(-1, 4)
@@ -115,6 +126,25 @@ def test_inline_instructions_equal_the_oracle(storage: str, method: str, n: int,
     assert (out[:, 2].view(np.uint32) == nibbles.astype(np.uint32) * 0x11111111).all()
     rounded = torch.from_numpy(words).view(torch.float32).to(dtype)
     assert _same(mine[:, 3].contiguous().view(dtype), rounded.view(-1))
+
+
+def test_four_floats_are_one_load() -> None:
+    text = _ptx(_quarters, 90)
+    assert text.count("ld.global.v4.f32") == 1
+    x = np.arange(128 * 4, dtype=np.int32)
+    out = np.zeros_like(x)
+    ptx.run(text, [x, out], 128, 32)
+    assert (out.reshape(-1, 4)[:, ::-1] == x.reshape(-1, 4)).all()
+
+
+@pytest.mark.parametrize("fit", ["full", "aligned"])
+def test_wide_inputs_are_read_sixteen_bytes_at_a_time(fit: str) -> None:
+    """A residual in float32, and flags: as wide as the others where nothing is ragged."""
+    case = Case.of("sm_90", kernel_spec("dropout_residual", (1, 0), dtype="bfloat16"), "residual")
+    found = examine(replace(case, fit=fit))
+    assert found.failures == []
+    widths = {access_width(op) for op in found.machine.opcodes if op.startswith("LDG")}
+    assert widths <= {16, 8}
 
 
 @pytest.mark.parametrize("method", ["mse", "mvue"])

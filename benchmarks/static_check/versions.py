@@ -1,0 +1,89 @@
+"""The kernels of real models under several versions of Triton.
+
+    python -m benchmarks.static_check.versions                3.6.0, 3.7.1, 3.8.0 and 3.9.0
+    python -m benchmarks.static_check.versions 3.8.0          another choice
+
+Each version is installed into a folder of its own in .versions/, without its dependencies, and put
+in front of this environment's. The models are planned once: their kernels do not depend on Triton,
+the machine code does. A version's rows replace its earlier ones in
+benchmarks/results/static_check_versions.csv. Exit status 1 if a kernel spills, or reads or writes
+fewer than 16 bytes at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks import records
+from benchmarks.records import ROOT
+from benchmarks.static_check import models
+
+RESULTS = records.RESULTS / "static_check_versions.csv"
+DEFAULT = ["3.6.0", "3.7.1", "3.8.0", "3.9.0"]
+COLUMNS = ("kernel", "tile", "load bytes", "store bytes", "registers", "spilled", "failures")
+
+
+def installed(version: str, folder: Path) -> Path:
+    """A folder that holds this version of Triton; made if need be."""
+    home = folder / f"triton-{version}"
+    if not (home / "triton").exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        subprocess.run([*pip, "--target", str(home), f"triton=={version}"], check=True)
+    return home
+
+
+def examined(home: Path, specs: Path, workers: int) -> list[dict[str, str]]:
+    """The rows of the static check of these kernels with the Triton of a folder."""
+    table = specs.with_name(f"{home.name}.csv")
+    paths = os.pathsep.join([str(home), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    caches = {"TRITON_CACHE_DIR": str(specs.parent / home.name)}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.static_check"]
+    command += ["--specs", str(specs), "--csv", str(table), "--workers", str(workers)]
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths, **caches},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if not table.exists():
+        raise SystemExit(f"{home.name}: nothing was checked\n{ended.stdout}{ended.stderr}")
+    return records.read(table)
+
+
+def main(
+    versions: Annotated[list[str] | None, typer.Argument(help="Of Triton.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where they are kept.")] = ROOT / ".versions",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    out: Annotated[Path, typer.Option(help="The table's file.")] = RESULTS,
+) -> None:
+    """Compile the kernels of real models with several versions of Triton; 1 if one is bad."""
+    console, bad = Console(), 0
+    with tempfile.TemporaryDirectory() as scratch:
+        specs = Path(scratch) / "specs.json"
+        specs.write_text(models.to_json(models.specs()))
+        for version in versions or DEFAULT:
+            rows = examined(installed(version, folder), specs, workers)
+            kept = [{"triton": version, **{c: row[c] for c in COLUMNS}} for row in rows]
+            origin = records.origin("commit", "time")
+            records.replace(out, [row | origin for row in kept], ("triton",))
+            failures = [f"{row['kernel']}: {row['failures']}" for row in kept if row["failures"]]
+            most = max((int(row["registers"]) for row in kept), default=0)
+            console.print(f"triton {version}: {len(kept)} kernels, at most {most} registers")
+            for failure in failures:
+                console.print(f"FAILED {failure}", style="red")
+            bad += len(failures)
+    raise typer.Exit(code=int(bad > 0))
+
+
+if __name__ == "__main__":
+    typer.run(main)
