@@ -5,8 +5,10 @@ supervise   worker processes, time limits, restarts after a crash
 worker      runs cases one after the other and writes events
 events      what a case may report; what becomes of it: JSON and CSV
 targets     the project's targets and the verdict
+figures     what was measured, as targets that the cost model takes
+caches      compiled kernels that come from elsewhere
 device      all that differs between a GPU and the rehearsal on the CPU
-cases       the sections: probe, kernels, products, training
+cases       the sections, what decides most first
 """
 
 from __future__ import annotations
