@@ -168,7 +168,7 @@ class _Run:
             self.folder = Path(name)
             caches = self.folder if self.cache is None else self.cache.resolve()
             if self.cache is not None:
-                os.environ["NM_CACHES"] = f"{settle(caches / 'triton')} kernels brought along"
+                self.job["caches"] = f"{settle(caches / 'triton')} kernels brought along"
             try:
                 supervise(self.chosen, self.job, self.folder, caches, self.receive, lanes)
             finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 import traceback
@@ -23,10 +22,11 @@ def run_cases(
     deadlines: dict[str, float],
     send: Callable[[Event], None],
     commit: str,
+    caches: str = "empty",
 ) -> bool:
     """Run each case for which its section has time; False when the device was lost."""
     environment = {**cases.versions(), **device.describe(), "commit": commit}
-    environment["caches"] = os.environ.get("NM_CACHES", "empty")
+    environment["caches"] = caches
     send({"kind": "environment", "data": environment})
     fields, facts = stamp(environment, commit), dict[Any, Any]()
     for case in chosen:
@@ -57,8 +57,9 @@ def work(channel: Any, job: dict[str, Any]) -> None:
 
     Args:
         channel: takes the events.
-        job: ``rehearsal``, ``commit``, ``keys`` of the cases in order, ``deadlines`` of their
-            sections (monotonic seconds, alike in all processes of a machine).
+        job: ``rehearsal``, ``commit``, ``caches`` (what was in them), ``keys`` of the cases in
+            order, ``deadlines`` of their sections (monotonic seconds, alike in all processes of a
+            machine).
     """
 
     def send(event: Event) -> None:  # plain values alone: the supervisor needs nothing to read them
@@ -68,5 +69,6 @@ def work(channel: Any, job: dict[str, Any]) -> None:
     by_key = {case.key: case for case in cases.all_cases(job["rehearsal"], sections)}
     device = Rehearsal() if job["rehearsal"] else Device()
     chosen = [by_key[key] for key in job["keys"]]
-    alive = run_cases(chosen, device, job["deadlines"], send, job["commit"])
+    about = job["commit"], job.get("caches", "empty")
+    alive = run_cases(chosen, device, job["deadlines"], send, *about)
     sys.exit(0 if alive else LOST)

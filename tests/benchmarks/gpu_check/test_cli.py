@@ -29,7 +29,9 @@ def plain(output: str) -> str:
 
 
 def test_worker_processes_write_files(tmp_path):
-    data = rehearse(tmp_path, "--only", "probe/float16", "--lanes", "1")
+    given = ["--only", "probe/float16", "--lanes", "1", "--cache", str(tmp_path / "carried")]
+    data = rehearse(tmp_path, *given)
+    assert data["environment"]["caches"] == "0 kernels brought along"
     assert statuses(data) == {"probe/float16": "ok"}
     assert data["rehearsal"] is True
     assert data["environment"]["torch"] == torch.__version__
