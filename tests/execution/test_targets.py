@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,20 @@ class TestAFileOfOnesOwn:
         self.write(monkeypatch, tmp_path / "own.toml", to_toml([changed]))
         assert named("h200") == changed
         assert named("a100") == nmcompile.targets()["a100"]
+
+    def test_the_example_of_the_page_is_such_a_file(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        page = (Path(__file__).parents[2] / "docs" / "decisions.md").read_text()
+        (example,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+        self.write(monkeypatch, tmp_path / "own.toml", example)
+        assert named("h100").gain(8192, 8192, 8192) == 1.31
+        rows = re.findall(r"^\| (`[^|]*`) \| ([\d.]+) \| `(\w+)` \|$", page, re.M)
+        told = {name: row[1:] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+        known = {t.name: t for t in nmcompile.targets().values()}
+        assert told == {
+            n: (".".join(map(str, t.capability or ())), str(t.layout)) for n, t in known.items()
+        }
 
     @pytest.mark.parametrize(
         ("text", "words"),
