@@ -146,7 +146,9 @@ class Device:
             self.synchronize()
         kernels: dict[str, tuple[float, int]] = {}
         for event in found.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
+            # Ranges that the program names are shown on the device too, over their kernels.
+            named = getattr(event, "is_user_annotation", False) or event.name.startswith("##")
+            if event.device_type == torch.autograd.DeviceType.CUDA and not named:
                 seconds, launches = kernels.get(event.name, (0.0, 0))
                 seconds += event.time_range.elapsed_us() * 1e-6
                 kernels[event.name] = seconds, launches + 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 
@@ -69,3 +73,27 @@ def test_a_device_is_described_though_nothing_answers():
     assert found["gpu"].startswith("unknown: ")
     assert found["nvidia-smi"].startswith("unknown: ")
     assert found["cuda"] == torch.version.cuda
+
+
+def test_a_profile_is_of_kernels_alone(monkeypatch):
+    """CUPTI's events are imitated: a kernel twice, a range over both, and the host's own."""
+
+    class Event(NamedTuple):
+        name: str
+        device_type: Any
+        us: float
+        is_user_annotation: bool = False
+
+        @property
+        def time_range(self):
+            return SimpleNamespace(elapsed_us=lambda: self.us)
+
+    gpu, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = [Event("gemm", gpu, 2.0), Event("gemm", gpu, 3.0), Event("aten::mm", cpu, 9.0)]
+    events += [Event("## Call CompiledFxGraph", gpu, 5.0), Event("step", gpu, 5.0, True)]
+    profile = nullcontext(SimpleNamespace(events=lambda: events))
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile)
+    device = object.__new__(Device)
+    monkeypatch.setattr(Device, "synchronize", lambda self: None)
+    found = device.profile(lambda: None)
+    assert found == {"gemm": (pytest.approx(5e-6), 2)}
