@@ -15,6 +15,7 @@ from torch import Tensor
 
 import nmcompile
 from benchmarks.gpu_check.cases.networks import LlamaBlock, LlamaShape
+from nmcompile import Policy
 from tools.nullgpu.expectations import Measured, count
 from tools.nullgpu.log import Log, recorded
 
@@ -47,8 +48,10 @@ def measure(recipe: str | None, shape: LlamaShape = SHAPE) -> Step:
     x.requires_grad_()
     dy = torch.zeros_like(x)
     backend: Any = "inductor" if recipe is None else nmcompile.nm_sparse
-    options = {} if recipe is None else {"options": {"policy": recipe}}
-    run = torch.compile(layer, backend=backend, fullgraph=True, dynamic=False, **options)
+    keywords: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+    if recipe is not None:  # sparse wherever it can be: a layer that stays dense would show nothing
+        keywords["options"] = {"policy": Policy(extends=recipe, execution="sparse")}
+    run = torch.compile(layer, backend=backend, **keywords)
 
     def step() -> None:
         run(x, angles, angles).backward(dy)
