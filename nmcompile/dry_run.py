@@ -52,7 +52,7 @@ def explain(
         PolicyError: the policy cannot be read, or asks for what a site cannot have.
     """
     chosen = Policy.resolve(policy)
-    place = named(target) if isinstance(target, str) else target
+    place = None if target is None else named(target)
     graphs: list[GraphReport] = []
 
     def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:

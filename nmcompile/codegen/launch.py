@@ -188,7 +188,7 @@ def row_strides(spec: KernelSpec, strides: Sequence[Sequence[int]]) -> dict[str,
 
 def isa(device: torch.device) -> int:
     """What inline PTX may use there, as ``codegen.device`` takes it."""
-    return 0 if interpreted() else _capability(device)
+    return 0 if interpreted() or device.type != "cuda" else _capability(device)
 
 
 @functools.cache

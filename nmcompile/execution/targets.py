@@ -142,14 +142,21 @@ def targets() -> Targets:
     return Targets(_known(os.environ.get(OWN_TARGETS, "")))
 
 
-def named(name: str) -> Target:
-    """The target of that name.
+def named(name: str | Target) -> Target:
+    """The target of that name, or the one that is given.
 
     Raises:
         OptionError: there is none; the message has the nearest one.
     """
+    if isinstance(name, Target):
+        return name
+    if not isinstance(name, str):
+        raise OptionError(
+            f"a target is a name of nmcompile.targets(), not a {type(name).__name__}: give a model "
+            "that has an input of that name this input by position"
+        )
     known = targets()
-    word = str(name).lower()
+    word = name.lower()
     if word not in known:
         hint = nearest(word, known)
         raise OptionError(f"{name!r} is no target: {hint} (nmcompile.targets() lists them)")

@@ -12,10 +12,13 @@ from torch import fx
 from nmcompile import _torch
 from nmcompile.capture.inputs import Capture
 from nmcompile.codegen.kernel_spec import KernelSpec
+from nmcompile.codegen.masks import MaskSpec
 from nmcompile.inductor.hooks import JointPass
 from nmcompile.inductor.interpreter import DenseInterpreter
 from nmcompile.inductor.options import Settings
+from nmcompile.ops.schemas import KeepMask, Prune
 from nmcompile.passes import pipeline
+from nmcompile.passes.lower_kernels import mask_spec
 from nmcompile.passes.plan import Kernels
 from nmcompile.passes.run import run
 from nmcompile.report.report import GraphReport
@@ -28,15 +31,16 @@ class Planned(NamedTuple):
     reports: list[GraphReport]
     graphs: list[fx.Graph]  # after the partitioner: forward and backward, or the inference graph
 
-    def kernels(self) -> list[KernelSpec]:
-        """The compress kernels that would be generated for these graphs, on a GPU."""
-        specs: list[KernelSpec] = []
+    def kernels(self) -> list[KernelSpec | MaskSpec]:
+        """The kernels that would be generated for these graphs on a GPU, one for each launch."""
+        specs: list[KernelSpec | MaskSpec] = []
         for graph in self.graphs:
             copied = copy.deepcopy(graph)  # the one that is interpreted stays as it is
             devices = {v.device.type for n in copied.nodes if (v := _tensor(n)) is not None}
             kernels = Kernels(copied, tuple(sorted(devices)), lower=False)
             run(pipeline.POST_GRAD, kernels, "post-grad graph")
-            specs += kernels.specs
+            masks = [mask_spec(node) for op in (Prune, KeepMask) for node in op.nodes(copied)]
+            specs += [*kernels.specs, *filter(None, masks)]
         return specs
 
 

@@ -79,6 +79,17 @@ def can_lower(node: fx.Node) -> bool:
         return cusparselt.reads(layout, first)
 
 
+def mask_spec(node: fx.Node) -> masks.MaskSpec | None:
+    """The kernel of a ``Prune`` or ``KeepMask`` with known sizes, were it on CUDA."""
+    x = node.all_input_nodes[0].meta["val"]
+    known = all(isinstance(s, int) for s in (*x.shape, *x.stride()))
+    if not known or 0 in x.shape or x.dtype not in masks.STORAGE:
+        return None
+    how = _of_mask(node)
+    assert isinstance(how.spec, masks.MaskSpec)
+    return how.spec
+
+
 def _of_compress(node: fx.Node) -> _Launch:
     call = FusedCompress.of(node)
     spec = spec_of(call.spec)

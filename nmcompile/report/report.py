@@ -16,6 +16,7 @@ from rich.text import Text
 
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.loader import recorded_kernels
+from nmcompile.codegen.masks import MaskSpec
 from nmcompile.execution.targets import Target
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.find_skipped import Skipped
@@ -45,7 +46,7 @@ class GraphReport(Frozen):
     saved: tuple[SavedTensor, ...] | None = Field(
         default=None, description="what the forward keeps for the backward; of explain() alone"
     )
-    kernel_specs: tuple[KernelSpec, ...] | None = Field(
+    kernel_specs: tuple[KernelSpec | MaskSpec, ...] | None = Field(
         default=None, description="what would be generated; of explain(target=...) alone"
     )
 

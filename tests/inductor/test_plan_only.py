@@ -68,3 +68,27 @@ def test_another_interpreter_runs_the_masks(monkeypatch: pytest.MonkeyPatch) -> 
     x, w, b = inputs
     pruned = torch.ops.nm.prune(x, None, 0, 2, 4, [1], "mse")
     torch.testing.assert_close(y, torch.nn.functional.linear(pruned, w, b))
+
+
+def test_the_kernels_of_a_gpu_are_listed_and_the_graphs_stay_as_they_are() -> None:
+    gm, inputs = layer()
+    policy = Policy(extends="full", execution="sparse")
+    x, w, b = (x.detach().bfloat16() for x in inputs)
+    planned = plan_only(gm, [x, nn.Parameter(w), nn.Parameter(b)], Settings(policy))
+    names = ["compress_rows_mse_2_4_copy", "compress_columns_mvue_2_4_copy"]
+    assert [spec.name for spec in planned.kernels()] == names
+    for graph in planned.graphs:
+        assert graph.find_nodes(op="call_function", target=torch.ops.nm.compress.default)
+
+
+def test_so_are_masks_of_sizes_that_are_known() -> None:
+    planned = plan_only(*layer(), Settings(Policy.recipe("full")))
+    names = ["prune_runs_mse_2_4", "prune_across_mvue_2_4"]
+    assert [spec.name for spec in planned.kernels()] == names
+
+
+def test_results_on_the_meta_device_are_no_constants() -> None:
+    gm, inputs = layer()
+    planned = plan_only(gm, [x.to("meta") for x in inputs], Settings(Policy.recipe("full")))
+    forward = planned.graphs[0]
+    assert forward.find_nodes(op="call_function", target=torch.ops.aten.addmm.default)
