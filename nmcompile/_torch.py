@@ -66,6 +66,11 @@ def graph_passes(configured: Any) -> tuple[Any, ...]:
     return tuple(configured) if isinstance(configured, (list, tuple)) else (configured,)
 
 
+def is_fallback(target: Any) -> bool:
+    """Whether Inductor calls PyTorch's own kernel of the operator."""
+    return target in private("torch._inductor.lowering", "fallbacks")
+
+
 def real_tensors() -> Any:
     """A context in which tensors are real although a fake mode is active."""
     return private("torch._subclasses.fake_tensor", "unset_fake_temporarily")()

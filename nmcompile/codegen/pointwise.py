@@ -20,6 +20,10 @@ EXPRESSIONS: dict[Any, str] = {
     aten.sub.Tensor: "{0} - {1}",
     aten.mul.Tensor: "{0} * {1}",
     aten.div.Tensor: "{0} / {1}",
+    aten.add.Scalar: "{0} + {1}",
+    aten.sub.Scalar: "{0} - {1}",
+    aten.mul.Scalar: "{0} * {1}",
+    aten.div.Scalar: "{0} / {1}",
     aten.neg.default: "-{0}",
     aten.reciprocal.default: "1.0 / {0}",
     aten.exp.default: "tl.exp({0})",
@@ -66,5 +70,11 @@ def constant(value: float | bool) -> str:
 
 def pow_expression(exponent: float) -> str | None:
     """x ** exponent for the exponents that gradients of activations have."""
-    powers = {2.0: "{0} * {0}", 3.0: "{0} * {0} * {0}", 0.5: "tl.sqrt({0})", -1.0: "1.0 / {0}"}
+    powers = {
+        1.0: "{0}",
+        2.0: "{0} * {0}",
+        3.0: "{0} * {0} * {0}",
+        0.5: "tl.sqrt({0})",
+        -1.0: "1.0 / {0}",
+    }
     return powers.get(float(exponent))

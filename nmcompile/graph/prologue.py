@@ -1,44 +1,60 @@
-"""The elementwise producers of an operand that its compress kernel can compute itself.
+"""The elementwise producers of operands that their compress kernel computes itself.
 
-Every value of a prologue has the operand's elements in the operand's order, whatever its shape in
-the graph (``[B, T, C]`` for an operand ``[B T, C]``); what is smaller is read as a broadcast.
+Every value of a prologue has the operand's elements in the operand's order in memory, whatever its
+shape in the graph (``[B, T, C]``, or ``[N, C, H, W]`` channels-last, for an operand ``[R, C]``);
+what is smaller is read as a broadcast. Which producers these are is a question of bytes: those
+whose inputs are the fewest to read, where an input counts twice that would be written for the
+kernel alone. That is a minimum cut between the operands and what no kernel can compute.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import networkx
 import torch
 from torch import fx
 
+from nmcompile import _torch
 from nmcompile.codegen.kernel_spec import Input, Shape, Statement
 from nmcompile.codegen.pointwise import COMPARISONS, EXPRESSIONS, pow_expression
+from nmcompile.gemm import size_hint
 from nmcompile.graph.aten import (
     CONSTANTS,
     CONVERSIONS,
-    FLAT_VIEWS,
     argument,
     constant_value,
     is_item,
 )
 from nmcompile.graph.insert import Inserter
+from nmcompile.graph.memory import Memory, bytes_of, is_inlined, readers, reads_inside
+from nmcompile.graph.order import Order, is_dense, is_expanded, is_same_memory
 
 aten = torch.ops.aten
 
 #: More operands than these would not fit into a program's registers.
 _MOST_INPUTS = 6
+_WIDEST = 2  # bytes of an element of an input that the graph itself computes
 
 
 class Prologue:
-    """The producers of ``base``, an operand of ``shape`` ``(R, C)``; none before ``grow``."""
+    """What a kernel reads and computes to have ``bases``, operands of ``shape`` ``(R, C)``.
 
-    def __init__(self, base: fx.Node, shape: Any) -> None:
-        self.base = base
-        self.rows, self.columns = shape
+    Without ``memory`` it reads the operands as they are. ``bytes`` is what it makes the step move:
+    what it reads and what is written for it alone, less what nobody else reads any more.
+    """
+
+    def __init__(self, bases: Sequence[fx.Node], shape: Any, memory: Memory | None = None) -> None:
+        self.bases = tuple(bases)
+        self.order = Order(*shape)
         self._members: list[fx.Node] = []  # in graph order
         self._leaves: dict[fx.Node, Input] = {}
         self._names = _Names()
-        self._read_base()
+        self.bytes = 0
+        if memory is None or not self._grow(memory):
+            for base in self.bases:
+                self._read_alone(base)
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -47,14 +63,29 @@ class Prologue:
 
     @property
     def statements(self) -> tuple[Statement, ...]:
-        """What it computes; the last one is the operand."""
+        """What it computes."""
         found = [s for node in self._members if (s := self._statement(node)) is not None]
         return tuple(found)
 
     @property
-    def value(self) -> str:
-        """The name of the operand: of the last statement, or of the only input."""
-        return self.statements[-1].name if self.statements else self.inputs[0].name
+    def leaves(self) -> tuple[fx.Node, ...]:
+        """The nodes that the kernel reads, each once."""
+        return tuple(self._leaves)
+
+    def value(self, base: fx.Node) -> str:
+        """The name of an operand: of a statement or of an input."""
+        return str(self._argument(base))
+
+    def dead(self, kept: Iterable[fx.Node], apart: Iterable[fx.Node]) -> set[fx.Node]:
+        """Members that nobody else computes: their readers are others of these, or ``apart``.
+
+        ``kept`` are operands that the kernel writes for their other readers.
+        """
+        found = set(kept)
+        for member in reversed(self._members):
+            if all(user in found or user in apart for user in readers(member)):
+                found.add(member)
+        return found
 
     def flat(self, insert: Inserter, site: fx.Node, given: Input) -> fx.Node:
         """The node of an input, as ``[R, C]`` or flat; inserted at the insertion point."""
@@ -62,59 +93,92 @@ class Prologue:
         if given.shape == "scalar":
             return node
         if given.shape == "full":
-            known = isinstance(self.columns, int)
-            wanted = [-1, self.columns] if known else [self.rows, -1]
+            known = isinstance(self.order.columns, int)
+            wanted = [-1, self.order.columns] if known else [self.order.rows, -1]
         else:
             wanted = [-1]
         value = node.meta["val"]
-        if value.dim() == len(wanted) and (given.shape != "full" or value.shape[1] == self.columns):
-            return node
-        return insert.reshape(site, node, wanted)
+        if value.dim() == len(wanted) and value.is_contiguous():
+            whole = given.shape == "full"
+            if not whole or value.shape[1] == self.order.columns:
+                return node
+        order = sorted(range(value.dim()), key=lambda d: -size_hint(value.stride(d)))
+        return insert.reshape(site, insert.permute(site, node, order), wanted)
 
-    def grow(self) -> None:
-        """Take in every producer that fits; leave the prologue empty if none does."""
-        if not isinstance(self.columns, int) and not isinstance(self.rows, int):
-            return
-        members = self._found()
-        leaves = {n for m in members for n in self._operands(m) if n not in members}
-        full = [n for n in leaves if self._shape_of(n) == "full"]
-        if members and full and len(leaves) <= _MOST_INPUTS:
-            self._take(members)
+    # -- which producers --------------------------------------------------------------------------
 
-    def _found(self) -> set[fx.Node]:
-        """The producers that fit and that nobody else reads; ``base`` may have other readers."""
-        members: set[fx.Node] = set()
-        wanted = {self.base}
-        for node in reversed(list(self.base.graph.nodes)):
-            alone = node is self.base or all(user in members for user in node.users)
-            if node in wanted and alone and self._fits(node):
-                members.add(node)
-                wanted.update(self._operands(node))
-        return members
-
-    def _take(self, members: set[fx.Node]) -> None:
+    def _grow(self, memory: Memory) -> bool:
+        """Take in the producers that make the kernel read the fewest bytes, where any fit."""
+        if not isinstance(self.order.columns, int) and not isinstance(self.order.rows, int):
+            return False
+        fitting = self._fitting()
+        if not all(base in fitting for base in self.bases):
+            return False
+        leaves = self._cut(fitting, memory)
+        members = self._between(leaves, fitting)
+        full = [n for n in leaves if self.order.is_whole(n)]
+        if not members or not full or len(leaves) > _MOST_INPUTS:
+            return False
         self._members = sorted(members)
-        self._leaves.clear()
-        self._names = _Names()
-        for member in self._members:
-            for operand in self._operands(member):
-                if operand not in members and operand not in self._leaves:
-                    self._read(operand)
-        if not self.statements:  # conversions and views alone
+        reads = [(o, m) for m in self._members for o in self._operands(m) if o not in members]
+        shapes = {(operand, self.order.lies(operand, member)) for operand, member in reads}
+        # Conversions and views alone are no prologue; one value is not read in two ways.
+        if len(shapes) > len(leaves) or not any(map(self._expression, self._members)):
             self._members = []
-            self._leaves.clear()
-            self._read_base()
+            return False
+        for operand, member in reads:
+            if operand not in self._leaves:
+                self._read(operand, self.order.lies(operand, member))
+        self.bytes = sum(_cost(leaf, memory) for leaf in leaves)
+        return True
 
-    def _read_base(self) -> None:
-        # Without producers all kernels of one dtype are the same one, whatever they read.
-        dtype = str(self.base.meta["val"].dtype).removeprefix("torch.")
-        self._leaves[self.base] = Input(name="x", shape="full", dtype=dtype, source="x")
+    def _fitting(self) -> set[fx.Node]:
+        """Every producer of the bases that a kernel could compute."""
+        found: set[fx.Node] = set()
+        stack = list(self.bases)
+        while stack:
+            node = stack.pop()
+            if node not in found and self._fits(node):
+                found.add(node)
+                stack += self._operands(node)
+        return found
 
-    def _read(self, node: fx.Node) -> None:
-        dtype = str(node.meta["val"].dtype).removeprefix("torch.")
-        shape = self._shape_of(node) or "full"
-        name = self._names.of(node)
-        self._leaves[node] = Input(name=name, shape=shape, dtype=dtype, source=_source(node))
+    def _cut(self, fitting: set[fx.Node], memory: Memory) -> set[fx.Node]:
+        """The leaves that move the fewest bytes; none where every choice reads what cannot be.
+
+        Every node is two, with an edge between them whose capacity is the cost of reading it.
+        """
+        flow = networkx.DiGraph()
+        for base in self.bases:
+            flow.add_edge((base, "out"), "kernel")
+        for node in fitting:
+            for operand in self._operands(node):
+                flow.add_edge((operand, "out"), (node, "in"))
+                if operand not in fitting:
+                    flow.add_edge("memory", (operand, "in"))
+        for node in {n for n, _ in filter(_is_pair, flow)}:
+            # What a view looks at is read rather than the view: another one may look there too.
+            view = node in fitting and is_same_memory(node)
+            if node in self.bases or view or not self._is_input(node):
+                flow.add_edge((node, "in"), (node, "out"))
+            else:
+                flow.add_edge((node, "in"), (node, "out"), capacity=_cost(node, memory))
+        try:
+            _, (left, _) = networkx.minimum_cut(flow, "memory", "kernel")
+        except networkx.NetworkXUnbounded:
+            return set()
+        return {n for n, _ in filter(_is_pair, left) if (n, "out") not in left}
+
+    def _between(self, leaves: set[fx.Node], fitting: set[fx.Node]) -> set[fx.Node]:
+        """What is computed from the leaves."""
+        found: set[fx.Node] = set()
+        stack = list(self.bases) if leaves else []
+        while stack:
+            node = stack.pop()
+            if node not in leaves and node in fitting and node not in found:
+                found.add(node)
+                stack += self._operands(node)
+        return found
 
     def _operands(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that a member reads; constants of the graph become literals."""
@@ -124,42 +188,48 @@ class Prologue:
         value = node.meta.get("val")
         if node.op != "call_function" or not isinstance(value, torch.Tensor):
             return False
-        if not _same(value.numel(), self.rows * self.columns) or not value.is_contiguous():
+        if not self.order.is_of_size(value) or value.dtype == torch.float64:
             return False
         if not value.is_floating_point() and not (
             value.dtype == torch.bool and node.target in COMPARISONS
         ):
             return False
-        if node.target in FLAT_VIEWS:
-            return self._shape_of(node.all_input_nodes[0]) == "full"
-        known = node.target in CONVERSIONS or self._expression(node) is not None
-        alpha = node.kwargs.get("alpha", 1) == 1
-        return bool(known and alpha) and all(self._is_input(n) for n in self._operands(node))
-
-    def _is_input(self, node: fx.Node) -> bool:
-        value = node.meta.get("val")
-        return (
-            isinstance(value, torch.Tensor)
-            and (value.is_floating_point() or value.dtype == torch.bool)
-            and value.dtype != torch.float64
-            and not _is_random(node)  # it is never in memory
-            and self._shape_of(node) is not None
+        if is_expanded(node):
+            return self.order.is_broadcast(node)
+        if not is_dense(value):
+            return False
+        if is_same_memory(node):
+            return self.order.is_whole(node.all_input_nodes[0])
+        if node.target not in CONVERSIONS and self._expression(node) is None:
+            return False
+        alpha = (*node.args[2:], node.kwargs.get("alpha", 1)) if _has_alpha(node) else ()
+        return all(factor == 1 for factor in alpha) and all(
+            self.order.lies(n, node) is not None and not _is_random(n) for n in self._operands(node)
         )
 
-    def _shape_of(self, node: fx.Node) -> Shape | None:
-        """How the value lies over the operand; None where no kernel reads it so."""
+    def _is_input(self, node: fx.Node) -> bool:
+        """Whether a kernel may read the value from memory."""
         value = node.meta["val"]
-        if not value.is_contiguous():
-            return None
-        if value.numel() == 1:
-            return "scalar"
-        if _same(value.numel(), self.rows * self.columns):
-            return "full"
-        if _same(value.numel(), self.columns) and _same(value.shape[-1], self.columns):
-            return "per_column"
-        if _same(value.numel(), self.rows) and value.dim() > 1 and value.shape[-1] == 1:
-            return "per_row"
-        return None
+        own = not is_inlined(node)  # the model's, or the result of a product
+        return (
+            bool(self.order.by_size(node))
+            and (own or value.element_size() <= _WIDEST or not self.order.is_whole(node))
+            and not _is_random(node)  # it is never in memory
+        )
+
+    # -- its statements ---------------------------------------------------------------------------
+
+    def _read_alone(self, base: fx.Node) -> None:
+        # Without producers all kernels of one dtype are the same one, whatever they read.
+        dtype = str(base.meta["val"].dtype).removeprefix("torch.")
+        name = f"x{len(self._leaves) or ''}"
+        self._leaves[base] = Input(name=name, shape="full", dtype=dtype, source="x")
+
+    def _read(self, node: fx.Node, shape: Shape | None) -> None:
+        dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+        assert shape is not None
+        name = self._names.of(node)
+        self._leaves[node] = Input(name=name, shape=shape, dtype=dtype, source=_source(node))
 
     def _expression(self, node: fx.Node) -> str | None:
         if node.target is aten.pow.Tensor_Scalar:
@@ -189,6 +259,16 @@ class Prologue:
         return value
 
 
+def saved_reads(prologue: Prologue, dead: set[fx.Node], memory: Memory) -> int:
+    """Bytes that Inductor's kernels no longer read once nobody else computes ``dead``."""
+    saved = 0
+    for leaf in prologue.leaves:
+        inside = [r for r in readers(leaf) if reads_inside(r)]
+        if inside and memory.holds(leaf) and all(r in dead for r in inside):
+            saved += bytes_of(leaf)
+    return saved
+
+
 class _Names:
     """Names after the operators, numbered inside one kernel: equal layers share a kernel."""
 
@@ -210,11 +290,17 @@ def _source(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_function" else "input"
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two sizes are known to be equal, without a guard."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    return str(a) == str(b)
+def _cost(node: fx.Node, memory: Memory) -> int:
+    """Bytes of reading the value, and of writing it where that is for the kernel alone."""
+    return bytes_of(node) * (1 if memory.holds(node) else 2)
+
+
+def _is_pair(vertex: Any) -> bool:
+    return isinstance(vertex, tuple)
+
+
+def _has_alpha(node: fx.Node) -> bool:
+    return "alpha" in _torch.argument_names(node.target)
 
 
 def _is_random(node: fx.Node) -> bool:

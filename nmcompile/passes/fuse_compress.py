@@ -1,26 +1,34 @@
-"""Grow pointwise producers into the kernel that compresses their result (post-grad graphs).
+"""Grow elementwise producers into the kernels that compress their results (post-grad graphs).
 
     before   h = gelu(y);  a, b = nm.compress(h, seed, [1, 2], [1, 0], 2, 4, "mvue", layout)
-             other(h)
+             mm(h, other)
     after    a, b, h = nm.fused_compress([y], seed, [1, 2], spec)
-             other(h)                                  h is written by the kernel, once
+             mm(h, other)                              h is written by the kernel, once
 
-A producer joins when the kernel can compute it (``codegen.pointwise``) and nobody else reads it;
-the operand itself may have other readers. Views that keep the order in memory are nothing.
+    before   (a,) = nm.compress(dy * silu(gate), ...);  (b,) = nm.compress(dy * up, ...)
+    after    a, b = nm.fused_compress([dy, gate, up], ...)            one read of dy for both
+
+A kernel is opaque to Inductor: what it reads must lie in memory. So producers join where that moves
+fewer bytes: those that the kernel reads, twice where they would be written for it alone, less those
+that nobody reads any more, against the operand's own write and read. A producer that others read
+too is computed twice. Views that keep the order in memory are nothing.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
 
 from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec, Operand
-from nmcompile.graph.aten import FLAT_VIEWS
+from nmcompile.graph.aten import FLAT_VIEWS, item_index
 from nmcompile.graph.insert import Inserter
-from nmcompile.graph.prologue import Prologue
+from nmcompile.graph.memory import Memory, bytes_of, readers, reads_inside
+from nmcompile.graph.prologue import Prologue, saved_reads
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Compress, FusedCompress
 from nmcompile.passes.plan import Kernels
@@ -28,7 +36,7 @@ from nmcompile.passes.plan import Kernels
 aten = torch.ops.aten
 
 
-@dataclass
+@dataclass(eq=False)
 class _Match:
     """A compression, the value that it reads (behind views) and that value's other readers."""
 
@@ -38,18 +46,45 @@ class _Match:
     tail: list[fx.Node] = field(default_factory=list)  # views between base and node
 
     @property
-    def others(self) -> list[fx.Node]:
-        """Readers of the value, through views of it as well, besides this compression."""
-        inside = {self.node, *self.tail}
-        return [u for value in (self.base, *self.tail) for u in value.users if u not in inside]
+    def others(self) -> list[tuple[fx.Node, fx.Node]]:
+        """Who else reads the value, and which of its views that is."""
+        inside, views = {self.node, *self.tail}, (self.base, *self.tail)
+        return [(u, view) for view in views for u in view.users if u not in inside]
+
+    @property
+    def shape(self) -> Any:
+        """(R, C)."""
+        return self.call.x.meta["val"].shape
+
+    @property
+    def kind(self) -> Any:
+        """Equal for compressions that one kernel can do."""
+        call, value = self.call, self.call.x.meta["val"]
+        sizes = tuple(map(str, value.shape))
+        format = (call.n, call.m, call.method, call.layout)
+        return (sizes, value.dtype, value.device, tuple(sorted(call.dims)), call.seed, format)
+
+
+@dataclass(eq=False)
+class _Kernel:
+    """Compressions that one kernel does, what it computes, and the bytes that the step moves."""
+
+    matches: tuple[_Match, ...]
+    prologue: Prologue
+    kept: tuple[fx.Node, ...]
+    bytes: int
 
 
 def fuse_compress(kernels: Kernels) -> None:
     """Replace every ``nm.compress`` that a kernel can be generated for; note their specs."""
-    for node in Compress.nodes(kernels.graph):
-        match = _match(node, kernels.devices)
-        if match is not None:
-            kernels.specs.append(_fuse(kernels.graph, match, kernels.fuse))
+    found = [_match(node, kernels.devices) for node in Compress.nodes(kernels.graph)]
+    matches = [match for match in found if match is not None]
+    if kernels.fuse:
+        chosen = _choose(matches, Memory(match.node for match in matches))
+    else:
+        chosen = [_plain(match) for match in matches]
+    for kernel in chosen:
+        kernels.specs.append(_write(kernels.graph, kernel))
     kernels.graph.eliminate_dead_code()
 
 
@@ -76,38 +111,103 @@ def _keeps_order(node: fx.Node) -> bool:
     return node.target in FLAT_VIEWS and node.all_input_nodes[0].meta["val"].is_contiguous()
 
 
-def _fuse(graph: fx.Graph, match: _Match, grow: bool) -> KernelSpec:
-    node, call, base, others = match.node, match.call, match.base, match.others
-    operand = call.x.meta["val"]
-    prologue = Prologue(base, operand.shape)
-    # Other readers wait for the kernel, which waits for its random numbers.
-    if grow and (not others or call.seed is None or call.seed < base):
-        prologue.grow()
-    keep_dense = bool(others and prologue.statements)
+# -- decide ------------------------------------------------------------------------------------
+
+
+def _plain(match: _Match, moved: int = 0) -> _Kernel:
+    """The kernel that reads the operand as it is."""
+    return _Kernel((match,), Prologue([match.base], match.shape), (), moved)
+
+
+def _fused(matches: tuple[_Match, ...], memory: Memory) -> _Kernel | None:
+    """One kernel for all, with producers; None where there are none, or no place for it."""
+    prologue = Prologue([m.base for m in matches], matches[0].shape, memory)
+    if not prologue.statements:
+        return None
+    held = [m for m in matches if memory.holds(m.base)]
+    if any(reads_inside(reader) for m in held for reader in readers(m.base)):
+        return None  # Inductor writes the operand while it has it, and needs no second kernel
+    kept = tuple(m.base for m in held)
+    dead = prologue.dead(kept, {m.node for m in matches})
+    kernel = _Kernel(matches, prologue, kept, prologue.bytes - saved_reads(prologue, dead, memory))
+    return kernel if _place(kernel) else None
+
+
+def _choose(matches: list[_Match], memory: Memory) -> list[_Kernel]:
+    """The kernels that move the fewest bytes, alone or with an earlier one that reads the same."""
+    chosen: list[_Kernel] = []
+    by_input: dict[Any, list[_Kernel]] = defaultdict(list)
+    for match in matches:
+        moved = bytes_of(match.base) * (1 if memory.holds(match.base) else 2)
+        best, fused = _plain(match, moved), _fused((match,), memory)
+        if fused is not None and fused.bytes < best.bytes:
+            best = fused
+        keys = [(match.kind, leaf) for leaf in fused.prologue.leaves] if fused else []
+        for other in dict.fromkeys(o for key in keys for o in by_input[key] if o in chosen):
+            both = _fused((*other.matches, match), memory)
+            if both is not None and both.bytes < other.bytes + best.bytes:
+                chosen.remove(other)
+                best = both
+                break
+        chosen.append(best)
+        for key in keys:
+            by_input[key].append(best)
+    return chosen
+
+
+def _place(kernel: _Kernel) -> fx.Node | None:
+    """The node in front of which the kernel stands, its first reader; None if it reads later."""
+    users = [u for m in kernel.matches for item in m.node.users for u in item.users]
+    users += [u for m in kernel.matches if m.base in kernel.kept for u, _ in m.others]
+    seed = kernel.matches[0].call.seed
+    read = [*kernel.prologue.leaves, *([seed] if isinstance(seed, fx.Node) else [])]
+    first = min(users, default=None)
+    return first if first is not None and all(node < first for node in read) else None
+
+
+# -- rewrite -----------------------------------------------------------------------------------
+
+
+def _write(graph: fx.Graph, kernel: _Kernel) -> KernelSpec:
+    match, prologue = kernel.matches[0], kernel.prologue
+    node, call = match.node, match.call
     spec = KernelSpec(
         inputs=prologue.inputs,
         statements=prologue.statements,
-        operands=(Operand(value=prologue.value, dims=call.dims, keep_dense=keep_dense),),
+        operands=tuple(
+            Operand(
+                value=prologue.value(m.base), dims=m.call.dims, keep_dense=m.base in kernel.kept
+            )
+            for m in kernel.matches
+        ),
         n=call.n,
         m=call.m,
         method=call.method,  # type: ignore[arg-type]
         layout=call.layout,  # type: ignore[arg-type]
-        dtype=str(operand.dtype).removeprefix("torch."),
+        dtype=str(call.x.meta["val"].dtype).removeprefix("torch."),
     )
+    streams = [stream for m in kernel.matches for stream in m.call.streams]
+    marks = dict.fromkeys(repr(m.node.meta["nm"]) for m in kernel.matches if "nm" in m.node.meta)
     insert = Inserter(graph)
-    with insert.before(base.next if keep_dense else node):
+    with insert.before(_place(kernel) or node.next):
         inputs = [prologue.flat(insert, node, i) for i in spec.inputs]
-        mark = repr(node.meta["nm"]) if "nm" in node.meta else ""
-        fused = FusedCompress(inputs, call.seed, call.streams, spec.to_json())
-        kernel = insert.op(node, fused, mark=mark, name=spec.name)
-        if keep_dense:
-            dense = insert.call(node, operator.getitem, kernel, len(spec.dims))
-            shape = insert.sizes(node, base)
-            view = insert.call(node, aten.view.default, dense, shape, name="dense")
-            for user in others:
-                user.replace_input_with(base, view)
-            for step in match.tail:
-                step.replace_input_with(base, view)
-    node.replace_all_uses_with(kernel)
-    graph.erase_node(node)
+        fused = FusedCompress(inputs, call.seed, streams, spec.to_json())
+        written = insert.op(node, fused, mark=" + ".join(marks), name=spec.name)
+        offset = 0
+        for m in kernel.matches:
+            for item in list(m.node.users):
+                packed = insert.call(m.node, operator.getitem, written, offset + item_index(item))
+                item.replace_all_uses_with(packed)
+                graph.erase_node(item)
+            offset += len(m.call.dims)
+        for m in kernel.matches:
+            if m.base in kernel.kept:
+                dense = insert.call(m.node, operator.getitem, written, offset)
+                for user, view in m.others:
+                    shape = insert.sizes(m.node, view)
+                    same = insert.call(m.node, aten.view.default, dense, shape, name="dense")
+                    user.replace_input_with(view, same)
+                offset += 1
+    for m in kernel.matches:
+        graph.erase_node(m.node)
     return spec

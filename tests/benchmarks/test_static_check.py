@@ -23,8 +23,8 @@ from tests.kernels.specs import spec
 
 
 def test_a_model_gives_the_kernels_of_its_forward_and_backward() -> None:
-    found = models.specs(["gpt2"], ["full", "gradients"])
-    assert set(found.values()) == {"gpt2, full", "gpt2, gradients"}
+    found = models.specs(["gpt2"], ["activations", "gradients"])
+    assert set(found.values()) == {"gpt2, activations", "gpt2, gradients"}
     assert {s.method for s in found} == {"mse", "mvue"}
     assert {s.orientations for s in found} == {"rows", "both"}
     assert any("aten.tanh.default" in [t.target for t in s.statements] for s in found)

@@ -88,7 +88,11 @@ PROLOGUES: dict[str, tuple[tuple[Input, ...], tuple[Statement, ...]]] = {
             statement("chosen", aten.where.self, "other", "error", "high"),
             statement("again", aten.where.self, "not_small", "chosen", "low"),
             statement("third", aten.where.self, "small", "again", "gate"),
-            statement("result", aten.sub.Tensor, "third", "quotient"),
+            statement("less", aten.sub.Tensor, "third", "quotient"),
+            statement("scaled", aten.mul.Scalar, "less", 1.5),
+            statement("moved", aten.add.Scalar, "scaled", 0.25),
+            statement("shared", aten.div.Scalar, "moved", 3.0),
+            statement("result", aten.sub.Scalar, "shared", 0.125),
         ),
     ),
     "relu_backward": (

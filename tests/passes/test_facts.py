@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -354,8 +355,9 @@ def test_a_kernel_that_inductor_could_launch_is_lowered(monkeypatch: pytest.Monk
     x = graph.placeholder("x")
     with mode:
         x.meta["val"] = torch.empty(64, 128, dtype=torch.bfloat16, device="cuda")
-        every = Inserter(graph).op(x, Compress(x, None, [0], [1], 2, 4, "mse", "cusparselt_sm90"))
-        graph.output(every)
+        insert = Inserter(graph)
+        every = insert.op(x, Compress(x, None, [0], [1], 2, 4, "mse", "cusparselt_sm90"))
+        graph.output(insert.call(x, operator.getitem, every, 0))
         kernels = Kernels(graph, lower=False)
         run(POST_GRAD, kernels, "graph")
     (fused,) = FusedCompress.nodes(graph)
