@@ -17,7 +17,7 @@ from torch import Tensor
 from nmcompile import _torch
 from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.layouts import Layout
-from nmcompile.ops.schemas import LIBRARY, Mm
+from nmcompile.ops.schemas import LIBRARY, LibraryMm, Mm
 
 
 def _unpack_and_multiply(call: Mm) -> Tensor:
@@ -93,4 +93,9 @@ def _check(call: Mm, layout: Layout) -> None:
 
 LIBRARY.impl("mm", lambda *args: _unpack_and_multiply(Mm(*args)), "CompositeExplicitAutograd")
 LIBRARY.impl("mm", lambda *args: by_library(Mm(*args)), "CUDA")
-LIBRARY.impl("library_mm", _torch.cusparselt_mm, "CompositeExplicitAutograd")
+LIBRARY.impl(
+    "library_mm",
+    # The dispatcher leaves out arguments that are their defaults.
+    lambda *args: _torch.cusparselt_mm(*LibraryMm(*args).args),
+    "CompositeExplicitAutograd",
+)

@@ -174,3 +174,15 @@ def test_the_libraries_take_sixteen_bits():
     packed = pack(torch.randn(4, 8), "cusparselt_sm90")
     with pytest.raises(TypeError, match="bfloat16 and float16, not"):
         by_library(Mm(packed, torch.ones(8, 2), 4, "cusparselt_sm90"))
+
+
+@pytest.mark.parametrize("transpose_result", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_the_librarys_product_alone(transpose_result, has_bias, monkeypatch):
+    layout = Layout.CUSPARSELT_SM90
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", cusparselt_product(layout))
+    x, dense = torch.randn(64, 64).bfloat16(), torch.randn(64, 16).bfloat16()
+    bias = torch.randn(64).bfloat16() if has_bias else None
+    call = Mm(pack(x, layout), dense, 64, str(layout), bias, transpose_result)
+    got = torch.ops.nm.library_mm(call.packed, dense, bias, transpose_result)
+    assert torch.equal(got, by_library(call))
