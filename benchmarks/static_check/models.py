@@ -27,7 +27,7 @@ from nmcompile.passes.plan import Kernels
 from nmcompile.passes.run import run
 
 #: Recipes and models whose kernels are checked where time matters.
-FEW = (("llama", "gpt2", "vit", "llama autocast"), ("full",))
+FEW = (("llama", "gpt2", "vit"), ("full",))
 Made = tuple[nn.Module, tuple[Tensor, ...]]
 #: Every recipe that prunes; each product runs sparse wherever one can.
 RECIPES = ("full", "full-exact", "weights", "activations", "gradients", "paper-1:2")
