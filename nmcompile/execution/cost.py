@@ -16,8 +16,8 @@ and once for all of them
 
     compress each kernel reads its operand once, 2 bytes an element, and writes 9/8 bytes for one
              orientation or twice that for both, times what the static check found above the bytes
-    prune    a pass over the operand for each method that the compress kernel does not know; for
-             every method where the library packs itself, which then reads and writes it once more
+    prune    a pass over the operand for each mask that the compress kernel does not make; for
+             every one where the library packs itself, which then reads and writes it once more
              (and a copy where it reads the transpose of what lies in memory)
     fusion   what taking in the operand's producers saves (negative) or costs elsewhere
     exact    the mask and the values that the backward unpacks for backward = "exact". The rule asks
@@ -234,7 +234,8 @@ def estimate(products: Sequence[Product], kind: Kind, clock: Predicted) -> UnitE
     else:
         compress = sum(clock.compress(*shape, dims, kind) for dims in _kernels(requests))
         if (kind.method, 1) not in OVER_BYTES:
-            prune = len(products) * a_pass
+            masks = 1 if kind.method is Method.TRANSPOSABLE else len(products)
+            prune = masks * a_pass
     fusion = -kind.fused_bytes / clock.bandwidth
     unpacked = max(p.unpacked for p in products)  # products of one operand unpack it once
     exact = unpacked * clock.moved(_UNPACKED * shape[0] * shape[1])

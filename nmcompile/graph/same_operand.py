@@ -18,7 +18,14 @@ def value_of(x: Any) -> Any:
 
 
 def through_transposes(x: fx.Node, dim: int) -> tuple[fx.Node, int]:
-    """The matrix of which ``x`` is the transpose, and the dimension there; or ``x`` itself."""
-    while is_matrix_transpose(x) and not x.meta["val"].is_contiguous():
+    """The matrix of which ``x`` is the transpose, and the dimension there; or ``x`` itself.
+
+    Behind several transposes it is the last that lies row by row, so that a product that reads a
+    weight and one that reads the transpose of its transpose read the same.
+    """
+    found = x, dim
+    while is_matrix_transpose(x):
         x, dim = x.all_input_nodes[0], 1 - dim
-    return x, dim
+        if x.meta["val"].is_contiguous() or not found[0].meta["val"].is_contiguous():
+            found = x, dim
+    return found

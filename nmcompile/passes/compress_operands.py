@@ -12,6 +12,11 @@
     after    (packed,) = nm.compress(w, None, [0], [0], 2, 4, "mse", layout)
              nm.mm(packed, permute(x), N, layout, transpose_result=True)
 
+    before   mm(x, permute(w [O,I])), mm(dy, w)             w under one transposable mask
+    after    pruned = nm.prune(w, None, 0, 2, 4, [0, 1], "transposable")
+             nm.compress(pruned, None, [0], [1], 2, 4, "mse", layout)       for fprop
+             nm.compress(pruned, None, [0], [0], 2, 4, "mse", layout)       for dgrad
+
     before   mm(x [M,K], w [K,N])                           where only the library knows the layout
     after    pruned = nm.prune(x, None, 0, 2, 4, [1], "mse")
              packed = nm.pack(pruned, "cusparselt");  nm.mm(packed, w, M, "cusparselt")
@@ -30,11 +35,11 @@ from torch import fx
 from nmcompile.compressed.layouts import Layout
 from nmcompile.graph.aten import OPERANDS, added, operands
 from nmcompile.graph.insert import Inserter
-from nmcompile.graph.same_operand import through_transposes
+from nmcompile.graph.same_operand import through_transposes, value_of
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Compress, Mm, Pack, Prune
 from nmcompile.passes.plan import Compressed, Decision, Plan, Sparse
-from nmcompile.passes.prune_operands import mask_operand, seed_of, stream_of
+from nmcompile.passes.prune_operands import in_memory_order, mask_operand, seed_of, stream_of
 from nmcompile.passes.requests import FUSED
 
 aten = torch.ops.aten
@@ -82,10 +87,11 @@ def _compress(plan: Plan, d: Decision, x: fx.Node, dim: int) -> Compressed:
     if layout.opaque:
         return _pack(plan, d, x, dim, layout)
     method, nm = pruning.method, pruning.format
-    if method not in FUSED:
-        x = mask_operand(plan, Prune, d, x)
-        method = Method.MSE
     source, along = through_transposes(x, dim)
+    if method not in FUSED:
+        source = _pruned(plan, d, source, along)
+        x = source if along == dim else insert.permute(node, source, [1, 0])
+        method = Method.MSE
     call = Compress(
         source,
         seed_of(plan, node, d.gemm.device) if method.random else None,
@@ -114,3 +120,21 @@ def _pack(plan: Plan, d: Decision, x: fx.Node, dim: int, layout: Layout) -> Comp
     rows, columns = (0, 1) if dim == 1 else (1, 0)
     in_order = bool(operand.meta["val"].is_contiguous())
     return Compressed(packed, pruned, rows, columns, not in_order, str(layout))
+
+
+def _pruned(plan: Plan, d: Decision, x: fx.Node, along: int) -> fx.Node:
+    """The matrix under a mask that ``nm.compress`` does not make; a transposable one is made once.
+
+    It is 2:4 for fprop and for dgrad: what is compressed for both is the pruned value of fprop.
+    """
+    pruning, node, insert = d.pruning, plan.products[d.site].node, Inserter(plan.graph)
+    assert pruning is not None
+    method, nm = pruning.method, pruning.format
+    dims = in_memory_order(x, [0, 1]) if method is Method.TRANSPOSABLE else [along]
+    key = (value_of(x), nm, method, None if method is Method.TRANSPOSABLE else d.site)
+    if key not in plan.pruned:
+        seed = seed_of(plan, node, d.gemm.device) if method.random else None
+        call = Prune(x, seed, stream_of(d.site, method), nm.n, nm.m, dims, str(method))
+        mark = f"{d.gemm.role} {pruning.operand.kind} {nm} {method} @ {d.gemm.path or node.name}"
+        plan.pruned[key] = insert.op(node, call, mark=mark, name="pruned")
+    return plan.pruned[key]

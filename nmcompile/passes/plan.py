@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
@@ -125,6 +126,7 @@ class Plan:
     masked: dict[int, fx.Node] = field(default_factory=dict)
     notes: dict[int, list[Reason]] = field(default_factory=lambda: defaultdict(list))
     seeds: dict[tuple[bool, str], fx.Node] = field(default_factory=dict)
+    pruned: dict[Any, fx.Node] = field(default_factory=dict)  # of what is compressed, by its mask
 
     def reasons(self, decision: Decision) -> tuple[Reason, ...]:
         """Why the product is what it is, and what was done for it besides."""

@@ -15,6 +15,7 @@ recomputed one draws the same mask.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,10 +76,13 @@ def _block_dims(operand: Operand, method: Method, x: fx.Node) -> tuple[list[int]
     if method is not Method.TRANSPOSABLE:
         return list(operand.dims), operand.dims[0], operand.groups
     assert operand.tile_dims is not None
-    # In memory order, so that a weight and its transposed view get the same mask on ties.
+    return in_memory_order(x, operand.tile_dims), operand.tile_dims[0], operand.tile_groups
+
+
+def in_memory_order(x: fx.Node, dims: Sequence[int]) -> list[int]:
+    """The dimensions of a tile, so that a weight and its transpose get the same mask on ties."""
     stride = x.meta["val"].stride()
-    dims = sorted(operand.tile_dims, key=lambda d: -size_hint(stride[d]))
-    return dims, operand.tile_dims[0], operand.tile_groups
+    return sorted(dims, key=lambda d: -size_hint(stride[d]))
 
 
 def stream_of(site: int, method: Method) -> int:

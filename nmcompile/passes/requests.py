@@ -32,6 +32,8 @@ aten = torch.ops.aten
 
 #: The methods of the compress kernels; every other mask is applied in a pass of its own.
 FUSED = (Method.MSE, Method.MVUE)
+#: Those of whose masks one compression makes use for several products.
+SHARED = (*FUSED, Method.TRANSPOSABLE)
 #: What Inductor fuses an addition into, beside elementwise operators.
 _REDUCTIONS = (
     aten.sum.dim_IntList,
@@ -51,14 +53,16 @@ def request(plan: Plan, site: int, gemm: Gemm, rule: Rule, pruning: Pruning) -> 
     """
     value, along = _convolution(gemm, pruning) if gemm.op is Op.CONV else _matrix(gemm, pruning)
     method, nm = pruning.method, pruning.format
-    key = (value, nm.n, nm.m, method, in_backward(gemm.node))
+    # A transposable mask is made once, for fprop and dgrad.
+    side = None if method is Method.TRANSPOSABLE else in_backward(gemm.node)
+    key = (value, nm.n, nm.m, method, side)
     backward = [g for g in plan.gemms if g.forward is gemm.node]
     return Request(
         site,
         gemm,
         pruning,
         rule,
-        key if method in FUSED else (*key, site),
+        key if method in SHARED else (*key, site),
         along,
         stream_of(site, method),
         bias=_adds_in_a_pass(gemm, pruning),
@@ -82,8 +86,7 @@ def reads_pruned(plan: Plan, r: Request) -> int | None:
 def _matrix(gemm: Gemm, pruning: Pruning) -> tuple[Any, int]:
     x: fx.Node = argument(gemm.node, pruning.operand.arg)
     along = 1 if pruning.operand.arg == OPERANDS[gemm.node.target][0] else 0
-    if pruning.method in FUSED:  # any other mask is applied first, and makes a tensor of its own
-        x, along = through_transposes(x, along)
+    x, along = through_transposes(x, along)
     return value_of(x), along
 
 

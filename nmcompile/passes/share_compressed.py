@@ -5,7 +5,8 @@
     after    a, b = nm.compress(dy, seed, [1, 2], [1, 0], 2, 4, "mvue", layout)
 
 Equal requests (one activation that several products read) become one result. Where the library
-packs, that is one nm.prune and one nm.pack.
+packs, that is one nm.prune and one nm.pack. A pruned weight is compressed where it was pruned: what
+dgrad reads of one that fprop reads too is kept from there.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def shared_key(node: fx.Node) -> Any:
     """Equal for two compressions that one kernel can do with one read."""
     call = Compress.of(node)
     kind = (call.n, call.m, call.method, call.layout)
-    return (value_of(call.x), call.seed, kind, in_backward(node))
+    side = in_backward(call.x if call.x.target is Prune.operator else node)
+    return (value_of(call.x), call.seed, kind, side)
 
 
 def _one_of_equal_ones(graph: fx.Graph, op: type[Prune | Pack]) -> None:
@@ -79,7 +81,7 @@ def _merge(graph: fx.Graph, nodes: list[fx.Node]) -> None:
         values.append(kept.meta["val"])
         with graph.inserting_after(first):
             new = graph.call_function(operator.getitem, (first, position))
-        new.meta = kept.meta
+        new.meta = {**{k: v for k, v in first.meta.items() if k != "nm"}, "val": kept.meta["val"]}
         for user in users:
             user.replace_all_uses_with(new)
             graph.erase_node(user)

@@ -50,7 +50,10 @@ def test_compressing_costs_its_bytes_and_an_unknown_mask_a_pass_more() -> None:
     assert mse.compress == pytest.approx(elements * (2 + 9 / 8) / BANDWIDTH + LAUNCH)
     assert mvue.compress == mse.compress == uniform.compress
     assert (mse.prune, mvue.prune) == (0, 0)
-    assert uniform.prune == pytest.approx(4 * elements / BANDWIDTH + LAUNCH)
+    a_pass = pytest.approx(4 * elements / BANDWIDTH + LAUNCH)
+    assert uniform.prune == a_pass
+    both = cube(), cube(site=1, along=0)
+    assert predicted(*both, method=Method.TRANSPOSABLE).shared.prune == a_pass
 
 
 def test_the_time_over_the_bytes_is_what_the_static_check_found() -> None:

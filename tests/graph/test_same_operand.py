@@ -38,6 +38,8 @@ def test_a_transpose_is_read_where_it_lies_row_by_row() -> None:
     assert through_transposes(transposed, 1) == (transposed.all_input_nodes[0], 0)
     (itself,) = left(lambda x: x @ x.t())
     assert through_transposes(itself, 1) == (itself, 1)
+    (twice,) = left(lambda x: x.t().t() @ x.t())
+    assert through_transposes(twice, 1) == (twice.all_input_nodes[0].all_input_nodes[0], 1)
 
 
 def test_a_copied_transpose_is_itself() -> None:

@@ -23,12 +23,10 @@ class TestGraphs(expecttest.TestCase):
         self.assertExpectedInline(
             rewritten(nn.Linear(64, 32), x, policy=sparse(rule)),
             """\
-pruned: "f32[64, 32]" = nm.prune(permute, None, 0, 2, 4, [1, 0], 'transposable')
-compressed = nm.compress(pruned, None, [0], [0], 2, 4, 'mse', 'cusparselt_sm90')
-sparse_product: "f32[16, 32]" = nm.mm(packed, permute_default, 32, 'cusparselt_sm90', primals_2, True, True)
-pruned_1: "f32[32, 64]" = nm.prune(permute_1, None, 0, 2, 4, [0, 1], 'transposable')
-compressed_1 = nm.compress(pruned_1, None, [0], [0], 2, 4, 'mse', 'cusparselt_sm90')
-sparse_product_1: "f32[16, 64]" = nm.mm(packed_1, permute_default_1, 64, 'cusparselt_sm90', None, True, True)
+pruned: "f32[32, 64]" = nm.prune(primals_1, None, 0, 2, 4, [0, 1], 'transposable')
+compressed = nm.compress(pruned, None, [0, 0], [1, 0], 2, 4, 'mse', 'cusparselt_sm90')
+sparse_product: "f32[16, 32]" = nm.mm(getitem, permute_default_1, 32, 'cusparselt_sm90', primals_2, True, False)
+sparse_product_1: "f32[16, 64]" = nm.mm(getitem_1, permute_default_2, 64, 'cusparselt_sm90', None, True, True)
 mm_1: "f32[32, 64]" = aten.mm(permute_2, primals_3)
 sum_1: "f32[1, 32]" = aten.sum.dim_IntList(tangents_1, [0], True)
 """,
