@@ -142,6 +142,20 @@ def view_arguments(node: fx.Node) -> tuple[Any, ...]:
     return node.args[1:]
 
 
+def permutation(node: fx.Node) -> tuple[int, ...] | None:
+    """Which dimension of its input each dimension of a transpose is; None for everything else."""
+    if node.target not in TRANSPOSES:
+        return None
+    order = list(range(node.meta["val"].dim()))
+    if node.target is aten.permute.default:
+        return tuple(order[d] for d in argument(node, "dims"))
+    if order:
+        swapped: Any = (0, -1) if node.target is aten.t.default else view_arguments(node)
+        one, two = (order[d] for d in swapped)
+        order[one], order[two] = two, one
+    return tuple(order)
+
+
 def is_matrix_transpose(node: fx.Node) -> bool:
     """Whether the node is the transpose of a matrix."""
     if node.target is aten.permute.default:

@@ -1,4 +1,4 @@
-"""``nm::prune`` and ``nm::keep_mask``: one kernel, compiled C++ on the CPU and Triton on CUDA.
+"""``nm::prune``, ``nm::prune_each``, ``nm::keep_mask``: a kernel, C++ on the CPU, Triton on CUDA.
 
 On CUDA a float64 operand is the oracle's, in plain PyTorch, and so is every one where there is no
 Triton; a warning says so, once.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from nmcompile.errors import NMWarning
 from nmcompile.masks import reference
 from nmcompile.masks.blocks import dense_copy, layout_of
 from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.ops.schemas import LIBRARY, KeepMask, Mask, Prune
+from nmcompile.ops.schemas import LIBRARY, KeepMask, Mask, Prune, PruneEach, PruneInAnyLayout
 
 
 def empty_result(call: Mask) -> Tensor:
@@ -37,21 +38,31 @@ def _by_reference(call: Mask) -> Tensor:
 
 
 def _on_cpu(call: Mask) -> Tensor:
+    return _all_on_cpu([call])[0]
+
+
+def _all_on_cpu(calls: Sequence[Mask]) -> list[Tensor]:
+    """The results of calls that differ in ``dims`` and ``stream`` alone."""
+    call = calls[0]
     kernel = cpu.kernel(_kind(call, call.x.dtype))
     if kernel is None:
-        return _by_reference(call)
-    out = empty_result(call)
-    if out.numel() == 0:
-        return out
-    dense = dense_copy(call.x)
-    layout = layout_of(dense, call.dims, call.m, tiles=call.method == Method.TRANSPOSABLE)
-    if layout.direct:
-        kernel(dense, out, layout, call.seed, call.stream)
-    else:
-        result = torch.empty(layout.outer, layout.size, layout.inner, dtype=out.dtype)
-        kernel(layout.view(dense), result, layout, call.seed, call.stream)
-        layout.write(result, out)
-    return out
+        return [_by_reference(c) for c in calls]
+    outs = [empty_result(c) for c in calls]
+    if call.x.numel() == 0:
+        return outs
+    dense, tiles = dense_copy(call.x), call.method == Method.TRANSPOSABLE
+    in_place = []
+    for c, out in zip(calls, outs, strict=True):
+        layout = layout_of(dense, c.dims, c.m, tiles=tiles)
+        if layout.direct:
+            in_place.append(cpu.Result(out, layout, c.stream))
+        else:
+            result = torch.empty(layout.outer, layout.size, layout.inner, dtype=out.dtype)
+            kernel(layout.view(dense), [cpu.Result(result, layout, c.stream)], c.seed)
+            layout.write(result, out)
+    if in_place:
+        kernel(dense, in_place, call.seed)
+    return outs
 
 
 def _kind(call: Mask, dtype: torch.dtype) -> cpu.KernelKind:
@@ -102,4 +113,20 @@ def _register(cls: type[Mask]) -> None:
 
 
 _register(Prune)
+_register(PruneInAnyLayout)
 _register(KeepMask)
+
+
+def _register_each() -> None:
+    name = PruneEach.operator.name()
+
+    def one_by_one(compute: Any) -> Any:
+        return lambda *args: [compute(call) for call in PruneEach(*args).calls]
+
+    LIBRARY.impl(name, lambda *args: _all_on_cpu(PruneEach(*args).calls), "CPU")
+    # Where kernels are generated, the pass leaves the single calls as they are.
+    LIBRARY.impl(name, one_by_one(_on_cuda), "CUDA")
+    LIBRARY.impl(name, one_by_one(_by_reference), "CompositeExplicitAutograd")
+
+
+_register_each()

@@ -85,10 +85,47 @@ class Prune(Mask):
     """``x`` with at most n non-zeros in every block, with the strides of ``empty_like(x)``."""
 
 
+@_operator(
+    f"prune_in_any_layout{_MASK}",
+    lambda call: torch.empty_like(call.x),
+    strides=torch.Tag.flexible_layout,
+)
+@dataclass(frozen=True)
+class PruneInAnyLayout(Mask):
+    """``Prune`` without a seed, whose operand Inductor may give in any order of strides."""
+
+
 @_operator(f"keep_mask{_MASK}", lambda call: torch.empty_like(call.x, dtype=torch.bool))
 @dataclass(frozen=True)
 class KeepMask(Mask):
     """The mask of the same call of ``Prune``: bool, True is kept."""
+
+
+@_operator(
+    "prune_each(Tensor x, Tensor? seed, int[] streams, int n, int m, int[][] dims, str method) "
+    "-> Tensor[]",
+    lambda call: [torch.empty_like(call.x) for _ in call.dims],
+)
+@dataclass(frozen=True)
+class PruneEach(Call):
+    """Several ``Prune`` of one tensor with one read of it: one for each entry of ``dims``."""
+
+    x: Any
+    seed: Any
+    streams: Any
+    n: int
+    m: int
+    dims: Any
+    method: str
+
+    @property
+    def calls(self) -> list[Prune]:
+        """The calls whose results these are."""
+        kind = (self.n, self.m)
+        return [
+            Prune(self.x, self.seed, stream, *kind, dims, self.method)
+            for stream, dims in zip(self.streams, self.dims, strict=True)
+        ]
 
 
 # -- packed operands -----------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from nmcompile.gemm import Role
 from nmcompile.graph.aten import CONVERSIONS, OPERANDS, argument, is_product, is_view, view_base
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Compress, KeepMask, Mm, Prune, UnpackMask
+from nmcompile.passes.free_layout import bound
 from nmcompile.passes.lower_kernels import can_lower, kernel_nodes
 from nmcompile.passes.lower_products import library_takes
 from nmcompile.passes.plan import Decision, Kernels, Plan, Simulated
 from nmcompile.passes.share_compressed import shared_key
+from nmcompile.passes.share_pruned import shared
 
 
 def products_found(plan: Plan) -> Iterator[str]:
@@ -90,6 +92,18 @@ def one_compression_a_tensor(plan: Plan) -> Iterator[str]:
     for key, count in seen.items():
         if count > 1:
             yield f"{key} is compressed {count} times"
+
+
+def one_read_for_all_masks(kernels: Kernels) -> Iterator[str]:
+    """No tensor on the CPU is read twice to be pruned by one method."""
+    for requests in shared(kernels):
+        yield f"{requests[0].base} is read by {' and '.join(str(r.node) for r in requests)}"
+
+
+def layouts_free(kernels: Kernels) -> Iterator[str]:
+    """No layout is asked for in vain on the CPU."""
+    for node in bound(kernels):
+        yield f"{node} draws no random numbers and asks for the strides that were traced"
 
 
 def kernels_generated(kernels: Kernels) -> Iterator[str]:

@@ -14,6 +14,7 @@ from nmcompile.passes.convolution_as_matmul import (
 )
 from nmcompile.passes.exact_backward import exact_backward
 from nmcompile.passes.find import find
+from nmcompile.passes.free_layout import free_layout
 from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.lower_products import lower_products
@@ -22,6 +23,7 @@ from nmcompile.passes.realise_seeds import realise_seeds
 from nmcompile.passes.run import Pass
 from nmcompile.passes.save_kept import save_kept
 from nmcompile.passes.share_compressed import share_compressed
+from nmcompile.passes.share_pruned import share_pruned
 from nmcompile.passes.split_convolution_backward import split_convolution_backward
 
 #: On the joint graph of forward and backward (or on an inference graph).
@@ -58,6 +60,10 @@ JOINT: tuple[Pass, ...] = (
 
 #: On the forward and on the backward graph, after the partitioner.
 POST_GRAD: tuple[Pass, ...] = (
+    # on the CPU one read of a tensor writes everything that is pruned from it
+    Pass(share_pruned, leaves=[facts.one_read_for_all_masks]),
+    # and where no random number follows memory, Inductor chooses the layout
+    Pass(free_layout, leaves=[facts.layouts_free]),
     # elementwise producers and compression: one kernel
     Pass(fuse_compress, leaves=[facts.kernels_generated]),
     # one random number for all masks of the graph

@@ -23,6 +23,7 @@ from nmcompile.execution.units import Unit
 from nmcompile.gemm import Gemm, Operand, Pruning
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.graph.operand_kinds import Kinds
+from nmcompile.ops.call import Call
 from nmcompile.policy import Policy, Rule
 from nmcompile.reason import Code, Reason
 
@@ -152,3 +153,7 @@ class Kernels:
     specs: list[KernelSpec] = field(default_factory=list)
     masks: list[MaskSpec] = field(default_factory=list)
     lowered: int = 0
+
+    def called(self, cls: type[Call]) -> list[fx.Node]:
+        """Every call of an operator on a device whose kernels are not generated."""
+        return [n for n in cls.nodes(self.graph) if n.meta["val"].device.type not in self.devices]

@@ -33,6 +33,7 @@ from nmcompile.graph.aten import (
     item_index,
     items,
     operands,
+    permutation,
     set_argument,
     view_arguments,
     view_base,
@@ -184,6 +185,31 @@ def test_the_base_of_a_chain_of_views() -> None:
     *_, last = calls(make_fx(f)(torch.randn(4, 6)).graph)
     assert view_base(last).target is aten.mul.Tensor
     assert view_base(view_base(last)) is view_base(last)
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "shape"),
+    [
+        (aten.t.default, (), (4, 6)),
+        (aten.t.default, (), (4,)),
+        (aten.permute.default, ([2, 0, 1],), (4, 5, 6)),
+        (aten.permute.default, ([-1, 0, 1],), (4, 5, 6)),
+        (aten.transpose.int, (0, 2), (4, 5, 6)),
+        (aten.transpose.int, (-1, -2), (4, 5, 6)),
+        (aten.transpose.int, (0, -1), ()),
+    ],
+)
+def test_the_order_of_a_transpose(target: Any, args: Any, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    transpose = call_of(target, x, *args)
+    transpose.meta["val"] = target(x, *args)
+    order = permutation(transpose)
+    assert order is not None
+    assert x.permute(order).stride() == target(x, *args).stride()
+
+
+def test_what_is_no_transpose_has_no_order() -> None:
+    assert permutation(call_of(aten.view.default, torch.randn(4, 6), [6, 4])) is None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
+from nmcompile.codegen.cpu import kernel as cpu
 from nmcompile.masks.formats import Method
 
 SEED = torch.tensor([0x123456789ABCDEF])
@@ -40,6 +41,34 @@ def test_opcheck(op, method):
     dims = [0, 1] if method == "transposable" else [1]
     arguments = (x, seed_of(method), 1, 2, 4, dims, str(method))
     torch.library.opcheck(op, arguments)
+
+
+@pytest.mark.parametrize("method", ["mse", "mvue"])
+def test_opcheck_of_several_masks(method):
+    x = torch.randn(6, 9).T[1:]
+    arguments = (x, seed_of(method), [1, 2, 3], 2, 4, [[1], [0], [1, 0]], str(method))
+    torch.library.opcheck(torch.ops.nm.prune_each, arguments)
+
+
+@pytest.mark.parametrize("kernel", ["compiled", "reference"])
+def test_several_masks_are_those_of_single_calls(kernel, monkeypatch):
+    """Also where the order of the blocks is not that of memory, and a copy is pruned."""
+    if kernel == "reference":
+        monkeypatch.setattr(cpu, "kernel", lambda kind: None)
+    wide = torch.randn(260, 140)
+    image = torch.randn(4, 10, 9, 9)
+    operands = [wide, wide.t(), wide[1:, 3:], torch.randn(0, 4), image]
+    operands.append(image.to(memory_format=torch.channels_last))
+    for x in operands:
+        dims = [[1], [0], [0, 1]] if x.dim() == 2 else [[1], [0, 2, 3], [3, 1]]
+        for method in ("mse", "mvue"):
+            seed, streams = seed_of(method), [7, 5, 6]
+            found = torch.ops.nm.prune_each(x, seed, streams, 2, 4, dims, method)
+            for stream, along, result in zip(streams, dims, found, strict=True):
+                single = torch.ops.nm.prune(x, seed, stream, 2, 4, along, method)
+                assert torch.equal(result, single)
+                assert result.stride() == single.stride()
+                assert x.numel() == 0 or result.data_ptr() != x.data_ptr()
 
 
 def test_inductor_calls_it_with_dynamic_sizes():

@@ -31,7 +31,7 @@ OURS = [c for c in EVERY if c.__module__ == schemas.__name__]
 def test_every_operator_has_a_class() -> None:
     registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("nm::")}
     assert {c.operator.name() for c in OURS} == registered
-    assert len(OURS) == len(registered) == 11
+    assert len(OURS) == len(registered) == 13
 
 
 @pytest.mark.parametrize("call", EVERY, ids=lambda c: c.__name__)
@@ -50,8 +50,11 @@ def test_an_operator_changes_nothing_and_its_results_are_its_own(call: type[Call
     assert not schema.is_mutable
     assert all(r.alias_info is None for r in schema.returns)
     assert torch.Tag.pt2_compliant_tag in call.operator.tags
-    strides = torch.Tag.needs_exact_strides if call is schemas.LibraryMm else None
-    assert (strides or torch.Tag.needs_fixed_stride_order) in call.operator.tags
+    others = {
+        schemas.LibraryMm: torch.Tag.needs_exact_strides,
+        schemas.PruneInAnyLayout: torch.Tag.flexible_layout,
+    }
+    assert others.get(call, torch.Tag.needs_fixed_stride_order) in call.operator.tags
 
 
 def test_a_spec_is_read_once_from_its_text() -> None:

@@ -235,6 +235,31 @@ def generated() -> Kernels:
     return kernels
 
 
+def pruned() -> Kernels:
+    """A graph that prunes a tensor, with kernels for none of its devices."""
+    f = lambda x: nm.prune(x, None, 0, 2, 4, [1], "mse")  # noqa: E731
+    return Kernels(make_fx(f, tracing_mode="fake")(torch.randn(8, 8)).graph, ())
+
+
+def pruned_freely() -> Kernels:
+    kernels = pruned()
+    run(POST_GRAD, kernels, "graph")
+    return kernels
+
+
+@case(pruned_freely, facts.layouts_free, "asks for the strides that were traced")
+def prune_as_traced(kernels: Kernels) -> None:
+    kernels.graph = pruned().graph
+
+
+@case(pruned, facts.one_read_for_all_masks, "is read by prune and prune_1")
+def prune_again(kernels: Kernels) -> None:
+    (first,) = Prune.nodes(kernels.graph)
+    with kernels.graph.inserting_after(first):
+        again = kernels.graph.node_copy(first)
+    replace(Prune.of(first), dims=[0]).write(again)
+
+
 @case(generated, facts.kernels_generated, "compress_default of torch.bfloat16 on cpu could be")
 def compress_what_no_kernel_does(kernels: Kernels) -> None:
     fused = FusedCompress.nodes(kernels.graph)[0]

@@ -11,7 +11,7 @@ import functools
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -53,6 +53,15 @@ class KernelKind:
     mask: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One result of a kernel: its dense tensor, how blocks lie in it, and its random numbers."""
+
+    out: Tensor
+    layout: BlockLayout
+    stream: int
+
+
 class Kernel:
     """A loaded kernel."""
 
@@ -60,17 +69,21 @@ class Kernel:
         self._function = library.nm_kernel
         self._function.restype = None
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._function.argtypes = [pointer, pointer, *[number] * 3, pointer, number, number]
+        self._function.argtypes = [pointer, pointer, number, pointer, number]
 
-    def __call__(
-        self, x: Tensor, out: Tensor, layout: BlockLayout, seed: Tensor | None, stream: int
-    ) -> None:
-        """Prune the memory of ``x``, seen as ``[outer, size, inner]``, into that of ``out``."""
+    def __call__(self, x: Tensor, results: Sequence[Result], seed: Tensor | None) -> None:
+        """Prune the memory of ``x``, read once, into every result.
+
+        The memory of ``x`` and of a result is seen as ``[outer, size, inner]`` of its layout.
+        """
         threads = min(torch.get_num_threads(), 1 + x.numel() // _ELEMENTS_PER_THREAD)
-        self._function(
-            x.data_ptr(), out.data_ptr(), layout.outer, layout.size, layout.inner,
-            None if seed is None else seed.data_ptr(), stream, threads,
-        )  # fmt: skip
+        numbers: list[int] = []
+        for r in results:
+            layout = r.layout
+            numbers += (r.out.data_ptr(), layout.outer, layout.size, layout.inner, r.stream)
+        array = (ctypes.c_int64 * len(numbers))(*numbers)
+        key = None if seed is None else seed.data_ptr()
+        self._function(x.data_ptr(), array, len(results), key, threads)
 
 
 def source(kind: KernelKind) -> str:

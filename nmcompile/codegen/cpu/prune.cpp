@@ -1,4 +1,4 @@
-// Prunes the blocks of a tensor, NM_M elements each, as nmcompile/reference.py does, bit for bit.
+// Prunes the blocks of a tensor, NM_M elements each, as masks/reference.py does, bit for bit.
 //
 // Memory is [outer, size, inner]; blocks run along `size`, the last one padded with zeros, and
 // block b of row (o, i) has the number k = (o * blocks + b) * inner + i. The lanes of a vector are
@@ -37,6 +37,23 @@ inline R tree_sum(const R* terms, int skip = -1) {
   return level[0];
 }
 
+inline R smaller(R a, R b) { return a < b ? a : b; }
+
+// The sum, and the smallest of the sums without one element: as tree_sum has them, since rounding
+// keeps the order.
+inline void sums(const R* terms, R& sum, R& least) {
+  R all[E], less[E];
+  UNROLL for (int i = 0; i < M; ++i) all[i] = terms[i], less[i] = R{};
+  UNROLL for (int count = M; count > 1; count = (count + 1) / 2) {
+    UNROLL for (int i = 0; i < count / 2; ++i) {
+      less[i] = smaller(less[2 * i] + all[2 * i + 1], all[2 * i] + less[2 * i + 1]);
+      all[i] = all[2 * i] + all[2 * i + 1];
+    }
+    if (count % 2) all[count / 2] = all[count - 1], less[count / 2] = less[count - 1];
+  }
+  sum = all[0], least = less[0];
+}
+
 inline void write(I (&bits)[E], int i, I keep, I value) {
 #if NM_MASK
   bits[i] = keep & 1;
@@ -47,7 +64,7 @@ inline void write(I (&bits)[E], int i, I keep, I value) {
 
 #if NM_METHOD != METHOD_TRANSPOSABLE
 
-INLINE void prune(I (&bits)[E], Uniforms& first, Uniforms& second, int64_t k) {
+INLINE void prune(I (&bits)[E], R first, R second) {
 #if NM_METHOD == METHOD_MSE
   I rank[E];
   find_ranks(bits, rank);
@@ -62,10 +79,9 @@ INLINE void prune(I (&bits)[E], Uniforms& first, Uniforms& second, int64_t k) {
     mag[i] = value_of(key);
   }
 #if NM_METHOD == METHOD_UNIFORM
-  const R u = first.at(k);
   I level{};
   UNROLL for (int i = 0; i < E; ++i) {
-    I next = __builtin_convertvector(u + (Real)((i + 1) * N) / (Real)M, I);
+    I next = __builtin_convertvector(first + (Real)((i + 1) * N) / (Real)M, I);
     next = next < N ? next : integer(N);
     I keep = non_finite ? (I)(rank[i] < N) : (I)(next > level);
     level = next;
@@ -77,38 +93,45 @@ INLINE void prune(I (&bits)[E], Uniforms& first, Uniforms& second, int64_t k) {
     UNROLL for (int i = 0; i < E; ++i) write(bits, i, integer(-1), bits[i]);
     return;
   }
-  const R total = tree_sum(mag);
-  R t = total / (Real)N;
-  if (N > 1) {  // all but the largest: the smallest of the sums without one element
-    UNROLL for (int i = 0; i < M; ++i) {
-      R mean = tree_sum(mag, i) / (Real)(N - 1);
-      t = mean < t ? mean : t;
-    }
-  }
+  R total, t;
+  sums(mag, total, t);
+  if (N == 1) t = total;
+  if (N > 2) t = t / (Real)(N - 1);
+  if (N > 1) t = smaller(total / (Real)N, t);
   UNROLL for (int removed = 2; removed < N; ++removed) {
     R tail[M];
     UNROLL for (int i = 0; i < M; ++i) tail[i] = rank[i] >= removed ? mag[i] : R{};
-    R mean = tree_sum(tail) / (Real)(N - removed);
-    t = mean < t ? mean : t;
+    t = smaller(tree_sum(tail) / (Real)(N - removed), t);
   }
   t = round_up(t);
-  t = t < SMALLEST ? real(SMALLEST) : t;
-  const I special = ~(I)(total < LIMIT) | (I)(t > LARGEST_STORED);
-  t = special ? real(1) : t;
+  t = real(SMALLEST) > t ? real(SMALLEST) : t;
+  // Positive numbers are in the order of their bits, and the sign of a difference is a comparison.
+  I special = (I)real(LIMIT) - 1 - (I)total;
+  if (LARGEST_STORED < LIMIT) special |= (I)real(LARGEST_STORED) - (I)t;
+  if (any_negative(special)) {  // its first elements, each of them kept for certain
+    UNROLL for (int i = 0; i < E; ++i) {
+      I infinite = (bits[i] & ~SIGN) > INF ? bits[i] : (bits[i] & SIGN) | INF;
+      bits[i] = special < 0 ? (i < N ? infinite : I{}) : bits[i];
+      mag[i] = special < 0 ? (i < N ? real(__builtin_inf()) : R{}) : mag[i];
+    }
+    t = special < 0 ? real(1) : t;
+  }
   // Sums start at a power of two that is at least N t: see reference._mvue.
   const R start = (R)((((I)t >> FRACTION) + SPARE) << FRACTION), share = (t + start) - start;
-  const R u = (R)((I)(first.at(k) + 1) & ~(((Int)1 << SPARE) - 1)) - 1;
-  const R level = start + u * share;
-  const I t_bits = bits_of(t);
-  R before = start;
+  const R u = (R)((I)(first + 1) & ~(((Int)1 << SPARE) - 1)) - 1;
+  const I least = bits_of(t);
+  R sum = start, level = start + u * share;
+  I levels[N], side[N];  // the sign of `side`: the sum is not above the level
+  UNROLL for (int j = 0; j < N; ++j, level += share) levels[j] = (I)level + 1, side[j] = integer(-1);
   UNROLL for (int i = 0; i < E; ++i) {
-    I below = mag[i] < t, crossed{};
-    R after = before + (below ? mag[i] : share), next = level;
-    UNROLL for (int j = 0; j < N; ++j, next += share) crossed |= (before <= next) & (next < after);
-    before = after;
-    I infinite = (bits[i] & ~SIGN) > INF ? bits[i] : (bits[i] & SIGN) | INF;
-    I value = below ? (bits[i] & SIGN) | t_bits : bits[i];
-    write(bits, i, special ? integer(i < N ? -1 : 0) : crossed, special ? infinite : value);
+    I crossed{}, magnitude = bits[i] & (Int)~SIGN;
+    sum += mag[i] < t ? mag[i] : share;
+    UNROLL for (int j = 0; j < N; ++j) {
+      I after = (I)sum - levels[j];
+      crossed |= side[j] ^ after;
+      side[j] = after;
+    }
+    write(bits, i, crossed < 0, (bits[i] & SIGN) | (magnitude > least ? magnitude : least));
   }
 #else  // METHOD_APPROX_MVUE
   R total = tree_sum(mag), others[E], ratio[E];
@@ -129,12 +152,12 @@ INLINE void prune(I (&bits)[E], Uniforms& first, Uniforms& second, int64_t k) {
   };
   I one[E], two[E];
   R left{}, remaining[E];
-  draw(mag, first.at(k) * total, one);
+  draw(mag, first * total, one);
   UNROLL for (int i = 0; i < E; ++i) {
     left = one[i] ? others[i] : left;
     remaining[i] = one[i] ? R{} : mag[i];
   }
-  draw(remaining, second.at(k) * left, two);
+  draw(remaining, second * left, two);
   I sparse = count <= 2, overflow = ((I)total == REAL_INF) & ~sparse;
   UNROLL for (int i = 0; i < E; ++i) {
     R factor{};
@@ -150,7 +173,7 @@ INLINE void prune(I (&bits)[E], Uniforms& first, Uniforms& second, int64_t k) {
 
 #else  // METHOD_TRANSPOSABLE
 
-INLINE void prune(I (&bits)[E], Uniforms&, Uniforms&, int64_t) {
+INLINE void prune(I (&bits)[E], R, R) {
   constexpr int CHOICES = sizeof ROWS / sizeof *ROWS;
   R sums[M][CHOICES];
   UNROLL for (int row = 0; row < M; ++row) {
@@ -222,15 +245,34 @@ inline void store_runs(Out* p, I* v) {
   }
 }
 
+// One result: where it goes, and how the blocks lie. The layout is that of Kernel.__call__.
+struct Result {
+  void* y;
+  int64_t outer, size, inner, stream;
+};
+
 struct View {
   const Stored* x;
   Out* y;
   int64_t outer, size, inner;
+  uint32_t stream;
+
+  View(const void* x, const Result& r)
+      : x((const Stored*)x), y((Out*)r.y), outer(r.outer), size(r.size), inner(r.inner),
+        stream((uint32_t)r.stream) {
+    if (size % M == 0) {  // no block crosses the rows: they are one long row
+      size *= outer;
+      outer = 1;
+    }
+  }
 
   int64_t blocks() const { return (size + M - 1) / M; }
+  int64_t total() const { return outer * blocks() * across(); }
   // Blocks (or tiles) side by side in a row.
   int64_t across() const { return NM_METHOD == METHOD_TRANSPOSABLE ? (inner + M - 1) / M : inner; }
 };
+
+constexpr int64_t PART = 16384;  // elements that stay in the cache between two results
 
 // The place of one block: row o, block b, column (or column of tiles) i.
 struct Place {
@@ -250,8 +292,7 @@ struct Place {
 };
 
 // Lanes that do not lie side by side, one element at a time through a zero-padded buffer.
-NO_INLINE void prune_scattered(const View& v, Place place, int count, int64_t k, Uniforms& first,
-                            Uniforms& second) {
+NO_INLINE void prune_scattered(const View& v, Place place, int count, R first, R second) {
   constexpr int COLUMNS = E / M;
   Stored in[E][L] = {};
   int64_t start[L];
@@ -268,7 +309,7 @@ NO_INLINE void prune_scattered(const View& v, Place place, int count, int64_t k,
   }
   I bits[E];
   for (int i = 0; i < E; ++i) bits[i] = widen(in[i]);
-  prune(bits, first, second, k);
+  prune(bits, first, second);
   Out out[E][L];
   for (int i = 0; i < E; ++i) narrow(out[i], bits[i]);
   for (int lane = 0; lane < count; ++lane)
@@ -277,51 +318,80 @@ NO_INLINE void prune_scattered(const View& v, Place place, int count, int64_t k,
         v.y[start[lane] + r * v.inner + c] = out[r * COLUMNS + c][lane];
 }
 
-void prune_range(const View& v, int64_t begin, int64_t end, uint64_t seed, uint32_t stream) {
-  Uniforms first(seed, stream, 0), second(seed, stream, 1);
+// How many of the next `count` blocks are whole and lie side by side.
+inline int64_t side_by_side(const View& v, const Place& place, int64_t count) {
+  const int64_t below = v.size / M - place.b;  // whole blocks from here on in this column
+  const int64_t beside = v.inner / (E / M) - place.i;
+  const bool runs = E == M && v.inner == 1 && POWER_OF_TWO;
+  const int64_t found = runs || below <= 0 ? below : beside;
+  return found < count ? found : count;
+}
+
+void prune_range(const View& v, int64_t begin, int64_t end, uint64_t seed) {
+  Uniforms first(seed, v.stream, 0), second(seed, v.stream, 1);
   Place place(v, begin);
-  for (int64_t k = begin; k < end; k += L) {
-    const int64_t at = (place.o * v.size + place.b * M) * v.inner;
-    const bool full = k + L <= end, whole = (place.b + 1) * M <= v.size;
-    I bits[E];
-#if NM_METHOD == METHOD_TRANSPOSABLE
-    if (full && whole && (place.i + L) * M <= v.inner) {
-      const int64_t from = at + place.i * M;
-      UNROLL for (int r = 0; r < M; ++r) load_runs(v.x + from + r * v.inner, bits + r * M);
-      prune(bits, first, second, k);
-      UNROLL for (int r = 0; r < M; ++r) store_runs(v.y + from + r * v.inner, bits + r * M);
-#else
-    if (full && whole && place.i + L <= v.inner) {
-      UNROLL for (int r = 0; r < M; ++r) bits[r] = widen(v.x + at + r * v.inner + place.i);
-      prune(bits, first, second, k);
-      UNROLL for (int r = 0; r < M; ++r) narrow(v.y + at + r * v.inner + place.i, bits[r]);
-    } else if (POWER_OF_TWO && full && v.inner == 1 && (place.b + L) * M <= v.size) {
-      load_runs(v.x + at, bits);
-      prune(bits, first, second, k);
-      store_runs(v.y + at, bits);
-#endif
-    } else {
-      prune_scattered(v, place, full ? L : (int)(end - k), k, first, second);
+  for (int64_t k = begin; k < end;) {
+    if (k % GROUP == 0 && NM_METHOD != METHOD_MSE && NM_METHOD != METHOD_TRANSPOSABLE) {
+      first.fill(k / GROUP);
+      if (NM_METHOD == METHOD_APPROX_MVUE) second.fill(k / GROUP);
     }
-    place.advance(v, L);
+    const int64_t rest = (k | (GROUP - 1)) < end ? GROUP - k % GROUP : end - k;
+    int64_t count = side_by_side(v, place, rest) & -L;
+    const int64_t at = (place.o * v.size + place.b * M) * v.inner + place.i * (E / M);
+    const Stored* x = v.x + at;
+    Out* y = v.y + at;
+    const int64_t inner = v.inner;  // the compiler cannot know that no store changes it
+    if (count <= 0) {
+      count = rest < L ? rest : L;
+      prune_scattered(v, place, count, first.at(k), second.at(k));
+#if NM_METHOD == METHOD_TRANSPOSABLE
+    } else {
+      for (int64_t j = 0; j < count; j += L) {
+        I bits[E];
+        UNROLL for (int r = 0; r < M; ++r) load_runs(x + j * M + r * inner, bits + r * M);
+        prune(bits, R{}, R{});
+        UNROLL for (int r = 0; r < M; ++r) store_runs(y + j * M + r * inner, bits + r * M);
+      }
+    }
+#else
+    } else if (inner > 1) {
+      for (int64_t j = 0; j < count; j += L) {
+        I bits[E];
+        UNROLL for (int r = 0; r < M; ++r) bits[r] = widen(x + j + r * inner);
+        prune(bits, first.at(k + j), second.at(k + j));
+        UNROLL for (int r = 0; r < M; ++r) narrow(y + j + r * inner, bits[r]);
+      }
+    } else {
+      for (int64_t j = 0; j < count; j += L) {
+        I bits[E];
+        load_runs(x + j * M, bits);
+        prune(bits, first.at(k + j), second.at(k + j));
+        store_runs(y + j * M, bits);
+      }
+    }
+#endif
+    place.advance(v, count);
+    k += count;
   }
 }
 
 }  // namespace
 
-extern "C" void nm_kernel(const void* x, void* y, int64_t outer, int64_t size, int64_t inner,
-                          const int64_t* seed, int64_t stream, int64_t threads) {
-  if (size % M == 0) {  // no block crosses the rows: they are one long row
-    size *= outer;
-    outer = 1;
-  }
-  const View view{(const Stored*)x, (Out*)y, outer, size, inner};
-  const int64_t total = outer * view.blocks() * view.across();
-  const int64_t share = ((total + threads - 1) / threads + 63) / 64 * 64;
+// `x` once, and `count` results: the numbers of all blocks follow memory, so what a part of the
+// results needs of x is still in the cache when the next result reads it.
+extern "C" void nm_kernel(const void* x, const Result* results, int64_t count, const int64_t* seed,
+                          int64_t threads) {
   const uint64_t key = seed ? *seed : 0;
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
-  for (int64_t begin = 0; begin < total; begin += share) {
-    const int64_t end = begin + share < total ? begin + share : total;
-    prune_range(view, begin, end, key, (uint32_t)stream);
+  const int64_t blocks = View(x, *results).total();
+  const int64_t parts = count == 1 ? threads : (blocks * E / PART / threads + 1) * threads;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t part = 0; part < parts; ++part) {
+    for (int64_t i = 0; i < count; ++i) {
+      const View view(x, results[i]);
+      const int64_t groups = view.total() / GROUP;
+      const int64_t begin = groups * part / parts * GROUP;
+      const int64_t end = part + 1 < parts ? groups * (part + 1) / parts * GROUP : view.total();
+      prune_range(view, begin, end, key);
+    }
   }
 }

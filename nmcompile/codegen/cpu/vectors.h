@@ -102,6 +102,20 @@ inline void store(void* p, V v) {
 inline R real(Real x) { return x - R{}; }
 inline I integer(Int x) { return x - I{}; }
 
+inline bool any_negative(I v) {
+#if defined(__AVX512DQ__) && !defined(__clang__)
+  if constexpr (sizeof(Int) == 4) return __builtin_ia32_cvtd2mask512((Vec<int, 16>)v);
+  return __builtin_ia32_cvtq2mask512((Vec<long long, 8>)v);
+#elif defined(__AVX__) && !defined(__AVX512F__)
+  if constexpr (sizeof(Int) == 4) return __builtin_ia32_movmskps256((Vec<float, 8>)v);
+  return __builtin_ia32_movmskpd256((Vec<double, 4>)v);
+#else
+  Int all = 0;
+  for (int i = 0; i < L; ++i) all |= v[i];
+  return all < 0;
+#endif
+}
+
 // -- between stored bits and the compute type --------------------------------------------------
 
 inline R value_of(I bits) {
@@ -155,77 +169,66 @@ inline R round_up(R t) {
 
 // -- random numbers: see reference.philox_uniforms ---------------------------------------------
 
-constexpr int COUNTERS = WIDTH / 4;
-typedef Vec<uint32_t, COUNTERS> U32;
-typedef Vec<uint64_t, COUNTERS / 2> U64;
+constexpr int COUNTERS = WIDTH / 8;
+typedef Vec<uint64_t, COUNTERS> U64;  // a word in each low half; what the high half holds is noise
+typedef Vec<uint32_t, 2 * COUNTERS> U32;
 
-// The 64-bit products of the even elements.
-inline U64 widening_product(U32 a, uint32_t factor) {
-#if defined(__AVX512F__) && !defined(__clang__)  // GCC does not find this instruction itself
+inline U64 product(U64 a, uint32_t factor) {
+#if defined(__AVX512F__) && !defined(__clang__)  // GCC does not find it itself
   typedef Vec<int, 16> V;
-  return (U64)__builtin_ia32_pmuludq512_mask((V)a, (V)(U32{} + factor), Vec<long long, 8>{}, -1);
+  return (U64)__builtin_ia32_pmuludq512_mask((V)a, (V)(U64{} + factor), Vec<long long, 8>{}, -1);
+#elif defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)
+  return (U64)__builtin_ia32_pmuludq256((Vec<int, 8>)a, (Vec<int, 8>)(U64{} + factor));
 #else
-  return ((U64)a & 0xffffffff) * factor;
+  return (a & 0xffffffff) * factor;
 #endif
 }
 
-inline void multiply(U32 a, uint32_t factor, U32& high, U32& low) {
-  constexpr uint64_t TOP = 0xffffffff00000000;
-  U64 even = widening_product(a, factor), odd = widening_product((U32)((U64)a >> 32), factor);
-  high = (U32)(even >> 32 | (odd & TOP));
-  low = (U32)((even & ~TOP) | odd << 32);
-}
-
 template <int... J>
-inline U32 zip(U32 a, U32 b, int high, std::integer_sequence<int, J...>) {
+inline U64 zip(U64 a, U64 b, int high, std::integer_sequence<int, J...>) {
   return high ? __builtin_shufflevector(a, b, (COUNTERS / 2 + J / 2 + J % 2 * COUNTERS)...)
               : __builtin_shufflevector(a, b, (J / 2 + J % 2 * COUNTERS)...);
 }
+
+constexpr int GROUP = 64;  // blocks whose numbers are made together
 
 class Uniforms {
  public:
   Uniforms(uint64_t seed, uint32_t stream, uint32_t second)
       : seed_(seed), stream_(stream), second_(second) {}
 
-  // The numbers of the blocks k..k+L-1; L divides k.
-  R at(int64_t k) {
-    if (k / 64 != group_) fill(group_ = k / 64);
-    return __builtin_convertvector((load<Vec<float, L>>(buffer_ + k % 64)), R);
+  // The numbers of the blocks k..k+L-1, of those that were filled last; L divides k.
+  R at(int64_t k) const {
+    return __builtin_convertvector((load<Vec<float, L>>(buffer_ + k % GROUP)), R);
   }
 
- private:
+  // The numbers of the blocks of a group.
   NO_INLINE void fill(int64_t group) {
-    for (int first = 0; first < 16; first += COUNTERS) {
-      U32 lane;
+    for (int first = 0; first < GROUP / 4; first += COUNTERS) {
+      U64 lane;
       for (int i = 0; i < COUNTERS; ++i) lane[i] = i;
-      uint64_t counter = (uint64_t)group * 16 + first;  // a multiple of 16: adding lanes is an or
-      U32 c0 = lane | (uint32_t)counter, c1 = U32{} + (uint32_t)(counter >> 32);
-      U32 c2 = U32{} + stream_, c3 = U32{} + second_;
+      const uint64_t counter = (uint64_t)group * (GROUP / 4) + first;  // adding lanes does not carry
+      U64 c0 = lane | (uint32_t)counter, c1 = U64{} + (counter >> 32);
+      U64 c2 = U64{} + stream_, c3 = U64{} + second_;
       uint32_t key0 = (uint32_t)seed_, key1 = (uint32_t)(seed_ >> 32);
-      for (int round = 0; round < 7; ++round) {
-        U32 high0, low0, high1, low1;
-        multiply(c0, 0xD2511F53, high0, low0);
-        multiply(c2, 0xCD9E8D57, high1, low1);
-        c0 = high1 ^ c1 ^ key0, c1 = low1, c2 = high0 ^ c3 ^ key1, c3 = low0;
+      UNROLL for (int round = 0; round < 7; ++round) {
+        const U64 p0 = product(c0, 0xD2511F53), p1 = product(c2, 0xCD9E8D57);
+        c0 = p1 >> 32 ^ c1 ^ key0, c1 = p1, c2 = p0 >> 32 ^ c3 ^ key1, c3 = p0;
         key0 += 0x9E3779B9, key1 += 0xBB67AE85;
       }
       // The four words of a counter stand side by side.
-      const std::make_integer_sequence<int, COUNTERS> lanes;
-      for (int half = 0; half < 2; ++half) {
-        U32 even = zip(c0, c2, half, lanes), odd = zip(c1, c3, half, lanes);
-        for (int quarter = 0; quarter < 2; ++quarter) {
-          U32 mantissa = zip(even, odd, quarter, lanes) & 0x7fffff;
-          store(buffer_ + 4 * first + (2 * half + quarter) * COUNTERS,
-                (Vec<float, COUNTERS>)(mantissa | 0x3f800000) - 1.0f);
-        }
+      const U64 one = (c0 & 0x7fffff) | c1 << 32, two = (c2 & 0x7fffff) | c3 << 32;
+      UNROLL for (int half = 0; half < 2; ++half) {
+        const U32 words = (U32)zip(one, two, half, std::make_integer_sequence<int, COUNTERS>());
+        store(buffer_ + 4 * first + half * 2 * COUNTERS,
+              (Vec<float, 2 * COUNTERS>)((words & 0x7fffff) | 0x3f800000) - 1.0f);
       }
     }
   }
 
   uint64_t seed_;
   uint32_t stream_, second_;
-  int64_t group_ = -1;
-  alignas(64) float buffer_[64];
+  alignas(64) float buffer_[GROUP] = {};
 };
 
 }  // namespace

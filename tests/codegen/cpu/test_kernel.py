@@ -120,6 +120,10 @@ def test_threads_do_not_change_the_result(threads):
         torch.set_num_threads(threads)
         for dims in ([0], [1]):
             check(x, 2, 4, dims, "mvue")
+        both = torch.ops.nm.prune_each(x, SEED, [1, 2], 2, 4, [[1], [0]], "mvue")
+        for result, stream, dims in zip(both, (1, 2), ([1], [0]), strict=True):
+            expected, _ = reference.prune_and_mask(x, SEED, stream, 2, 4, dims, "mvue")
+            assert_same_bits(result, expected)
     finally:
         torch.set_num_threads(before)
 
