@@ -15,13 +15,17 @@ class Headline(NamedTuple):
 
 #: Ratios to ``backend="inductor"`` in the same run; ``speedup`` is eager time over that of "full".
 #: Written on the back of an envelope: 78 million elements masked a step at 8 bytes each and about
-#: 10 GB/s, beside 130 GFLOP of products at about 200 GFLOP/s.
+#: 10 GB/s, beside 130 GFLOP of products at about 200 GFLOP/s. The vision networks joined when the
+#: masks of ``full`` cost 1.14, 1.21 and 1.23 of a step; theirs was written for faster kernels.
 PREDICTIONS: dict[Headline, float] = {
     Headline("step", "full", "time"): 1.18,
     Headline("step", "activations", "time"): 1.05,
     Headline("step", "gradients", "time"): 1.13,
     Headline("step", "weights", "time"): 1.12,
     Headline("step", "dense", "time"): 1.00,
+    Headline("resnet", "full", "time"): 1.12,
+    Headline("vit", "full", "time"): 1.09,
+    Headline("mobilenet", "full", "time"): 1.12,
     Headline("compile", "full", "first step"): 1.30,
     Headline("compile", "full", "growth per block of cpu time"): 1.25,
     Headline("memory", "full", "peak allocated"): 1.05,
@@ -34,7 +38,10 @@ PREDICTIONS: dict[Headline, float] = {
 
 #: The same figures' bounds: at most, but for ``speedup``, which is at least.
 TARGETS: dict[Headline, float] = {
-    Headline("step", "full", "time"): 1.35,
+    Headline("step", "full", "time"): 1.10,
+    Headline("resnet", "full", "time"): 1.12,
+    Headline("vit", "full", "time"): 1.12,
+    Headline("mobilenet", "full", "time"): 1.12,
     Headline("compile", "full", "first step"): 1.50,
     Headline("compile", "full", "growth per block of cpu time"): 1.0,
     Headline("memory", "full", "peak allocated"): 1.10,

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import linear_regression, median
 
 import torch
 from rich.progress import Progress
 
-from benchmarks.gpt import QUICK, Shape, Trainer
 from benchmarks.predictions import PREDICTIONS, TARGETS, Headline
 from benchmarks.table import Row, percentiles
+from benchmarks.trainer import Trainer, Workload
+from benchmarks.vision import Images
 from benchmarks.worker import measure
 
 Figures = dict[str, float]
@@ -29,18 +30,20 @@ Samples = dict[str, list[float]]  # of one metric, by variant
 class Setup:
     """What all sections share."""
 
-    shape: Shape
+    shape: Workload
     depths: tuple[int, ...]
     rounds: int
     progress: Progress
+    networks: Mapping[str, Images]
     recipes: tuple[str, ...] = ("full", "activations", "gradients", "weights", "dense")
+    quick: bool = False  # small shapes, whose figures mean nothing
 
     def row(self, mode: str, provider: str, metric: str, samples: Sequence[float], **rest: object):
         """A row, with its target and prediction (of the main depth alone)."""
         x = str(rest.pop("x", self.shape.depth))
         key = Headline(mode, provider, metric.partition(" (")[0])
         main = x == str(self.shape.depth)
-        judged = main and (self.shape != QUICK or mode == "bitwise")
+        judged = main and (not self.quick or mode == "bitwise")
         bound = TARGETS.get(key) if judged else None
         sign = ">=" if key.metric in ("speedup", "equal") else "<="
         return Row(
@@ -106,6 +109,17 @@ def step(setup: Setup) -> Iterator[Row]:
     yield from _ratios(setup, "step", samples)
 
 
+def network(name: str) -> Callable[[Setup], Iterator[Row]]:
+    """The section that measures a step of one of the other networks."""
+
+    def section(setup: Setup) -> Iterator[Row]:
+        here = replace(setup, shape=setup.networks[name])
+        samples = _timed_steps(here, name, ("inductor", "full"), setup.rounds)
+        yield from _ratios(here, name, samples)
+
+    return section
+
+
 def eager(setup: Setup) -> Iterator[Row]:
     """Seconds of a step of the masks in eager hooks, and how much faster ``full`` is."""
     baselines = ("eager-hooks", "eager-compare", "eager-hooks+inductor")
@@ -123,7 +137,7 @@ def compilation(setup: Setup) -> Iterator[Row]:
     names = ("inductor", "full")
     by_depth: list[dict[str, Samples]] = []
     for depth in setup.depths:
-        shape = setup.shape.at_depth(depth)
+        shape = replace(setup.shape, depth=depth)
         samples = setup.interleave(
             f"compile, depth {depth}",
             names,

@@ -4,8 +4,9 @@
     python -m benchmarks.training_step --only step,memory --rounds 30
     python -m benchmarks.training_step --quick --out /tmp/quick.csv
 
-The step is forward, loss, backward, SGD and zero_grad of a GPT; masks are simulated. Every figure
-is a ratio to the dense step of the same run. See ``benchmarks/README.md``.
+The step is forward, loss, backward, SGD and zero_grad, of a GPT and, in sections of their own, of
+three vision networks; masks are simulated. Every figure is a ratio to the dense step of the same
+run. See ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import sections
+from benchmarks import sections, vision
 from benchmarks.gpt import FULL, QUICK
 from benchmarks.records import RESULTS as FOLDER
 from benchmarks.sections import Setup
@@ -31,6 +32,7 @@ SECTIONS: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "bitwise": sections.bitwise,
     "step": sections.step,
     "eager": sections.eager,
+    **{name: sections.network(name) for name in vision.FULL},
     "memory": sections.memory,
     "compile": sections.compilation,
 }
@@ -71,9 +73,10 @@ def main(
     columns = [SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn()]
     rows: list[Row] = []
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        setup = Setup(FULL, tuple(map(int, depths.split(","))), rounds, progress)
+        setup = Setup(FULL, tuple(map(int, depths.split(","))), rounds, progress, vision.FULL)
         if quick:
-            setup = Setup(QUICK, (1,), 1, progress, recipes=("full", "dense"))
+            small = ("full", "dense")
+            setup = Setup(QUICK, (1,), 1, progress, vision.QUICK, recipes=small, quick=True)
         finished: list[str] = []
         try:
             for name in chosen:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpt import Shape, Trainer
 from benchmarks.process import Process
+from benchmarks.trainer import Trainer, Workload
 
 MIB = 2**20
 #: glibc then returns every tensor to the system when it is freed, so that resident memory is
@@ -22,7 +22,7 @@ MIB = 2**20
 _RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def measure(kind: str, provider: str, shape: Shape) -> dict[str, float]:
+def measure(kind: str, provider: str, shape: Workload) -> dict[str, float]:
     """Run ``kind`` ("compile" or "memory") in a fresh process with a cold cache.
 
     Raises:
@@ -38,12 +38,12 @@ def measure(kind: str, provider: str, shape: Shape) -> dict[str, float]:
     return result
 
 
-def _measure(channel: Any, kind: str, provider: str, shape: Shape, threads: int) -> None:
+def _measure(channel: Any, kind: str, provider: str, shape: Workload, threads: int) -> None:
     torch.set_num_threads(threads)
     channel.send({"compile": compile_time, "memory": memory}[kind](provider, shape))
 
 
-def compile_time(provider: str, shape: Shape) -> dict[str, float]:
+def compile_time(provider: str, shape: Workload) -> dict[str, float]:
     """Seconds of the first step, compilation included: wall, and CPU with the C++ compiler's."""
     # Otherwise its import, alike for all variants, dilutes the ratio.
     importlib.import_module("torch._inductor.compile_fx")
@@ -60,7 +60,7 @@ def compile_time(provider: str, shape: Shape) -> dict[str, float]:
     }
 
 
-def memory(provider: str, shape: Shape) -> dict[str, float]:
+def memory(provider: str, shape: Workload) -> dict[str, float]:
     """MiB of one step after two steps of warm-up.
 
     ``peak resident``: the high-water mark of resident memory, reset before the step, less the

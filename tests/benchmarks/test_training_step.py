@@ -33,11 +33,13 @@ def test_an_unknown_section_is_an_error():
 @pytest.mark.slow
 def test_quick_run(tmp_path):
     path = tmp_path / "quick.csv"
-    done = run(["--quick", "--only", "bitwise,step", "--threads", "1", "--out", str(path)])
+    only = ["--only", "bitwise,step,mobilenet"]
+    done = run(["--quick", *only, "--threads", "1", "--out", str(path)])
     assert done.returncode == 0, done.stdout + done.stderr
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {r["provider"] for r in rows} == {"inductor", "full", "dense"}
+    assert {r["config"].split()[0] for r in rows} == {"gpt", "mobilenet"}
     equal = next(r for r in rows if r["mode"] == "bitwise")
     assert equal["p50"] == "1"
     assert all(r["torch"] and r["machine"] and r["time"] for r in rows)
