@@ -49,8 +49,8 @@ def measure(recipe: str | None, shape: LlamaShape = SHAPE) -> Step:
     dy = torch.zeros_like(x)
     backend: Any = "inductor" if recipe is None else nmcompile.nm_sparse
     keywords: dict[str, Any] = {"fullgraph": True, "dynamic": False}
-    if recipe is not None:  # sparse wherever it can be: a layer that stays dense would show nothing
-        keywords["options"] = {"policy": Policy(extends=recipe, execution="sparse")}
+    if recipe is not None:  # sparse wherever it can be, whatever it gains
+        keywords["options"] = {"policy": Policy(extends=recipe, execution="sparse", margin=1e-6)}
     run = torch.compile(layer, backend=backend, **keywords)
 
     def step() -> None:
@@ -60,6 +60,8 @@ def measure(recipe: str | None, shape: LlamaShape = SHAPE) -> Step:
 
     with seen_arguments() as wide:
         step()
+    if recipe and not any(s.execution == "sparse" for s in nmcompile.last_report().sites):
+        raise RuntimeError(f"{recipe}: nothing runs sparse, so nothing would be shown")
     step()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
