@@ -1,7 +1,6 @@
-"""Mask kernels: which dimensions are one, what is printed, what is launched.
+"""Mask kernels: which dimensions are one, what is printed and launched, what it compiles to.
 
-What they compute is tested in ``tests/kernels``, and that they do not spill here and by
-``benchmarks.static_check``.
+What they compute is tested in ``tests/kernels``.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmcompile.codegen import launch, masks
+from nmcompile.codegen import launch, loader, masks
 from nmcompile.codegen.masks import MaskLaunch, MaskSpec, launch_of, lie_of
 from nmcompile.codegen.printer import print_kernel
 from nmcompile.masks import reference
@@ -120,3 +119,68 @@ def test_float64_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masks, "has_triton", lambda: True)
     assert masks.has_kernel(torch.float32)
     assert not masks.has_kernel(torch.float64)
+
+
+def compiled(x: Tensor, dims: list[int], format: str, method: str, capability: int) -> Any:
+    """The machine code of a kernel as Triton would launch it, and the launch."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from benchmarks.static_check.sass import disassemble
+
+    found = launched(x, dims, format, method)
+    kernel = loader.load(found.spec)
+    types = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    pointers = {"x": types[x.dtype], "y": types[x.dtype], "seed": "*i64"}
+    constants = {**found.constants, **{k: v for k, v in found.numbers.items() if v == 1}}
+    signature, values, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name], values[(index,)] = "constexpr", constants[name]
+            continue
+        signature[name] = pointers.get(name, "i32")
+        if name in ("x", "y") or found.numbers.get(name, 1) % 16 == 0:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, values, attributes)
+    target = GPUTarget("cuda", capability, 32)
+    done = triton.compile(source, target=target, options={"num_warps": found.warps})
+    return disassemble(done.asm["cubin"], done.metadata.shared), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "format", "method", "dims"),
+    [
+        (torch.float32, "2:4", "mse", [1]),
+        (torch.float32, "2:4", "mvue", [1]),
+        (torch.bfloat16, "2:4", "mse", [0]),
+        (torch.bfloat16, "2:4", "mvue", [0]),
+        (torch.bfloat16, "2:4", "mvue", [1]),
+        (torch.bfloat16, "4:8", "mvue", [1]),
+        (torch.bfloat16, "2:4", "approx-mvue", [1]),
+        (torch.bfloat16, "2:4", "transposable", [0, 1]),
+        (torch.float32, "2:4", "transposable", [0, 1]),
+    ],
+)
+@pytest.mark.parametrize("capability", [80, 90])
+def test_no_spill_and_16_bytes_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    format: str,
+    method: str,
+    dims: list[int],
+    capability: int,
+) -> None:
+    pytest.importorskip("triton")
+    from benchmarks.static_check.sass import covering_width
+
+    monkeypatch.setattr(launch, "_capability", lambda *_: capability)
+    x = empty(4096, 4096, dtype=dtype)
+    machine, found = compiled(x, dims, format, method, capability)
+    m = found.spec.m
+    elements = found.constants["LANES"] * (m * m if method == "transposable" else m)
+    moved = elements / (32 * found.warps) * x.element_size()
+    assert machine.spilled == 0
+    assert covering_width(machine, "LDG", moved) == 16
+    assert covering_width(machine, "STG", moved) == 16

@@ -80,6 +80,9 @@ interpreter, else the compute capability (80, 90, 100). A blob is allocated as
 ``empty(Layout(layout).packed_shape(R, C, dtype))``, aligned to 16 bytes; the kernel writes all of
 it, padding too.
 
+Mask kernels (``codegen.masks``) are another family: ``prune`` on top of ``survivors``, every method
+for any N:M, and ``blocks``, where blocks lie in any tensor.
+
 The masks do not depend on ``enable_fp_fusion`` (only ISA 0 on a GPU would need it off, for
 ``primitives.multiply``). How it is proved without a GPU: ``tests/kernels``; how fast
 it should be: ``python -m benchmarks.static_check``.
