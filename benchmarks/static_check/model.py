@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from benchmarks.static_check.cases import Case, compile_case
 from benchmarks.static_check.sass import Machine, covering_width, disassemble
 from benchmarks.static_check.throughput import DEVICES, busiest, weighted
+from nmcompile.codegen.kernel_spec import Input
 
 # Predicted time over the time of the bytes alone, by method and by number of orientations.
 LIMITS = {("mse", 1): 1.25, ("mvue", 1): 1.75, ("mse", 2): 1.5, ("mvue", 2): 2.2}
@@ -69,11 +71,6 @@ class Result:
         return found
 
 
-def _size(dtype: str) -> int:
-    size: int = getattr(torch, dtype).itemsize
-    return size
-
-
 def _orientations(case: Case) -> int:
     return 2 if case.orientations == "both" else 1
 
@@ -86,18 +83,20 @@ def examine(case: Case) -> Result:
 
 
 def judge(case: Case, machine: Machine) -> Result:
-    """The result for machine code that is already there."""
-    elements = case.shape.rows * case.shape.columns / (32 * case.shape.warps)
-    orientations = _orientations(case)
-    cost = weighted(machine.opcodes, case.arch) / elements
+    """The result for machine code that is already there.
+
+    Each operand of a kernel has programs of its own, which lie behind one another in the code. What
+    is counted are those of one operand; the others are taken to be alike.
+    """
+    spec, elements = case.spec, case.shape.rows * case.shape.columns / (32 * case.shape.warps)
+    operand, programs = spec.operands[0], len(spec.operands)
+    per_element = programs / elements
     pipe, clocks = busiest(machine.opcodes, case.arch)
-    sizes = [_size(i.dtype) for i in case.spec.inputs if i.shape == "full"]
-    loaded, dense = sum(sizes), 2 * case.spec.dense_results
-    floor = loaded + dense + 1.125 * orientations
+    floor = _loaded(spec.inputs) + 2 * spec.dense_results + 1.125 * len(spec.dims)
     microseconds = ratio = None
     if device := DEVICES.get(case.arch):
         memory = floor / device.bandwidth
-        pipes = clocks / elements / (device.multiprocessors * device.clock)
+        pipes = clocks * per_element / (device.multiprocessors * device.clock)
         microseconds = max(memory, pipes) * SIDE * SIDE * 1e6
         ratio = max(memory, pipes) / memory
     return Result(
@@ -105,12 +104,18 @@ def judge(case: Case, machine: Machine) -> Result:
         machine,
         # A kernel may read its tile again from the first-level cache: that moves no other bytes.
         # Eight bytes of flags are those of the elements that sixteen bytes of others hold.
-        covering_width(machine, "LDG", sum(s for s in sizes if s > 1) * elements),
-        covering_width(machine, "STG", (orientations + dense) * elements),
-        machine.opcodes.total() / elements,
-        cost,
+        covering_width(machine, "LDG", _loaded(spec.inputs_of(operand), least=2) * elements),
+        covering_width(machine, "STG", (len(operand.dims) + 2 * operand.keep_dense) * elements),
+        machine.opcodes.total() * per_element,
+        weighted(machine.opcodes, case.arch) * per_element,
         pipe,
         floor,
         microseconds,
         ratio,
     )
+
+
+def _loaded(inputs: Iterable[Input], least: int = 1) -> int:
+    """Bytes of an element of the inputs ``[R, C]``, of those of at least ``least``."""
+    sizes: list[int] = [getattr(torch, i.dtype).itemsize for i in inputs if i.shape == "full"]
+    return sum(size for size in sizes if size >= least)

@@ -96,6 +96,16 @@ def test_a_kernel_of_a_model_may_compute_much_but_not_spill() -> None:
     assert found[0].ratio > 2
 
 
+def test_operands_of_one_kernel_have_programs_of_their_own() -> None:
+    one = spec("dropout_residual", (1, 0), dtype="bfloat16", keep_dense=False)
+    two = one.model_copy(update={"operands": one.operands * 2})
+    code = Machine(Counter({"LDG.E.128": 96, "STG.E.128": 16, "FADD": 640}), False, 99, 0, 0)
+    first, both = (judge(Case.of("sm_90", kind, "a model"), code) for kind in (one, two))
+    assert first.failures == both.failures == []
+    assert both.instructions == 2 * first.instructions
+    assert (first.bytes_floor, both.bytes_floor) == (7 + 2 * 1.125, 7 + 4 * 1.125)
+
+
 def test_rows_of_a_version_replace_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, seen = tmp_path / "versions.csv", []
 
