@@ -1,6 +1,6 @@
 """Bytes that a training step moves outside of its products and attention, by Inductor's own count.
 
-    python -m benchmarks.bytes_moved                       # the Llama-like stack, every variant
+    python -m benchmarks.bytes_moved                       # every network and variant
     python -m benchmarks.bytes_moved --network gpt2 --each
 
 Inductor's scheduler is asked, once its kernels are chosen, which buffers each reads and writes; a
@@ -31,11 +31,13 @@ from benchmarks.gpu_check.cases import networks
 
 RESULTS = records.RESULTS / "bytes_moved.csv"
 SMALLER = 16
+_SCALE = SMALLER**2 / 1e9
+COLUMNS = ("other GB", "compress GB", "both GB", "over dense")
 NETWORKS = {
     "llama": (networks.llama, networks.LlamaShape(), ("width", "hidden", "context", "vocabulary")),
     "gpt2": (
         networks.gpt2,
-        replace(networks.GPT2Shape(), depth=2),
+        networks.GPT2Shape(),
         ("width", "context", "vocabulary"),
     ),
 }
@@ -105,10 +107,11 @@ def _kernel(node: Any) -> Kernel:
     return Kernel(kind, name, moved)
 
 
-def kernels_of(network: str, variant: str) -> list[Kernel]:
+def kernels_of(network: str, variant: str, depth: int = 2) -> list[Kernel]:
     """The kernels of one training step of a network, without the optimizer."""
     make, shape, extents = NETWORKS[network]
-    small = replace(shape, **{name: getattr(shape, name) // SMALLER for name in extents})
+    sizes = {name: getattr(shape, name) // SMALLER for name in extents}
+    small = replace(shape, depth=depth, **sizes)
     model, batch = make(small, "cpu")
     options = VARIANTS[variant]
     torch.compiler.reset()
@@ -128,35 +131,44 @@ def _compile(step: nn.Module, batch: Any) -> None:
 
 
 def main(
-    network: Annotated[str, typer.Option(help=f"Of: {', '.join(NETWORKS)}.")] = "llama",
+    network: Annotated[str, typer.Option(help=f"Of: {', '.join(NETWORKS)}; default: all.")] = "",
     only: Annotated[str, typer.Option(help=f"A variant of: {'; '.join(VARIANTS)}.")] = "",
     each: Annotated[bool, typer.Option(help="List every kernel.")] = False,
-    out: Annotated[Path | None, typer.Option(help=f"CSV, default {RESULTS.name}.")] = None,
+    out: Annotated[Path | None, typer.Option(help=f"CSV; {RESULTS.name} for everything.")] = None,
 ) -> None:
+    for word, known in ((network, NETWORKS), (only, VARIANTS)):
+        if word and word not in known:
+            raise typer.BadParameter(f"{word!r}: choose from {', '.join(known)}")
     console = Console(width=140, highlight=False)
-    table = Table("variant", "kernels", "other GB", "compress GB", "both GB", "over dense")
-    rows, dense = [], 0.0
-    for variant in [only] if only else VARIANTS:
-        kernels = kernels_of(network, variant)
-        scale = SMALLER**2 / 1e9
-        by_kind = {
-            kind: scale * sum(k.bytes for k in kernels if k.kind == kind)
-            for kind in ("other", "compress")
-        }
-        both = sum(by_kind.values())
-        dense = dense or both
-        cells = [*(f"{by_kind[k]:.2f}" for k in by_kind), f"{both:.2f}", f"{both / dense:.3f}"]
-        table.add_row(variant, str(len(kernels)), *cells)
-        rows.append(
-            {"network": network, "variant": variant, "kernels": len(kernels)}
-            | dict(zip(("other_GB", "compress_GB", "both_GB", "over_dense"), cells, strict=True))
-            | records.origin("torch", "commit", "time")
-        )
-        for k in kernels if each else ():
-            if k.bytes:
-                console.print(f"{k.kind:9} {k.bytes * scale:8.3f}  {k.name[:110]}", markup=False)
+    table = Table(
+        "network", "variant", "kernels", "other GB", "compress GB", "both GB", "over dense"
+    )
+    rows = []
+    for name in [network] if network else NETWORKS:
+        dense = 0.0
+        for variant in [only] if only else VARIANTS:
+            kernels = kernels_of(name, variant)
+            other, compress = (
+                _SCALE * sum(k.bytes for k in kernels if k.kind == kind)
+                for kind in ("other", "compress")
+            )
+            dense = dense or other + compress
+            found = (other, compress, other + compress, (other + compress) / dense)
+            cells = [f"{figure:.3f}" for figure in found]
+            table.add_row(name, variant, str(len(kernels)), *cells)
+            rows.append(
+                {"network": name, "variant": variant, "kernels": len(kernels)}
+                | dict(
+                    zip(("other_GB", "compress_GB", "both_GB", "over_dense"), cells, strict=True)
+                )
+                | records.origin("torch", "commit", "time")
+            )
+            for k in kernels if each else ():
+                if k.bytes:
+                    line = f"{k.kind:9} {k.bytes * _SCALE:8.3f}  {k.name[:110]}"
+                    console.print(line, markup=False)
     console.print(table)
-    if out or not only:
+    if out or not (only or network):
         records.write(out or RESULTS, rows)
 
 

@@ -69,8 +69,10 @@ def readers(node: fx.Node) -> list[fx.Node]:
 
 
 def bytes_of(node: fx.Node) -> int:
-    """Bytes of the value."""
-    value = node.meta["val"]
+    """Bytes of the value; none where it is no tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return 0
     return int(size_hint(value.numel()) * value.element_size())
 
 

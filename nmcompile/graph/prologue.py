@@ -9,7 +9,7 @@ kernel alone. That is a minimum cut between the operands and what no kernel can 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import networkx
@@ -28,7 +28,7 @@ from nmcompile.graph.aten import (
     is_item,
 )
 from nmcompile.graph.insert import Inserter
-from nmcompile.graph.memory import Memory, bytes_of, is_inlined, readers, reads_inside
+from nmcompile.graph.memory import Memory, bytes_of, is_inlined
 from nmcompile.graph.order import Order, is_dense, is_expanded, is_same_memory
 
 aten = torch.ops.aten
@@ -41,8 +41,8 @@ _WIDEST = 2  # bytes of an element of an input that the graph itself computes
 class Prologue:
     """What a kernel reads and computes to have ``bases``, operands of ``shape`` ``(R, C)``.
 
-    Without ``memory`` it reads the operands as they are. ``bytes`` is what it makes the step move:
-    what it reads and what is written for it alone, less what nobody else reads any more.
+    Without ``memory`` it reads the operands as they are. ``bytes`` is what the kernel reads, and
+    what is written for it alone.
     """
 
     def __init__(self, bases: Sequence[fx.Node], shape: Any, memory: Memory | None = None) -> None:
@@ -68,6 +68,11 @@ class Prologue:
         return tuple(found)
 
     @property
+    def members(self) -> tuple[fx.Node, ...]:
+        """The nodes that the kernel computes, in graph order."""
+        return tuple(self._members)
+
+    @property
     def leaves(self) -> tuple[fx.Node, ...]:
         """The nodes that the kernel reads, each once."""
         return tuple(self._leaves)
@@ -75,17 +80,6 @@ class Prologue:
     def value(self, base: fx.Node) -> str:
         """The name of an operand: of a statement or of an input."""
         return str(self._argument(base))
-
-    def dead(self, kept: Iterable[fx.Node], apart: Iterable[fx.Node]) -> set[fx.Node]:
-        """Members that nobody else computes: their readers are others of these, or ``apart``.
-
-        ``kept`` are operands that the kernel writes for their other readers.
-        """
-        found = set(kept)
-        for member in reversed(self._members):
-            if all(user in found or user in apart for user in readers(member)):
-                found.add(member)
-        return found
 
     def flat(self, insert: Inserter, site: fx.Node, given: Input) -> fx.Node:
         """The node of an input, as ``[R, C]`` or flat; inserted at the insertion point."""
@@ -259,16 +253,6 @@ class Prologue:
         return value
 
 
-def saved_reads(prologue: Prologue, dead: set[fx.Node], memory: Memory) -> int:
-    """Bytes that Inductor's kernels no longer read once nobody else computes ``dead``."""
-    saved = 0
-    for leaf in prologue.leaves:
-        inside = [r for r in readers(leaf) if reads_inside(r)]
-        if inside and memory.holds(leaf) and all(r in dead for r in inside):
-            saved += bytes_of(leaf)
-    return saved
-
-
 class _Names:
     """Names after the operators, numbered inside one kernel: equal layers share a kernel."""
 
@@ -291,8 +275,11 @@ def _source(node: fx.Node) -> str:
 
 
 def _cost(node: fx.Node, memory: Memory) -> int:
-    """Bytes of reading the value, and of writing it where that is for the kernel alone."""
-    return bytes_of(node) * (1 if memory.holds(node) else 2)
+    """Bytes of reading the value, and of writing it where that is for the kernel alone.
+
+    One byte more decides between a value that would be written and what it is computed from.
+    """
+    return bytes_of(node) if memory.holds(node) else 2 * bytes_of(node) + 1
 
 
 def _is_pair(vertex: Any) -> bool:

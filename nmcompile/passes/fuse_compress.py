@@ -12,6 +12,10 @@ A kernel is opaque to Inductor: what it reads must lie in memory. So producers j
 fewer bytes: those that the kernel reads, twice where they would be written for it alone, less those
 that nobody reads any more, against the operand's own write and read. A producer that others read
 too is computed twice. Views that keep the order in memory are nothing.
+
+One kernel for two operands has the results of both in memory while its inputs still are. That is
+only done where it adds little to what the graph holds (``_MOST_ADDED``): a deep model does not
+notice, while the backward of one layer would need a sixth more.
 """
 
 from __future__ import annotations
@@ -28,12 +32,15 @@ from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec, Operand
 from nmcompile.graph.aten import FLAT_VIEWS, item_index
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.memory import Memory, bytes_of, readers, reads_inside
-from nmcompile.graph.prologue import Prologue, saved_reads
+from nmcompile.graph.prologue import Prologue
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Compress, FusedCompress
 from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten
+
+#: What a kernel of several operands may add to memory, of the graph's inputs.
+_MOST_ADDED = 0.03
 
 
 @dataclass(eq=False)
@@ -80,7 +87,8 @@ def fuse_compress(kernels: Kernels) -> None:
     found = [_match(node, kernels.devices) for node in Compress.nodes(kernels.graph)]
     matches = [match for match in found if match is not None]
     if kernels.fuse:
-        chosen = _choose(matches, Memory(match.node for match in matches))
+        room = _MOST_ADDED * sum(map(bytes_of, kernels.graph.find_nodes(op="placeholder")))
+        chosen = _choose(matches, Memory(match.node for match in matches), room)
     else:
         chosen = [_plain(match) for match in matches]
     for kernel in chosen:
@@ -127,32 +135,76 @@ def _fused(matches: tuple[_Match, ...], memory: Memory) -> _Kernel | None:
     held = [m for m in matches if memory.holds(m.base)]
     if any(reads_inside(reader) for m in held for reader in readers(m.base)):
         return None  # Inductor writes the operand while it has it, and needs no second kernel
-    kept = tuple(m.base for m in held)
-    dead = prologue.dead(kept, {m.node for m in matches})
-    kernel = _Kernel(matches, prologue, kept, prologue.bytes - saved_reads(prologue, dead, memory))
+    kernel = _Kernel(matches, prologue, tuple(m.base for m in held), prologue.bytes)
     return kernel if _place(kernel) else None
 
 
-def _choose(matches: list[_Match], memory: Memory) -> list[_Kernel]:
-    """The kernels that move the fewest bytes, alone or with an earlier one that reads the same."""
-    chosen: list[_Kernel] = []
-    by_input: dict[Any, list[_Kernel]] = defaultdict(list)
+def _choose(matches: list[_Match], memory: Memory, room: float) -> list[_Kernel]:
+    """The kernels with which the step moves the fewest bytes.
+
+    All begin with their producers, and give them up where that moves fewer; then two that read the
+    same become one. ``room``: bytes that a kernel of several operands may add to memory.
+    """
+    chosen: dict[_Match, _Kernel] = {}
+    plain: dict[_Match, _Kernel] = {}
+    by_leaf: dict[fx.Node, list[_Match]] = defaultdict(list)
     for match in matches:
-        moved = bytes_of(match.base) * (1 if memory.holds(match.base) else 2)
-        best, fused = _plain(match, moved), _fused((match,), memory)
-        if fused is not None and fused.bytes < best.bytes:
-            best = fused
-        keys = [(match.kind, leaf) for leaf in fused.prologue.leaves] if fused else []
-        for other in dict.fromkeys(o for key in keys for o in by_input[key] if o in chosen):
-            both = _fused((*other.matches, match), memory)
-            if both is not None and both.bytes < other.bytes + best.bytes:
-                chosen.remove(other)
-                best = both
-                break
-        chosen.append(best)
-        for key in keys:
-            by_input[key].append(best)
-    return chosen
+        plain[match] = _plain(match, bytes_of(match.base) * (1 if memory.holds(match.base) else 2))
+        chosen[match] = _fused((match,), memory) or plain[match]
+        for leaf in chosen[match].prologue.leaves:
+            by_leaf[leaf].append(match)
+
+    def near(match: _Match) -> list[_Match]:
+        """Those that read what this one reads, itself among them."""
+        return list(
+            dict.fromkeys(m for leaf in fused[match].prologue.leaves for m in by_leaf[leaf])
+        )
+
+    def saved(match: _Match, instead: _Kernel) -> int:
+        """Bytes that this kernel saves in the place of those that do its work now."""
+        around = near(match)
+        now = [chosen[m] for m in around]
+        then = [instead if m in instead.matches else chosen[m] for m in around]
+        leaves = {leaf for m in around for leaf in fused[m].prologue.leaves}
+        return _moved(now, leaves, memory) - _moved(then, leaves, memory)
+
+    fused = dict(chosen)
+    count = -1
+    while count != len(set(chosen.values()) & set(plain.values())):
+        count = len(set(chosen.values()) & set(plain.values()))
+        for match in matches:
+            if chosen[match] is not plain[match] and saved(match, plain[match]) >= 0:
+                chosen[match] = plain[match]
+    for match in matches:
+        if sum(bytes_of(item) for item in match.node.users) > room:
+            continue
+        for other in near(match):
+            if other.node < match.node and other.kind == match.kind:
+                both = _fused((*chosen[other].matches, match), memory)
+                if both is not None and saved(match, both) > 0:
+                    chosen.update(dict.fromkeys(both.matches, both))
+                    break
+    return list(dict.fromkeys(chosen.values()))
+
+
+def _moved(kernels: list[_Kernel], leaves: set[fx.Node], memory: Memory) -> int:
+    """Bytes that the kernels move, and Inductor's own that read the leaves."""
+    kernels = list(dict.fromkeys(kernels))
+    dead = {base for kernel in kernels for base in kernel.kept}
+    apart = {
+        match.node for kernel in kernels if kernel.prologue.members for match in kernel.matches
+    }
+    for member in sorted({m for k in kernels for m in k.prologue.members}, reverse=True):
+        if all(user in dead or user in apart for user in readers(member)):
+            dead.add(member)
+    computed = [leaf for leaf in leaves if memory.holds(leaf)]
+    inside = [leaf for leaf in computed if _is_computed_with(leaf, dead)]
+    return sum(k.bytes for k in kernels) + sum(map(bytes_of, inside))
+
+
+def _is_computed_with(leaf: fx.Node, dead: set[fx.Node]) -> bool:
+    """Whether a kernel of Inductor's reads the value, once nobody computes what is dead."""
+    return any(reads_inside(reader) and reader not in dead for reader in readers(leaf))
 
 
 def _place(kernel: _Kernel) -> fx.Node | None:

@@ -18,6 +18,7 @@ from nmcompile.passes.free_layout import free_layout
 from nmcompile.passes.fuse_compress import fuse_compress
 from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.lower_products import lower_products
+from nmcompile.passes.order_kernels import order_kernels
 from nmcompile.passes.prune_products import prune_backward, prune_forward
 from nmcompile.passes.realise_seeds import realise_seeds
 from nmcompile.passes.run import Pass
@@ -66,6 +67,8 @@ POST_GRAD: tuple[Pass, ...] = (
     Pass(free_layout, leaves=[facts.layouts_free]),
     # elementwise producers and compression: one kernel
     Pass(fuse_compress, leaves=[facts.kernels_generated]),
+    # of kernels that read the same, first the one after which most is free
+    Pass(order_kernels, needs=[facts.kernels_generated]),
     # one random number for all masks of the graph
     Pass(realise_seeds),
     # kernels that Inductor launches itself

@@ -63,22 +63,36 @@ def test_producers_of_more_inputs_than_the_operand_is_worth_stay_outside() -> No
     assert not spec.statements
 
 
-def test_operands_of_the_same_inputs_are_one_kernel() -> None:
-    def f(gate: Any, up: Any, dy: Any, seed: Any) -> Any:
-        gated = gate.sigmoid()
-        dup, dgate = dy * gate * gated, dy * up * (gated * (1.0 + gate * (1.0 - gated)))
-        return compress(dup, (1, 0), seed), compress(dgate, (0, 1), seed), gate @ up.t()
+def swiglu_gradients(gate: Any, up: Any, dy: Any, seed: Any, rest: Any) -> Any:
+    gated = gate.sigmoid()
+    dup, dgate = dy * gate * gated, dy * up * (gated * (1.0 + gate * (1.0 - gated)))
+    products = gate @ up.t(), rest @ rest.t()
+    return compress(dup, (1, 0), seed), compress(dgate, (0, 1), seed), products
 
+
+def test_operands_of_the_same_inputs_are_one_kernel() -> None:
+    f, rest = swiglu_gradients, half(512, 512)  # a model that holds more than these
     inputs = [half(8, 32, seed=k) for k in range(3)]
-    gm, (spec,) = fused(f, *inputs, SEED)
+    gm, (spec,) = fused(f, *inputs, SEED, rest)
     assert [(o.dims, o.keep_dense) for o in spec.operands] == [((1, 0), False), ((0, 1), False)]
     assert len(spec.inputs) == 3
     (node,) = gm.graph.find_nodes(op="call_function", target=nm.fused_compress.default)
     assert node.args[2] == [0, 1, 0, 1]
-    values = [torch.ops.aten.view.dtype(t, torch.int16) for t in tree_leaves(gm(*inputs, SEED))]
-    expected = [torch.ops.aten.view.dtype(t, torch.int16) for t in tree_leaves(f(*inputs, SEED))]
+    values = [
+        torch.ops.aten.view.dtype(t, torch.int16) for t in tree_leaves(gm(*inputs, SEED, rest)[:2])
+    ]
+    expected = [
+        torch.ops.aten.view.dtype(t, torch.int16) for t in tree_leaves(f(*inputs, SEED, rest)[:2])
+    ]
     for mine, wanted in zip(values, expected, strict=True):  # roundings of bfloat16 in between
         assert (mine == wanted).float().mean() > 0.8
+
+
+def test_one_kernel_for_two_adds_little_to_memory_or_is_not_made() -> None:
+    inputs = [half(8, 32, seed=k) for k in range(3)]
+    _, specs = fused(swiglu_gradients, *inputs, SEED, half(8, 32))
+    assert [len(s.operands) for s in specs] == [1, 1]
+    assert all(s.statements for s in specs)
 
 
 def test_an_operand_that_depends_on_the_other_ones_result_has_a_kernel_of_its_own() -> None:
