@@ -84,6 +84,7 @@ class _Kernel:
 
 def fuse_compress(kernels: Kernels) -> None:
     """Replace every ``nm.compress`` that a kernel can be generated for; note their specs."""
+    kernels.graph.eliminate_dead_code()  # what nobody reads is no reader
     found = [_match(node, kernels.devices) for node in Compress.nodes(kernels.graph)]
     matches = [match for match in found if match is not None]
     if kernels.fuse:
