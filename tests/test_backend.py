@@ -70,4 +70,5 @@ def test_last_report_equals_explain() -> None:
     torch.compile(model, backend="nm_sparse", dynamic=False)(x)
     ran, planned = nmcompile.last_report(), nmcompile.explain(model, x)
     assert ran.sites == planned.sites
-    assert ran.totals == planned.totals
+    assert planned.totals.saved_bytes  # compiled code does not know what it saves
+    assert ran.totals == planned.totals.model_copy(update={"saved_bytes": None})
