@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.accuracy.models import ResidualBlock
 from benchmarks.gpt import Block
 
 CLASSES, PIXELS = 10, 32
@@ -46,26 +47,6 @@ class Classifier(nn.Module):
         return F.cross_entropy(self.net(images), targets)
 
 
-class Residual(nn.Module):
-    """Two 3x3 convolutions; a strided 1x1 convolution carries the skip where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.skip: nn.Module = nn.Identity()
-        if inputs != outputs or stride != 1:
-            self.skip = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:  # [B, inputs, H, W] -> [B, outputs, H/s, W/s]
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.skip(x))
-
-
 class ResNet(nn.Module):
     """ResNet for CIFAR (He et al. 2016): three widths, ``depth`` blocks of each."""
 
@@ -76,7 +57,7 @@ class ResNet(nn.Module):
         widths = [width * 2 ** (block // depth) for block in range(3 * depth)]
         self.blocks = nn.Sequential(
             *(
-                Residual(before, after, 1 if before == after else 2)
+                ResidualBlock(before, after, 1 if before == after else 2)
                 for before, after in zip([width, *widths], widths, strict=False)
             )
         )

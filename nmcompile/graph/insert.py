@@ -12,6 +12,7 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from nmcompile.gemm import size_hint
+from nmcompile.graph.order import memory_order
 from nmcompile.ops.call import Call
 from nmcompile.ops.schemas import Mm
 
@@ -107,7 +108,7 @@ class Inserter:
         zero = self.call(site, aten.full.default, [], 0.0, **options)
         if _strides(mask.meta["val"]) == _strides(like):
             return self.call(site, aten.where.self, mask, value, zero)
-        order = sorted(range(like.dim()), key=lambda d: -size_hint(like.stride(d)))
+        order = memory_order(like)
         rows = self.permute(site, mask, order)
         contiguous: dict[str, Any] = {"memory_format": torch.contiguous_format}
         rows = self.call(site, aten.clone.default, rows, **contiguous)

@@ -51,7 +51,7 @@ class Order:
             return ()
         if value.numel() == 1:
             return ("scalar",)
-        if _same(value.numel(), self.rows * self.columns):
+        if self.is_of_size(value):
             return ("full",)
         sizes: tuple[tuple[Shape, Any], ...] = (
             ("per_column", self.columns),
@@ -125,8 +125,12 @@ def is_dense(value: torch.Tensor) -> bool:
     """Whether the elements lie without gaps, in whatever order of the dimensions."""
     if value.is_contiguous():
         return True
-    order = sorted(range(value.dim()), key=lambda d: -size_hint(value.stride(d)))
-    return bool(value.permute(order).is_contiguous())
+    return bool(value.permute(memory_order(value)).is_contiguous())
+
+
+def memory_order(value: torch.Tensor) -> list[int]:
+    """The dimensions from the one that runs slowest in memory to the one that runs fastest."""
+    return sorted(range(value.dim()), key=lambda d: -size_hint(value.stride(d)))
 
 
 def _same(a: Any, b: Any) -> bool:

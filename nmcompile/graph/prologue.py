@@ -19,7 +19,6 @@ from torch import fx
 from nmcompile import _torch
 from nmcompile.codegen.kernel_spec import Input, Shape, Statement
 from nmcompile.codegen.pointwise import COMPARISONS, EXPRESSIONS, pow_expression
-from nmcompile.gemm import size_hint
 from nmcompile.graph.aten import (
     CONSTANTS,
     CONVERSIONS,
@@ -29,7 +28,7 @@ from nmcompile.graph.aten import (
 )
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.memory import Memory, bytes_of, is_inlined
-from nmcompile.graph.order import Order, is_dense, is_expanded, is_same_memory
+from nmcompile.graph.order import Order, is_dense, is_expanded, is_same_memory, memory_order
 
 aten = torch.ops.aten
 
@@ -92,12 +91,11 @@ class Prologue:
         else:
             wanted = [-1]
         value = node.meta["val"]
-        if value.dim() == len(wanted) and value.is_contiguous():
-            whole = given.shape == "full"
-            if not whole or value.shape[1] == self.order.columns:
-                return node
-        order = sorted(range(value.dim()), key=lambda d: -size_hint(value.stride(d)))
-        return insert.reshape(site, insert.permute(site, node, order), wanted)
+        as_wanted = given.shape != "full" or value.shape[-1] == self.order.columns
+        if value.dim() == len(wanted) and value.is_contiguous() and as_wanted:
+            return node
+        rows = insert.permute(site, node, memory_order(value))
+        return insert.reshape(site, rows, wanted)
 
     # -- which producers --------------------------------------------------------------------------
 

@@ -170,12 +170,13 @@ def _choose(matches: list[_Match], memory: Memory, room: float) -> list[_Kernel]
         return _moved(now, leaves, memory) - _moved(then, leaves, memory)
 
     fused = dict(chosen)
-    count = -1
-    while count != len(set(chosen.values()) & set(plain.values())):
-        count = len(set(chosen.values()) & set(plain.values()))
+    changing = True
+    while changing:
+        changing = False
         for match in matches:
             if chosen[match] is not plain[match] and saved(match, plain[match]) >= 0:
                 chosen[match] = plain[match]
+                changing = True
     for match in matches:
         if sum(bytes_of(item) for item in match.node.users) > room:
             continue
