@@ -1,0 +1,176 @@
+"""``explain``, ``diff`` and ``kernels``: reports of a model that TARGET names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.syntax import Syntax
+from rich.table import Table
+
+import nmcompile
+from nmcompile.cli.named import load
+from nmcompile.codegen.loader import kernel_path
+from nmcompile.codegen.printer import print_kernel
+from nmcompile.errors import NMError
+from nmcompile.reason import Code
+from nmcompile.report.report import Report
+from nmcompile.report.rows import Site
+
+
+def explained(target: str, policy: str, gpu: str | None, each: str | None) -> Report:
+    """``nmcompile.explain`` of what TARGET names, with a sign of life on a terminal."""
+    chosen = nmcompile.Policy.resolve(policy)  # before the model is made, which may take long
+    with _alive() as progress:
+        task = progress.add_task(f"loading {target}")
+        named = load(target)
+        progress.update(task, description=f"planning {target} under {policy}")
+        more = {"each": each} if each else {}
+        return nmcompile.explain(
+            named.model, *named.args, policy=chosen, target=gpu, **more, **named.kwargs
+        )
+
+
+def _alive() -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def show(report: Report, as_json: bool) -> None:
+    """On stdout."""
+    if as_json:
+        print(report.to_json())
+    else:
+        Console(highlight=False).print(report)
+
+
+def findings(report: Report) -> list[str]:
+    """What ``--strict`` does not accept, a line each."""
+    found = [f"rule {rule} decided nothing" for rule in report.unused_rules]
+    found += [
+        f"{s.module or '(root)'} {s.role}: the policy prunes it, and it is dense: {s.reason}"
+        for s in report.sites
+        if s.has(Code.DECLINED)
+    ]
+    found += [f"{s.module or '(root)'} {s.role}: {s.guess}" for s in report.sites if s.guess]
+    return found
+
+
+# -- diff ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """One product that two policies treat differently."""
+
+    graph: int
+    module: str
+    op: str
+    role: str
+    sizes: tuple[str, ...]
+    flops: float
+    before: str
+    after: str
+    rule_before: str | None
+    rule_after: str | None
+
+
+def differences(before: Report, after: Report) -> list[Change]:
+    """The products that differ in what is pruned, how, or in what they run as.
+
+    Raises:
+        NMError: the two reports are of different products (the model is not the same twice).
+    """
+    counts = [[len(g.sites) for g in r.graphs] for r in (before, after)]
+    if counts[0] != counts[1]:
+        raise NMError(
+            f"TARGET gave another model the second time: products by graph {counts[0]} before, "
+            f"{counts[1]} after"
+        )
+    return list(_differences(before, after))
+
+
+def _differences(before: Report, after: Report) -> Iterator[Change]:
+    for number, graphs in enumerate(zip(before.graphs, after.graphs, strict=True)):
+        for a, b in zip(*(g.sites for g in graphs), strict=True):
+            if _what(a) != _what(b):
+                where = (number, a.module, str(a.op), str(a.role), a.sizes, a.flops)
+                yield Change(*where, _what(a), _what(b), a.rule, b.rule)
+
+
+def _what(site: Site) -> str:
+    if site.pruned is None:
+        return "dense"
+    exact = ", exact backward" if site.backward == "exact" else ""
+    return f"{site.pruned} {site.format} {site.method}, {site.execution}{exact}"
+
+
+def show_differences(
+    changes: Sequence[Change],
+    before: Report,
+    after: Report,
+    policies: Sequence[str],
+    as_json: bool,
+) -> None:
+    """On stdout."""
+    totals = [r.totals for r in (before, after)]
+    if as_json:
+        document = {
+            "schema_version": 1,
+            "policies": list(policies),
+            "totals": [t.model_dump(mode="json") for t in totals],
+            "changes": [asdict(c) for c in changes],
+        }
+        print(json.dumps(document, indent=2))
+        return
+    console = Console(highlight=False)
+    if changes:
+        table = Table(title=f"{len(changes)} products differ", title_justify="left")
+        for column in ("module", "role", f"before: {policies[0]}", f"after: {policies[1]}"):
+            table.add_column(column, overflow="fold")
+        for c in changes:
+            table.add_row(*map(_plain, (c.module or "(root)", f"{c.op} {c.role}", c.before, c.after)))
+        console.print(table)
+    else:
+        console.print("no product differs")
+    for policy, total in zip(policies, totals, strict=True):
+        console.print(
+            f"{policy}: {total.pruned_sites} of {total.sites} products pruned, "
+            f"{total.pruned_share:.1%} of the FLOPs",
+            markup=False,
+        )
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+# -- kernels -------------------------------------------------------------------------------------
+
+
+def show_kernels(report: Report, out: Path | None) -> None:
+    """Every kernel once: its source on stdout, or as a file in ``out``."""
+    specs = dict.fromkeys(s for g in report.graphs for s in g.kernel_specs or ())
+    if not specs:
+        where = report.target.name if report.target else "this machine"
+        raise NMError(f"no kernel would be generated on {where}: see `nmcompile explain`")
+    console = Console(highlight=False, soft_wrap=True)
+    for spec in specs:
+        source = print_kernel(spec)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            path = out / kernel_path(spec).name
+            path.write_text(source)
+            console.print(str(path), markup=False)
+        elif sys.stdout.isatty():
+            console.print(Syntax(source, "python"))
+        else:
+            print(source)

@@ -1,0 +1,135 @@
+"""A report as text: a table on a wide screen, two lines for each product on a narrow one."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nmcompile.reason import Code, sentence
+from nmcompile.report.rows import Site
+from nmcompile.report.saved import SavedTensor
+
+if TYPE_CHECKING:
+    from nmcompile.report.report import GraphReport, Report
+
+#: What holds for every site alike, and is printed once.
+_GENERAL = (Code.AUTO_SIMULATES, Code.DECODED)
+#: The least columns in which a table keeps its modules and rules readable.
+_TABLE = 110
+
+
+def terminal_width() -> int:
+    """Of the terminal (or ``COLUMNS``); where there is none, wide enough for a table."""
+    return shutil.get_terminal_size((150, 24)).columns
+
+
+def parts(report: Report, width: int) -> Iterator[RenderableType]:
+    """What is printed of a report, in order, for a screen of ``width`` columns."""
+    for number, graph in enumerate(report.graphs):
+        title = f"graph {number} ({'training' if graph.training else 'inference'})"
+        if width >= _TABLE:
+            yield _table(graph, title)
+        else:
+            yield from _rows(graph, title)
+        yield from map(Text, _unit_lines(graph))
+    yield from map(Text, _lines(report))
+    for kernel in report.kernels:
+        yield Text(f"kernel {kernel}", no_wrap=True, overflow="ignore")
+
+
+def _table(graph: GraphReport, title: str) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    for column in ("module", "op", "role", "batch x M x N x K", "dtype", "pruned", "execution"):
+        table.add_column(column, overflow="fold", no_wrap=column != "module")
+    table.add_column("rule / reason", overflow="fold")
+    for s in graph.sites:
+        cells = (_module(s), str(s.op), str(s.role), _sizes(s), s.dtype, _pruned(s), s.execution)
+        table.add_row(*map(Text, (*cells, _why(s))))
+    return table
+
+
+def _rows(graph: GraphReport, title: str) -> Iterator[RenderableType]:
+    yield Text(title, style="italic")
+    for s in graph.sites:
+        yield Text.assemble((_module(s), "bold"), f"  {s.op} {s.role}  {_sizes(s)}  {s.dtype}")
+        what = s.execution if s.pruned is None else f"{_pruned(s)}, {s.execution}"
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("", Text(": ".join(filter(None, (what, _why(s)))), overflow="fold"))
+        yield grid
+
+
+def _module(site: Site) -> str:
+    return site.module or "(root)"
+
+
+def _sizes(site: Site) -> str:
+    return " x ".join(site.sizes[1:] if site.sizes[0] == "1" else site.sizes)
+
+
+def _pruned(site: Site) -> str:
+    return f"{site.pruned} {site.format} {site.method}" if site.pruned else "-"
+
+
+def _why(site: Site) -> str:
+    own = sentence(r for r in site.reasons if r.code not in _GENERAL)
+    return "; ".join(filter(None, (site.rule, own, str(site.guess or ""))))
+
+
+def _lines(report: Report) -> Iterator[str]:
+    t = report.totals
+    left_out = ""
+    if any(s.execution == "sparse" for s in report.sites):
+        left_out = f"; sparse products leave out {t.skipped_share:.1%} of all"
+    yield (
+        f"{t.pruned_sites} of {t.sites} products pruned: {t.pruned_share:.1%} of {t.flops:.3g} "
+        f"FLOPs{left_out}"
+    )
+    if t.dense_us and t.planned_us:
+        yield _times(report, t.dense_us, t.planned_us, t.untimed_sites)
+    if report.saved:
+        packed = _bytes(s for s in report.saved if s.compressed)
+        yield (
+            f"saved for the backward: {_bytes(report.saved):,} bytes in "
+            f"{len(report.saved)} tensors, of them compressed {packed:,}"
+        )
+    specs = Counter(s.name for g in report.graphs for s in g.kernel_specs or ())
+    for name, count in sorted(specs.items()):
+        yield f"kernel that would be generated: {count} x {name}"
+    for (target, reason), count in Counter((s.target, s.reason) for s in report.skipped).items():
+        yield f"skipped {count} x {target}: {reason}"
+    yield from sorted({r.text for s in report.sites for r in s.reasons if r.code in _GENERAL})
+    yield from (f"rule {rule} decided nothing" for rule in report.unused_rules)
+    if report.uncompiled:
+        yield f"in no compiled graph (not called, or run eagerly): {', '.join(report.uncompiled)}"
+    guesses = sum(s.guess is not None for s in report.sites)
+    if guesses:
+        yield f"{guesses} products were classified by a guess; see their reason."
+
+
+def _times(report: Report, dense: float, planned: float, untimed: int) -> str:
+    hows = {row.how for g in report.graphs for row in g.units} or {"predicted"}
+    place = f" on {report.target.name}" if report.target else ""
+    left_out = f", {untimed} products without figures left out" if untimed else ""
+    return (
+        f"{' and '.join(sorted(hows))}{place}: products of a step {dense * 1e-3:.2f} ms dense, "
+        f"{planned * 1e-3:.2f} ms as decided ({dense / planned:.2f}x){left_out}"
+    )
+
+
+def _bytes(saved: Iterable[SavedTensor]) -> int:
+    return sum(s.bytes for s in saved)
+
+
+def _unit_lines(graph: GraphReport) -> Iterator[str]:
+    """A line for each unit; equal ones, those of repeated layers, share theirs."""
+    alike: dict[str, list[int]] = {}
+    for row in graph.units:
+        alike.setdefault(str(row), []).append(row.unit)
+    for text, numbers in alike.items():
+        yield f"unit {', '.join(map(str, numbers))}: {text}"
