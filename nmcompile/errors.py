@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
 class NMError(Exception):
@@ -19,8 +20,29 @@ class FormatError(NMError, ValueError):
     """Not an N:M format, or one that the method or the shape cannot have."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a policy: what to write instead, and where it stands as far as that is known.
+
+    ``key`` is as in the file, ``rule``, ``line`` and ``column`` are counted from 1.
+    """
+
+    text: str
+    key: str | None = None
+    rule: int | None = None
+    line: int | None = None
+    column: int | None = None
+
+
 class PolicyError(NMError, ValueError):
-    """A policy that cannot be read or honoured; the message names the file and the rule."""
+    """A policy that cannot be read or honoured; the message names the file and the rule.
+
+    ``problems`` has every mistake on its own.
+    """
+
+    def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (Problem(message),)
 
 
 class OptionError(NMError, ValueError):

@@ -46,10 +46,6 @@ GPU = Annotated[
     typer.Option("--target", "-t", metavar="GPU", help="Decide as for this GPU, such as h100."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Each = Annotated[
-    str | None,
-    typer.Option("--each", metavar="GLOB", help="Equal blocks, such as layers.*, planned once."),
-]
 
 
 def version(wanted: bool) -> None:
@@ -75,7 +71,6 @@ def explain(
     target: Target,
     policy: PolicyOption = "full",
     gpu: GPU = None,
-    each: Each = None,
     as_json: AsJson = False,
     strict: Annotated[
         bool,
@@ -88,7 +83,7 @@ def explain(
     """
     from nmcompile.cli import reports
 
-    report = reports.explained(target, policy, gpu, each)
+    report = reports.explained(target, policy, gpu)
     reports.show(report, as_json)
     found = reports.findings(report) if strict else []
     for line in found:
@@ -105,7 +100,6 @@ def diff(
         typer.Option("--policy", "-p", metavar="P", help="Twice: the one before, the one after."),
     ],
     gpu: GPU = None,
-    each: Each = None,
     as_json: AsJson = False,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="Exit 1 if any product differs.")
@@ -119,7 +113,7 @@ def diff(
 
     if len(policy) != 2:
         raise typer.BadParameter(f"give --policy twice, not {len(policy)} times")
-    before, after = (reports.explained(target, p, gpu, each) for p in policy)
+    before, after = (reports.explained(target, p, gpu) for p in policy)
     changes = reports.differences(before, after)
     reports.show_differences(changes, before, after, policy, as_json)
     if exit_code and changes:
@@ -141,7 +135,7 @@ def kernels(
     """
     from nmcompile.cli import reports
 
-    reports.show_kernels(reports.explained(target, policy, gpu, None), out)
+    reports.show_kernels(reports.explained(target, policy, gpu), out)
 
 
 @app.command()
@@ -184,7 +178,9 @@ def show(
 @policies.command("init")
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE")] = Path("policy.toml"),
-    recipe: Annotated[str, typer.Option("--from", metavar="RECIPE", help="To begin with.")] = "full",
+    recipe: Annotated[
+        str, typer.Option("--from", metavar="RECIPE", help="To begin with.")
+    ] = "full",
 ) -> None:
     """Begin a policy file: a recipe to extend, and every key explained."""
     from nmcompile.cli import policy_files

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -135,7 +135,7 @@ def _cache() -> str:
 
 
 def _masks(device: str) -> str:
-    """Every method against the oracle: deterministic ones bit for bit, random ones by their zeros."""
+    """Every method against the oracle, bit for bit; random ones by their zeros."""
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     count = 0
     for method in Method:
@@ -193,7 +193,7 @@ def _step(device: str) -> str:
     torch.manual_seed(0)
     layer = torch.nn.Linear(16, 8, bias=False, device=device)
     x = torch.randn(4, 16, device=device)
-    options = {"policy": {"extends": "activations", "execution": "simulate"}}
+    options: Any = {"policy": {"extends": "activations", "execution": "simulate"}}
     compiled = torch.compile(layer, backend=nmcompile.nm_sparse, options=options)
     y = compiled(x)
     y.sum().backward()
@@ -230,7 +230,12 @@ def show(as_json: bool) -> bool:
             status.update(f"tried {finding.path}")
     known = versions()
     if as_json:
-        print(json.dumps({"schema_version": 1, "versions": known, "findings": list(map(asdict, found))}, indent=2))  # noqa: E501
+        print(
+            json.dumps(
+                {"schema_version": 1, "versions": known, "findings": list(map(asdict, found))},
+                indent=2,
+            )
+        )
     else:
         _print(found, known)
     return all(f.verdict != "broken" for f in found)

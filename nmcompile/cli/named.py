@@ -84,6 +84,8 @@ def _from_name(name: str) -> ModuleType:
     folder = os.getcwd()
     if folder not in sys.path:  # as `python -m` has it
         sys.path.insert(0, folder)
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise TargetError(f"{name!r} is no module's name, and no file (.py)")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -92,10 +94,6 @@ def _from_name(name: str) -> ModuleType:
             raise  # of what the module itself imports
         hint = f" (is it the file {name}.py:...?)" if Path(f"{name}.py").exists() else ""
         raise TargetError(f"no module named {missing!r} here or installed{hint}") from None
-    except (TypeError, ValueError):
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise TargetError(f"{name!r} is no module's name, and no file (.py)") from None
-        raise
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -23,16 +23,15 @@ from nmcompile.report.report import Report
 from nmcompile.report.rows import Site
 
 
-def explained(target: str, policy: str, gpu: str | None, each: str | None) -> Report:
+def explained(target: str, policy: str, gpu: str | None) -> Report:
     """``nmcompile.explain`` of what TARGET names, with a sign of life on a terminal."""
     chosen = nmcompile.Policy.resolve(policy)  # before the model is made, which may take long
     with _alive() as progress:
         task = progress.add_task(f"loading {target}")
         named = load(target)
         progress.update(task, description=f"planning {target} under {policy}")
-        more = {"each": each} if each else {}
         return nmcompile.explain(
-            named.model, *named.args, policy=chosen, target=gpu, **more, **named.kwargs
+            named.model, *named.args, policy=chosen, target=gpu, **named.kwargs
         )
 
 
@@ -135,7 +134,9 @@ def show_differences(
         for column in ("module", "role", f"before: {policies[0]}", f"after: {policies[1]}"):
             table.add_column(column, overflow="fold")
         for c in changes:
-            table.add_row(*map(_plain, (c.module or "(root)", f"{c.op} {c.role}", c.before, c.after)))
+            table.add_row(
+                *map(_plain, (c.module or "(root)", f"{c.op} {c.role}", c.before, c.after))
+            )
         console.print(table)
     else:
         console.print("no product differs")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nmcompile.errors import PolicyError, nearest
+from nmcompile.errors import PolicyError, Problem, nearest
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -34,8 +34,8 @@ class PolicyModel(BaseModel):
         try:
             super().__init__(**keys)
         except ValidationError as error:
-            lines = (line for details in error.errors() for line in _lines(type(self), details))
-            raise PolicyError("\n".join(lines)) from error
+            found = [p for details in error.errors() for p in _problems(type(self), details)]
+            raise PolicyError("\n".join(p.text for p in found), found) from error
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,18 @@ def show(value: object) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else repr(value)
 
 
-def _lines(table: type[PolicyModel], details: ErrorDetails) -> list[str]:
+def _problems(table: type[PolicyModel], details: ErrorDetails) -> list[Problem]:
     name, *place = details["loc"]
     if details["type"] == "extra_forbidden":
-        return [unknown_key(table, str(name))]
+        return [Problem(unknown_key(table, str(name)), str(name))]
     field = table.model_fields.get(str(name))  # of the name in Python or in TOML
     key = field.alias if field and field.alias else str(name)
     own = details["type"] == "value_error"  # one of the package's checks, already worded
     worded = str(details["ctx"]["error"]) if own else wrong_value(table, key, details["input"])
     if key == "rule" and place:  # a rule inside a policy, with a line for each problem
-        return [f"rule {int(place[0]) + 1}: {line}" for line in worded.split("\n")]
-    return [f"{key}: {worded}" if own else worded]
+        number = int(place[0]) + 1
+        return [Problem(f"rule {number}: {line}", None, number) for line in worded.split("\n")]
+    return [Problem(f"{key}: {worded}" if own else worded, key)]
 
 
 def _words(annotation: object) -> tuple[str, ...]:

@@ -12,16 +12,25 @@ import json
 import os
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import tomli_w
 from pydantic import Field, field_validator
 
-from nmcompile.errors import NMWarning, PolicyError, nearest
+from nmcompile.errors import NMWarning, PolicyError, Problem, nearest
 from nmcompile.policy.model import PolicyModel, keys_of, show, unknown_key, wrong_value
 from nmcompile.policy.rule import Execution, Fallback, Rule, Site
-from nmcompile.policy.toml import RECIPES, Source, parse_toml, read_text, recipe_text, rule_lines
+from nmcompile.policy.toml import (
+    RECIPES,
+    Source,
+    locate,
+    parse_toml,
+    read_text,
+    recipe_text,
+    rule_lines,
+)
 
 DEFAULT_RECIPE = "full"
 
@@ -99,10 +108,8 @@ class Policy(PolicyModel):
         problem = _schema_problem(table)
         if problem and "schema" in table:
             # The keys of another version would all be reported as mistakes.
-            raise PolicyError(f"{origin}: {problem}")
-        rules = table.get("rule")
-        lines = rule_lines(text, len(rules)) if isinstance(rules, list) else ()
-        return cls._from_table(table, origin, lines, [problem] if problem else [])
+            raise PolicyError(f"{origin}: {problem.text}", [locate(problem, text, None)])
+        return cls._from_table(table, origin, text)
 
     @classmethod
     def recipe(cls, name: str) -> Policy:
@@ -146,30 +153,36 @@ class Policy(PolicyModel):
         cls,
         table: Mapping[str, Any],
         origin: str,
-        lines: Sequence[int | None] = (),
-        found: Sequence[str] = (),
+        text: str | None = None,
         recipe: str | None = None,
     ) -> Policy:
-        wrong = [f"{origin}: {problem}" for problem in (*found, *_file_problems(table))]
+        """The policy that a table holds; ``text`` is the file that it was read from."""
+        entries = table.get("rule", ())
+        entries = entries if isinstance(entries, (list, tuple)) else ()
+        lines = rule_lines(text, len(entries)) if text is not None else (None,) * len(entries)
+        version = _schema_problem(table) if text is not None else None
+        wrong = [(origin, p) for p in (*filter(None, [version]), *_file_problems(table))]
         cause: PolicyError | None = None
         rules: list[Rule] = []
-        entries = table.get("rule", ())
-        for i, entry in enumerate(entries if isinstance(entries, (list, tuple)) else ()):
-            source = Source(origin, i + 1, lines[i] if lines else None, recipe)
+        for number, (entry, line) in enumerate(zip(entries, lines, strict=True), 1):
+            source = Source(origin, number, line, recipe)
             try:
                 rules.append(_read_rule(entry).at(source))
             except PolicyError as error:
                 cause = error
-                wrong += (f"{source.label}: {problem}" for problem in str(error).split("\n"))
+                wrong += (
+                    (source.label, replace(p, rule=number, line=line)) for p in error.problems
+                )
         keys = {key: table[key] for key in keys_of(cls) if key in table and key != "rule"}
         try:
             policy = cls(rules=tuple(rules), **keys)
         except PolicyError as error:
-            wrong += (f"{origin}: {problem}" for problem in str(error).split("\n"))
+            wrong += ((origin, p) for p in error.problems)
             cause = error
         if wrong:
             head = f"{origin}: {len(wrong)} problems\n  " if len(wrong) > 1 else ""
-            raise PolicyError(head + "\n  ".join(wrong)) from cause
+            message = head + "\n  ".join(f"{where}: {p.text}" for where, p in wrong)
+            raise PolicyError(message, [locate(p, text or "", p.line) for _, p in wrong]) from cause
         _warn_of_shadowed(rules)
         return policy
 
@@ -215,25 +228,27 @@ def _recipe(name: str) -> Policy:
     return Policy._from_table(parse_toml(recipe_text(name), origin), origin, recipe=name)
 
 
-def _file_problems(table: Mapping[Any, object]) -> Iterable[str]:
+def _file_problems(table: Mapping[Any, object]) -> Iterable[Problem]:
     """One line for each problem of the top level that needs no knowledge of the rules."""
     for key in table:
         if key not in keys_of(Policy):
-            yield unknown_key(Policy, str(key))
+            yield Problem(unknown_key(Policy, str(key)), str(key))
     rules = table.get("rule", [])
     if isinstance(rules, Mapping):
-        yield "[rule] is a single table: write [[rule]], with two brackets, above every rule"
+        text = "[rule] is a single table: write [[rule]], with two brackets, above every rule"
+        yield Problem(text, "rule")
     elif not isinstance(rules, (list, tuple)):
-        yield wrong_value(Policy, "rule", rules)
+        yield Problem(wrong_value(Policy, "rule", rules), "rule")
 
 
-def _schema_problem(table: Mapping[Any, object]) -> str | None:
-    """A line if the schema's version is missing or not 1."""
+def _schema_problem(table: Mapping[Any, object]) -> Problem | None:
+    """One if the schema's version is missing or not 1."""
     if "schema" not in table:
-        return "schema is missing: write schema = 1 on the first line"
+        return Problem("schema is missing: write schema = 1 on the first line")
     version = table["schema"]
     if type(version) is not int or version != 1:  # True == 1
-        return f"schema = {show(version)}: this nmcompile reads schema 1; write schema = 1"
+        text = f"schema = {show(version)}: this nmcompile reads schema 1; write schema = 1"
+        return Problem(text, "schema")
     return None
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nmcompile.errors import PolicyError, nearest
+from nmcompile.errors import PolicyError, Problem, nearest
 
 RECIPES = (
     "dense",
@@ -26,6 +26,7 @@ RECIPES = (
     "mse-gradients",
 )
 
+_HEADER = re.compile(r"\s*\[")
 _RULE_HEADER = re.compile(r"""\s*\[\[\s*(rule|"rule"|'rule')\s*\]\]""")
 
 
@@ -89,10 +90,11 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise PolicyError(
-            f"{origin}: not valid TOML: {error}; words and formats need quotes, "
-            'such as format = "2:4"'
-        ) from error
+        text = f'not valid TOML: {error}; words and formats need quotes, such as format = "2:4"'
+        place = re.search(r"line (\d+), column (\d+)", str(error))
+        numbers = map(int, place.groups()) if place else ()
+        problem = Problem(text, None, None, *numbers)
+        raise PolicyError(f"{origin}: {text}", [problem]) from error
     except RecursionError as error:
         raise PolicyError(f"{origin}: not a policy: values nested too deeply") from error
 
@@ -106,3 +108,20 @@ def rule_lines(text: str, count: int) -> tuple[int | None, ...]:
     # TOML ends a line at "\n" alone; str.splitlines would also split at "\u2028" and others.
     lines = [i for i, line in enumerate(text.split("\n"), 1) if _RULE_HEADER.match(line)]
     return tuple(lines) if len(lines) == count else (None,) * count
+
+
+def locate(problem: Problem, text: str, header: int | None) -> Problem:
+    """The problem with the line and column of its key, below the line ``header``.
+
+    Where the key is not found there (it is missing, or a table is written inline), with the line of
+    the rule's header.
+    """
+    lines = text.split("\n")
+    start = header or 0
+    key = re.compile(rf"""\s*(?P<key>["']?{re.escape(problem.key or "")}["']?)\s*=""")
+    for number, line in enumerate(lines[start:], start + 1):
+        if _HEADER.match(line):
+            break
+        if problem.key and (found := key.match(line)):
+            return replace(problem, line=number, column=found.start("key") + 1)
+    return replace(problem, line=header, column=1 if header else None)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
-from rich.text import Text
 
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.loader import recorded_kernels
@@ -22,7 +20,7 @@ from nmcompile.gemm import OperandKind
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy
-from nmcompile.reason import Code, sentence
+from nmcompile.report import text
 from nmcompile.report.rows import Frozen, Site, UnitRow
 from nmcompile.report.saved import SavedTensor
 
@@ -83,7 +81,10 @@ class Totals(Frozen):
     flops: float
     pruned_flops: float
     pruned_share: float
-    skipped_share: float = Field(description="FLOPs that sparse products leave out, over all")
+    skipped_share: float = Field(
+        description="FLOPs of what the masks drop, over all: sparse products leave them out, "
+        "simulated ones multiply by zero"
+    )
     dense_us: float | None = Field(
         description="predicted or measured time of all products in one step, dense; None where "
         "nothing is known"
@@ -157,7 +158,7 @@ class Report(Frozen):
         """Sums over all graphs."""
         sites, flops = self.sites, sum(s.flops for s in self.sites)
         pruned = [s for s in sites if s.pruned]
-        left_out = sum(s.flops * (1 - _density(s.format)) for s in pruned)
+        left_out = sum(s.flops * s.dropped for s in pruned)
         of_all = (lambda x: x / flops) if flops else (lambda x: 0.0)
         timed = [s for s in sites if s.dense_us is not None]
         dense = sum(s.dense_us or 0.0 for s in timed)
@@ -182,114 +183,26 @@ class Report(Frozen):
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The report as JSON (``schema_version`` 2), with its totals; also written to ``path``."""
-        import json
-
         data: dict[str, Any] = self.model_dump(mode="json")
         data["totals"] = self.totals.model_dump(mode="json")
-        text = json.dumps(data, indent=2)
+        document = json.dumps(data, indent=2)
         if path is not None:
-            Path(path).write_text(text)
-        return text
+            Path(path).write_text(document)
+        return document
 
     def __str__(self) -> str:
+        width = text.terminal_width()
         out = io.StringIO()
-        console = Console(file=out, width=_WIDTH, highlight=False)
-        for part in self._parts():
+        console = Console(file=out, width=width, highlight=False)
+        for part in text.parts(self, width):
             console.print(part)
         return out.getvalue()
 
     __repr__ = __str__
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from self._parts()
-
-    def _parts(self) -> Iterator[Table | Text]:
-        for number, graph in enumerate(self.graphs):
-            kind = "training" if graph.training else "inference"
-            yield _table(graph, f"graph {number} ({kind})")
-            yield from map(Text, _unit_lines(graph))
-        yield from map(Text, self._lines())
-        for kernel in self.kernels:
-            yield Text(f"kernel {kernel}", no_wrap=True, overflow="ignore")
-
-    def _lines(self) -> Iterator[str]:
-        t = self.totals
-        yield (
-            f"{t.pruned_sites} of {t.sites} products pruned: {t.pruned_share:.1%} of "
-            f"{t.flops:.3g} FLOPs, of which sparse products leave out {t.skipped_share:.1%} of all."
-        )
-        if t.dense_us and t.planned_us:
-            yield from self._times(t.dense_us, t.planned_us, t.untimed_sites)
-        if self.saved:
-            packed = _bytes(s for s in self.saved if s.compressed)
-            yield (
-                f"saved for the backward: {_bytes(self.saved):,} bytes in "
-                f"{len(self.saved)} tensors, of them compressed {packed:,}"
-            )
-        specs = Counter(s.name for g in self.graphs for s in g.kernel_specs or ())
-        for name, count in sorted(specs.items()):
-            yield f"kernel that would be generated: {count} x {name}"
-        for (target, reason), count in Counter((s.target, s.reason) for s in self.skipped).items():
-            yield f"skipped {count} x {target}: {reason}"
-        yield from sorted({r.text for s in self.sites for r in s.reasons if r.code in _GENERAL})
-        yield from (f"rule {rule} decided nothing" for rule in self.unused_rules)
-        if self.uncompiled:
-            yield f"in no compiled graph (not called, or run eagerly): {', '.join(self.uncompiled)}"
-        guesses = sum(s.guess is not None for s in self.sites)
-        if guesses:
-            yield f"{guesses} products were classified by a guess; see their reason."
-
-    def _times(self, dense: float, planned: float, untimed: int) -> Iterator[str]:
-        hows = {row.how for g in self.graphs for row in g.units} or {"predicted"}
-        place = f" on {self.target.name}" if self.target else ""
-        left_out = f", {untimed} products without figures left out" if untimed else ""
-        yield (
-            f"{' and '.join(sorted(hows))}{place}: products of a step {dense * 1e-3:.2f} ms dense, "
-            f"{planned * 1e-3:.2f} ms as decided ({dense / planned:.2f}x){left_out}"
-        )
-
-
-_WIDTH = 150
-
-
-#: What holds for every site alike, and is printed once.
-_GENERAL = (Code.AUTO_SIMULATES, Code.DECODED)
+        yield from text.parts(self, options.max_width)
 
 
 def _bytes(saved: Iterable[SavedTensor]) -> int:
     return sum(s.bytes for s in saved)
-
-
-def _unit_lines(graph: GraphReport) -> Iterator[str]:
-    """A line for each unit; equal ones, those of repeated layers, share theirs."""
-    alike: dict[str, list[int]] = {}
-    for row in graph.units:
-        alike.setdefault(str(row), []).append(row.unit)
-    for text, numbers in alike.items():
-        yield f"unit {', '.join(map(str, numbers))}: {text}"
-
-
-def _density(text: str | None) -> float:
-    n, m = (text or "1:1").split(":")
-    return int(n) / int(m)
-
-
-def _table(graph: GraphReport, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in ("module", "op", "role", "batch x M x N x K", "dtype", "pruned", "execution"):
-        table.add_column(column, overflow="fold", no_wrap=column != "module")
-    table.add_column("rule / reason", overflow="fold")
-    for s in graph.sites:
-        own = sentence(r for r in s.reasons if r.code not in _GENERAL)
-        why = "; ".join(filter(None, (s.rule, own, str(s.guess or ""))))
-        table.add_row(
-            f"{s.module or '(root)'}",
-            str(s.op),
-            str(s.role),
-            " x ".join(s.sizes[1:] if s.sizes[0] == "1" else s.sizes),
-            s.dtype,
-            f"{s.pruned} {s.format} {s.method}" if s.pruned else "-",
-            s.execution,
-            why,
-        )
-    return table

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.units import Unit
 from nmcompile.gemm import Op, OperandKind, Role
+from nmcompile.masks.formats import NMFormat
 from nmcompile.passes.plan import Decision
 from nmcompile.reason import Code, Reason, sentence
 
@@ -61,6 +62,14 @@ class Site(Frozen):
     def planned_us(self) -> float | None:
         """Its time as it was decided: of the dense product where it is simulated or dense."""
         return self.sparse_us if self.execution == "sparse" else self.dense_us
+
+    @property
+    def dropped(self) -> float:
+        """The share of the pruned operand's elements that its mask drops; 0 where none is."""
+        if self.format is None:
+            return 0.0
+        form = NMFormat.parse(self.format)
+        return 1 - form.n / form.m
 
     def has(self, code: Code) -> bool:
         """Whether one of the reasons has this code."""

@@ -83,9 +83,8 @@ def _why(site: Site) -> str:
 
 def _lines(report: Report) -> Iterator[str]:
     t = report.totals
-    left_out = ""
-    if any(s.execution == "sparse" for s in report.sites):
-        left_out = f"; sparse products leave out {t.skipped_share:.1%} of all"
+    sparse = sum(s.flops * s.dropped for s in report.sites if s.execution == "sparse")
+    left_out = f"; sparse products leave out {sparse / t.flops:.1%} of all" if sparse else ""
     yield (
         f"{t.pruned_sites} of {t.sites} products pruned: {t.pruned_share:.1%} of {t.flops:.3g} "
         f"FLOPs{left_out}"
