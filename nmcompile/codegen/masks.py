@@ -166,7 +166,7 @@ def _(spec: MaskSpec) -> str:
         spec=spec,
         what=f"{what} of {spec.n}:{spec.m} {spec.method} in {spec.dtype}",
         spec_lines=textwrap.wrap(spec.to_json(), 90, break_on_hyphens=False),
-        patterns="".join(["(", *(f"{p}, " for p in patterns), ")"]) if patterns else "",
+        kept=", ".join(str(place) for pattern in patterns for place in pattern),
         parameters=parameters(spec),
         constants=_CONSTANTS,
         # Else the streams 0, 1 and 16 would each be a kernel of their own.
@@ -193,8 +193,8 @@ def _arguments(spec: MaskSpec) -> list[str]:
     single = str(spec.ranks[0] == 0)
     stored = [f'"{spec.storage}"', str(spec.mask), "LANES", single]
     if spec.lie == "tiles":
-        count = str(len(transposable_patterns(spec.n, spec.m)))
-        chosen = ["PATTERNS", count, str(spec.m), str(spec.swapped)]
+        count = len(transposable_patterns(spec.n, spec.m))
+        chosen = ["KEPT", *map(str, (count, spec.n, spec.m, spec.swapped))]
         return [*chosen, *stored, "WHOLE", "WIDE", "ISA"]
     random = ["seed", "stream0"] if spec.random else ["0", "0"]
     chosen = [*random, f'"{spec.method}"', str(spec.n), str(spec.m)]
@@ -203,16 +203,16 @@ def _arguments(spec: MaskSpec) -> list[str]:
     return [*chosen, *stored, "WIDE", "ISA"]
 
 
-def transposable_patterns(n: int, m: int) -> tuple[int, ...]:
-    """The m x m patterns with n kept in every row and column; bit ``r * m + c`` is an element.
+def transposable_patterns(n: int, m: int) -> tuple[tuple[int, ...], ...]:
+    """The m x m patterns with n kept in every row and column: the numbers of the kept elements.
 
-    In the order in which equals are told apart: that of the kept columns, row by row.
+    Element ``r * m + c`` is that of row r and column c. In the order in which equals are told
+    apart: that of the kept columns, row by row.
     """
-    rows = [sum(1 << c for c in kept) for kept in itertools.combinations(range(m), n)]
-    column = sum(1 << r * m for r in range(m))
-    picks = itertools.product(rows, repeat=m)
-    patterns = [sum(row << r * m for r, row in enumerate(pick)) for pick in picks]
-    return tuple(p for p in patterns if all((p >> c & column).bit_count() == n for c in range(m)))
+    rows = itertools.product(itertools.combinations(range(m), n), repeat=m)
+    patterns = [tuple(r * m + c for r, row in enumerate(p) for c in row) for p in rows]
+    columns = [[sum(k % m == c for k in p) for c in range(m)] for p in patterns]
+    return tuple(p for p, kept in zip(patterns, columns, strict=True) if kept == [n] * m)
 
 
 def _padded(m: int) -> int:

@@ -133,8 +133,8 @@ def transposed(parts, M: tl.constexpr, SWAPPED: tl.constexpr):
 @triton.jit
 def prune_tiles(
     x, y, outer, lines, line,
-    PATTERNS: tl.constexpr, COUNT: tl.constexpr, M: tl.constexpr, SWAPPED: tl.constexpr,
-    STORAGE: tl.constexpr, MASK: tl.constexpr, LANES: tl.constexpr,
+    KEPT: tl.constexpr, COUNT: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+    SWAPPED: tl.constexpr, STORAGE: tl.constexpr, MASK: tl.constexpr, LANES: tl.constexpr,
     SINGLE: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr, ISA: tl.constexpr,
 ):  # fmt: skip
     """M x M tiles with a transposable mask.
@@ -143,7 +143,7 @@ def prune_tiles(
         outer: as of ``prune_runs``.
         lines, line: size, stride in ``x`` and in ``y`` of the dimension across a tile's lines and
             of that along one. A line is a row of a tile, or a column if SWAPPED.
-        PATTERNS: the COUNT ones to choose from; bit k is the element k % M of row k // M.
+        KEPT, COUNT: the patterns to choose from, as of ``best_pattern``.
     """
     others, x_others, y_others, count = outer
     height, x_down, y_down = lines
@@ -161,7 +161,7 @@ def prune_tiles(
     for k in tl.static_range(M):
         tile += load_run(pointer, at + k * x_down, inside & (top + k < height), M)
     tile = transposed(tile, M, SWAPPED)
-    keep = kept_by(best_pattern(tile, PATTERNS, COUNT, M, STORAGE), M * M)
+    keep = kept_by(best_pattern(tile, KEPT, COUNT, N, M, STORAGE), M * M)
     results = transposed(outcome(keep, tile, M * M, MASK), M, SWAPPED)
     bytes: tl.constexpr = 1 if MASK else (4 if STORAGE == "fp32" else 2)
     pointer = as_bits(y, bytes)

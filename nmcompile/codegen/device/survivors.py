@@ -340,43 +340,35 @@ def survivors_of_block(
 
 
 @triton.jit
-def sum_of_kept(scores, PATTERN: tl.constexpr, FROM: tl.constexpr, M: tl.constexpr):
-    """The sum of those of M scores, from FROM on, whose bits PATTERN has set; at most three."""
-    total = 0.0
-    for i in tl.static_range(M):
-        if PATTERN >> (FROM + i) & 1:
-            if PATTERN >> FROM & ((1 << i) - 1):
-                total += scores[FROM + i]
-            else:
-                total = scores[FROM + i]
-    return total
-
-
-@triton.jit
-def score_of_pattern(scores, PATTERN: tl.constexpr, M: tl.constexpr):
-    """The sum of what a pattern keeps of an M x M tile: row by row, then the rows."""
-    total = sum_of_kept(scores, PATTERN, 0, M)
-    for row in tl.static_range(1, M):
-        total += sum_of_kept(scores, PATTERN, row * M, M)
-    return total
-
-
-@triton.jit
 def best_pattern(
-    tile, PATTERNS: tl.constexpr, COUNT: tl.constexpr, M: tl.constexpr, STORAGE: tl.constexpr
-):
+    tile, KEPT: tl.constexpr, COUNT: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+    STORAGE: tl.constexpr,
+):  # fmt: skip
     """That of COUNT patterns that keeps the largest sum of magnitudes, the first of equals.
 
-    ``tile`` are the M * M elements, row by row, as bit k of a pattern is of element k.
+    ``tile`` are the M * M elements, row by row; KEPT numbers those that the patterns keep, pattern
+    by pattern. They are added row by row, then the rows. Bit k of the result is of element k.
+
+    All in one function: a call for each pattern would take Triton's front end seconds. What the
+    sums have in common is found later.
     """
     bits, scores = magnitudes(tile, M * M, STORAGE), ()
     for i in tl.static_range(M * M):
         score = tl.minimum(bits[i].to(tl.float32, bitcast=True), CAP)
         scores += (tl.where(bits[i] >= INFINITY, 16.0 * CAP, score),)
-    best = score_of_pattern(scores, PATTERNS[0], M)
-    chosen = bits[0] * 0 + PATTERNS[0]
-    for k in tl.static_range(1, COUNT):
-        score = score_of_pattern(scores, PATTERNS[k], M)
-        chosen = tl.where(score > best, PATTERNS[k], chosen)
-        best = tl.maximum(best, score)
+    best, chosen = scores[0], bits[0] * 0
+    for k in tl.static_range(COUNT):
+        total, pattern = scores[0], 0
+        for row in tl.static_range(k * M * N, (k + 1) * M * N, N):
+            kept = scores[KEPT[row]]
+            pattern |= 1 << KEPT[row]
+            for i in tl.static_range(row + 1, row + N):
+                kept += scores[KEPT[i]]
+                pattern |= 1 << KEPT[i]
+            total = total + kept if row % (M * N) else kept
+        if k:
+            chosen = tl.where(total > best, pattern, chosen)
+            best = tl.maximum(best, total)
+        else:
+            chosen, best = chosen | pattern, total
     return chosen
