@@ -6,8 +6,9 @@ A missing one raises an error with the torch version instead of an ImportError s
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -209,10 +210,22 @@ def trace_artifact(name: str, text: str) -> None:
     trace("artifact", metadata_fn=lambda: about, payload_fn=lambda: text)
 
 
-def load_cpp(source: str) -> Any:
-    """A compiled C++ library, from Inductor's cache of them; its compiler's errors are raised."""
+def load_cpp(source: str, open_library: Callable[[Path], Any]) -> Any:
+    """A C++ library, built and cached by Inductor, as ``open_library`` opens it.
+
+    What it and the compiler raise is raised, and nothing is kept of a library that was not opened.
+    """
     # Slow to import, so not before it is used.
-    return private("torch._inductor.codecache", "CppCodeCache").load(source)
+    base: Any = private("torch._inductor.codecache", "CppCodeCache")
+
+    class Ours(base):  # type: ignore[misc,valid-type]
+        cache: ClassVar[dict[str, Any]] = {}
+
+        @staticmethod
+        def _load_library_inner(path: str, key: str) -> Any:
+            return open_library(Path(path))
+
+    return Ours.load(source)
 
 
 def ask_vector_instructions() -> None:

@@ -1,12 +1,13 @@
 """Our files beside Inductor's cache: where they lie, and how they are written.
 
-Each is written in one step, since processes race and runs are cut off.
+Each is written in one step, since processes race and runs are cut off, and with the permissions
+that Inductor's own files have: who can read its cache can read ours.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from nmcompile import _torch
@@ -24,11 +25,13 @@ def write(path: Path, data: bytes) -> None:
         OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    # 0o666 less the umask, which a temporary file of the library would not have.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         os.replace(temporary, path)
     except BaseException:  # Ctrl-C too
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -24,6 +24,17 @@ def test_a_file_is_written_with_the_folders_above_it_and_replaced(tmp_path: Path
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_who_can_read_inductors_files_can_read_ours(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        cache.write(tmp_path / "ours", b"")
+        (tmp_path / "theirs").touch()
+    finally:
+        os.umask(before)
+    modes = {(tmp_path / name).stat().st_mode & 0o777 for name in ("ours", "theirs")}
+    assert modes == {0o640}
+
+
 class Interrupted(BaseException):
     """Such as Ctrl-C: no ``Exception``."""
 

@@ -1,13 +1,21 @@
-"""Generated kernels as files: written once, named by their content, imported once a process."""
+"""Generated kernels as files: written once, named by their content, run once a process.
+
+What runs is the text that was printed in this process, never what lies in a file or beside it: the
+files are for people, tracebacks and debuggers.
+"""
 
 from __future__ import annotations
 
 import atexit
 import functools
 import hashlib
-import importlib.util
+import linecache
 import logging
+import os
+import re
+import shutil
 import tempfile
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +28,11 @@ log = logging.getLogger(__name__)
 
 def kernel_path(spec: Spec) -> Path:
     """The kernel's file, beside Inductor's cache; written if it is not there."""
-    source = print_kernel(spec)
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    name = f"{spec.name}_{digest}.py"
+    return _written(spec, print_kernel(spec))
+
+
+def _written(spec: Spec, source: str) -> Path:
+    name = f"{spec.name}_{_digest(source.encode())}.py"
     path = cache.folder() / "kernels" / name
     if _holds(path, source):
         return path
@@ -35,18 +45,27 @@ def kernel_path(spec: Spec) -> Path:
     return path
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def _holds(path: Path, source: str) -> bool:
     try:
-        return path.read_text() == source
-    except (OSError, UnicodeDecodeError):
+        return path.read_bytes() == source.encode()
+    except OSError:
         return False
 
 
 @functools.cache
 def _own_folder() -> Path:
-    folder = tempfile.TemporaryDirectory(prefix="nmcompile-kernels-")
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
+    folder, owner = Path(tempfile.mkdtemp(prefix="nmcompile-kernels-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a forked child leaves it to its parent
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
 
 
 @functools.cache
@@ -56,12 +75,13 @@ def load(spec: Spec) -> Any:
     Raises:
         ImportError: Triton is not installed.
     """
-    path = kernel_path(spec)
-    module_spec = importlib.util.spec_from_file_location(f"nmcompile_kernels_{path.stem}", path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    source = print_kernel(spec)
+    path = str(_written(spec, source))
+    module = types.ModuleType(f"nmcompile_kernels_{Path(path).stem}")
+    module.__file__ = path
+    # Triton asks for a kernel's source by its file. Without a time, the entry is never read again.
+    linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
+    exec(compile(source, path, "exec"), vars(module))
     return getattr(module, spec.name)
 
 
@@ -78,22 +98,35 @@ def record_kernels(digest: str, specs: Sequence[Spec]) -> None:
     """Note which kernels a compiled graph runs; a graph has a forward and a backward."""
     if not specs:
         return
-    path = _record(digest)
+    names = [kernel_path(spec).name for spec in specs]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.writelines(f"{kernel_path(spec)}\n" for spec in specs)
+        known = [path.name for path in recorded_kernels(digest)]
+        lines = "".join(f"{name}\n" for name in dict.fromkeys([*known, *names]))
+        cache.write(_record(digest), lines.encode())
     except OSError as error:
         log.warning("a report will not list its kernels: %s", error)
 
 
 def recorded_kernels(digest: str) -> tuple[Path, ...]:
-    """The files of a compiled graph's kernels, each once, as far as they exist."""
+    """The files of a compiled graph's kernels, each once, as far as they are there and whole."""
     try:
-        lines = _record(digest).read_text().splitlines()
+        lines = _record(digest).read_bytes().decode(errors="replace").splitlines()
     except OSError:
         return ()
-    return tuple(p for line in dict.fromkeys(lines) if (p := Path(line)).exists())
+    found = [_intact(line) for line in dict.fromkeys(lines)]
+    return tuple(path for path in found if path is not None)
+
+
+def _intact(name: str) -> Path | None:
+    """The file of that name in our folder of kernels, if it holds what its name says."""
+    match = re.fullmatch(r"[A-Za-z0-9_]{1,200}_([0-9a-f]{16})\.py", name)
+    if match is None:
+        return None
+    path = cache.folder() / "kernels" / name
+    try:
+        return path if _digest(path.read_bytes()) == match[1] else None
+    except OSError:
+        return None
 
 
 def _record(digest: str) -> Path:

@@ -1,26 +1,26 @@
-"""Mask kernels for the CPU: one C++ source, specialised, compiled once, loaded through ctypes.
-
-The only file of the kernels that imports private parts of torch: Inductor's cache of compiled
-C++ (its flags, locks and cache directory).
-"""
+"""Mask kernels for the CPU: one C++ source, specialised, compiled once, called through ctypes."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
+from subprocess import SubprocessError
 
 import torch
 from torch import Tensor
 
 from nmcompile import _torch
+from nmcompile.codegen.cpu import library
 from nmcompile.errors import NMWarning
 from nmcompile.masks.blocks import BlockLayout
 from nmcompile.masks.formats import Method, NMFormat
@@ -65,8 +65,8 @@ class Result:
 class Kernel:
     """A loaded kernel."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._function = library.nm_kernel
+    def __init__(self, loaded: ctypes.CDLL) -> None:
+        self._function = loaded.nm_kernel
         self._function.restype = None
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._function.argtypes = [pointer, pointer, number, pointer, number]
@@ -123,7 +123,7 @@ def _patterns(form: NMFormat) -> list[str]:
 
 
 def _load(kind: KernelKind) -> Kernel:
-    return Kernel(_torch.load_cpp(source(kind)))
+    return Kernel(library.load(source(kind), "nm_kernel"))
 
 
 def _compile(kind: KernelKind) -> Kernel | None:
@@ -132,8 +132,8 @@ def _compile(kind: KernelKind) -> Kernel | None:
         return None
     try:
         return _load(kind)
-    except (RuntimeError, OSError) as error:
-        _without_compiler(str(error).strip().splitlines()[0])
+    except (RuntimeError, OSError, SubprocessError) as error:
+        _without_compiler((str(error).strip() or type(error).__name__).splitlines()[0])
         return None
 
 
@@ -141,7 +141,8 @@ def _compile(kind: KernelKind) -> Kernel | None:
 def _without_compiler(reason: str) -> None:
     warnings.warn(
         f"a mask kernel could not be built ({reason}): the masks are computed by plain PyTorch, "
-        "which is many times slower; is there a C++ compiler (g++, clang++, or CXX)?",
+        "which is many times slower; is there a C++ compiler (g++, clang++, or CXX), and can "
+        "Inductor's cache (TORCHINDUCTOR_CACHE_DIR) be written?",
         NMWarning,
         stacklevel=2,
     )
@@ -150,6 +151,18 @@ def _without_compiler(reason: str) -> None:
 _kernels: dict[KernelKind, Future[Kernel | None]] = {}
 _lock = threading.Lock()
 _builder = ThreadPoolExecutor(1, thread_name_prefix="nmcompile-build")
+
+
+def _after_fork() -> None:
+    """In a forked child: its parent's thread is not there, nor is whoever held the lock."""
+    global _kernels, _lock, _builder
+    _lock = threading.Lock()
+    _builder = ThreadPoolExecutor(1, thread_name_prefix="nmcompile-build")
+    _kernels = {kind: future for kind, future in dict(_kernels).items() if future.done()}
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _future(
@@ -176,7 +189,8 @@ def _future(
 def kernel(kind: KernelKind) -> Kernel | None:
     """The kernel of this kind, compiled at the first call (about a second; then cached on disk).
 
-    Returns None, after one ``NMWarning``, when no C++ compiler works or on Windows.
+    Returns None, after one ``NMWarning``, when no C++ compiler works, when Inductor's cache cannot
+    be written, or on Windows.
     """
     return _future(kind, lambda work: work()).result()
 
@@ -185,5 +199,6 @@ def warm_up(kind: KernelKind) -> None:
     """Compile the kernel in the background; a later ``kernel(kind)`` waits for it."""
     # Inductor asks the compiler what the processor can do, once, but without a lock: were it asked
     # by two threads, the compiler would run twice.
-    _torch.ask_vector_instructions()
+    with suppress(RuntimeError, OSError, SubprocessError):  # who needs the kernel says so
+        _torch.ask_vector_instructions()
     _future(kind, _builder.submit)

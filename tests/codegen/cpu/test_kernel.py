@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -147,3 +150,26 @@ def test_without_a_compiler_the_reference_works_and_says_so_once(monkeypatch):
         first = torch.ops.nm.prune(x, None, 0, 2, 4, [1], "mse")
     torch.ops.nm.keep_mask(x, None, 0, 2, 4, [1], "mse")  # a second warning would be an error
     assert_same_bits(first, reference.prune_and_mask(x, None, 0, 2, 4, [1], "mse")[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on Windows")
+def test_a_forked_child_builds_for_itself():
+    """The thread that builds in the background is not there in it, and the lock may be held."""
+    cpu.warm_up(cpu.KernelKind(NMFormat(5, 7), Method.MSE, torch.float64))
+    with cpu._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # instead of waiting for ever
+            kinds = [cpu.KernelKind(NMFormat(n, 7), Method.MSE, torch.float64) for n in (5, 6)]
+            for kind in kinds:
+                cpu.warm_up(kind)
+            os._exit(0 if all(map(cpu.kernel, kinds)) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_compiler_that_breaks_while_a_kernel_is_warmed_up_is_no_error(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no such compiler")
+
+    monkeypatch.setattr(cpu._torch, "ask_vector_instructions", fail)
+    cpu.warm_up(cpu.KernelKind(NMFormat(5, 7), Method.MSE, torch.float32))
