@@ -71,7 +71,6 @@ class Request:
     stream: int = 0
     bias: bool = False
     unpacked: int = 0
-    fused_bytes: float = 0.0
 
     @property
     def product(self) -> Product:
@@ -172,9 +171,7 @@ def _clock(target: Target, device: str, autotune: bool) -> Predicted | None:
 
 def _kind(r: Request, target: Target, dtype: str | None = None) -> Kind:
     assert target.layout is not None
-    return Kind(
-        r.pruning.method, target.layout, dtype or r.gemm.dtype, r.gemm.device, r.fused_bytes
-    )
+    return Kind(r.pruning.method, target.layout, dtype or r.gemm.dtype, r.gemm.device)
 
 
 def _sparse(unit: Unit, site: int, target: Target) -> Execution:

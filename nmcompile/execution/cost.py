@@ -15,11 +15,12 @@ A unit is the products that share a compressed operand. For each of them
 and once for all of them
 
     compress each kernel reads its operand once, 2 bytes an element, and writes 9/8 bytes for one
-             orientation or twice that for both, times what the static check found above the bytes
+             orientation or twice that for both, times what the static check found above the bytes.
+             Whether it takes in the operand's producers is decided later, where that moves fewer
+             bytes: it is charged without
     prune    a pass over the operand for each mask that the compress kernel does not make; for
              every one where the library packs itself, which then reads and writes it once more
              (and a copy where it reads the transpose of what lies in memory)
-    fusion   what taking in the operand's producers saves (negative) or costs elsewhere
     exact    the mask and the values that the backward unpacks for backward = "exact". The rule asks
              for them, to save memory: they are shown and summed, and not held against the products
 """
@@ -76,7 +77,6 @@ class Kind:
     layout: Layout
     dtype: str = "bfloat16"
     device: str = "cuda"
-    fused_bytes: float = 0.0  # that fusing the operand's producers saves; negative: costs
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,12 @@ class Shared:
 
     compress: float
     prune: float
-    fusion: float
     exact: float
 
     @property
     def weighed(self) -> float:
         """What is held against the products."""
-        return self.compress + self.prune + self.fusion
+        return self.compress + self.prune
 
 
 @dataclass(frozen=True)
@@ -236,10 +235,9 @@ def estimate(products: Sequence[Product], kind: Kind, clock: Predicted) -> UnitE
         if (kind.method, 1) not in OVER_BYTES:
             masks = 1 if kind.method is Method.TRANSPOSABLE else len(products)
             prune = masks * a_pass
-    fusion = -kind.fused_bytes / clock.bandwidth
     unpacked = max(p.unpacked for p in products)  # products of one operand unpack it once
     exact = unpacked * clock.moved(_UNPACKED * shape[0] * shape[1])
-    return UnitEstimate(clock.how, terms, Shared(compress, prune, fusion, exact))
+    return UnitEstimate(clock.how, terms, Shared(compress, prune, exact))
 
 
 def _terms(p: Product, kind: Kind, clock: Predicted) -> Terms:

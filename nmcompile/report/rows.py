@@ -113,7 +113,7 @@ class UnitRow(Frozen):
     """Products that share a compressed operand, and the terms by which they were decided.
 
     ``terms_us``: ``dense``, and of what runs in its place ``product``, ``bias``, ``padding`` and
-    ``host`` of all products, ``compress``, ``prune``, ``fusion`` and ``exact`` of the unit; those
+    ``host`` of all products, ``compress``, ``prune`` and ``exact`` of the unit; those
     that are zero are left out (``nmcompile.execution.cost``). They are of the products that run
     sparse; where none does, of those that came nearest to a gain. ``sparse_us`` is what was weighed
     against ``dense_us``: all of them but ``exact``.

@@ -117,14 +117,6 @@ def test_the_host_counts_where_it_takes_longer_than_the_device() -> None:
     assert small.host == pytest.approx(FIGURES.setup.value - small.product)
 
 
-def test_fusion_is_a_term_of_its_own() -> None:
-    saved = Kind(Method.MSE, Layout.CUSPARSELT_SM90, fused_bytes=4.3e6)
-    fused = estimate([cube()], saved, Predicted(H200))
-    assert fused.shared.fusion == pytest.approx(-1e-6)
-    assert set(fused.terms()) == {"dense", "product", "compress", "fusion"}
-    assert set(predicted(cube()).terms()) == {"dense", "product", "compress"}
-
-
 def test_a_measured_gain_of_the_shape_is_used() -> None:
     gain = {"rows": 8192, "columns": 8192, "k": 8192, "gain": 2.0, "known": "measured"}
     data = {**H200.model_dump(), "gains": [{**gain, "source": "a test"}]}
