@@ -24,7 +24,7 @@ from benchmarks.gpu_check.cases import networks
 from benchmarks.gpu_check.cases.profile import by_class
 from benchmarks.gpu_check.cases.variants import DENSE, UNFUSED, Build, Variant, variant
 from benchmarks.gpu_check.events import Case, Session
-from benchmarks.gpu_check.targets import ADAMW_STEP, PRODUCTS, SPARSE, STEP
+from benchmarks.gpu_check.targets import ADAMW_STEP, DECLINED, PRODUCTS, SPARSE, STEP
 from nmcompile import OptionError
 
 _LARGE = networks.LlamaShape(8192, 28672, 64, 8, 1, 8192, 2, 4096)
@@ -213,12 +213,17 @@ def _check_losses(session: Session, provider: str, own: list[float], dense: list
 
 def _report(session: Session, provider: str, network: str, mode: str) -> None:
     """How many products ran sparse, of those that are pruned; note what ran how and why."""
-    sites = nmcompile.last_report().sites
+    report = nmcompile.last_report()
+    sites, units = report.sites, [unit for graph in report.graphs for unit in graph.units]
     pruned = [s for s in sites if s.pruned]
     ran = sum(s.execution == "sparse" for s in pruned)
     place = {"x": network, "config": mode}
     session.row(provider, SPARSE, [ran], **place)
     session.row(provider, PRODUCTS, [len(sites)], **place)
+    if units and not any(unit.sparse for unit in units):
+        nearest = max(units, key=lambda unit: unit.dense_us / unit.sparse_us)
+        session.row(provider, DECLINED, [nearest.dense_us / nearest.sparse_us], **place)
+        session.note(f"{provider}: dense by decision", str(nearest))
     counts = Counter(f"{s.role} {s.execution}" for s in sites)
     session.note(f"{provider}: sites", dict(sorted(counts.items())))
     # Times differ from site to site: a reason is counted without its figures.

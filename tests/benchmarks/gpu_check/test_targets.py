@@ -11,6 +11,7 @@ pytest.importorskip("typer")
 from benchmarks.gpu_check import cases
 from benchmarks.gpu_check.cases import gain, products, training
 from benchmarks.gpu_check.targets import (
+    DECLINED,
     GAIN,
     PRODUCTS,
     SPARSE,
@@ -59,14 +60,26 @@ def test_the_verdict_is_of_measured_rows():
     assert len(lines) == sum(not t.optional for t in TARGETS) - 2
 
 
-@pytest.mark.parametrize(("ran", "result"), [(12, "PASS"), (0, "FAIL"), (None, "FAIL")])
-def test_a_network_that_ran_dense_has_not_passed(ran, result):
+@pytest.mark.parametrize(
+    ("ran", "best", "ratio", "result"),
+    [
+        (12, None, 0.7, "PASS"),
+        (0, None, 0.7, "FAIL"),
+        (None, None, 0.7, "FAIL"),
+        (0, 0.89, 0.7, "DENSE"),
+        (0, 0.89, 9.0, "FAIL"),
+        (None, 0.89, 0.7, "FAIL"),
+    ],
+)
+def test_a_network_that_ran_dense_has_not_passed(ran, best, ratio, result):
     step = next(t for t in TARGETS if t.metric == STEP and t.provider == "full")
-    rows = [row(step, 50.0, ratio_to_inductor=0.7), row(step, 21, PRODUCTS)]
+    rows = [row(step, 50.0, ratio_to_inductor=ratio), row(step, 21, PRODUCTS)]
     rows += [] if ran is None else [row(step, ran, SPARSE)]
+    rows += [] if best is None else [row(step, best, DECLINED)]
     (line,) = [line for line in verdict(rows) if line["target"] == step.title]
     assert line["result"] == result
     assert f"{ran or 0} of 21 products sparse" in line["figure"]
+    assert ("dense by decision, at best 0.89x predicted" in line["figure"]) == (best is not None)
 
 
 def test_rows_of_a_simulation_need_no_sparse_product():
