@@ -88,7 +88,8 @@ def form(
 def matches(rule: Mapping[str, Any], p: Product) -> bool:
     """Whether the conditions of a rule hold for a product."""
     dense = rule.get("dense", False)
-    ops = _words(rule.get("op")) or (("linear", "conv", "matmul") if dense else ("linear", "conv"))
+    layers = ("linear", "conv", "grouped")
+    ops = _words(rule.get("op")) or ((*layers, "matmul") if dense else layers)
     roles = _words(rule.get("role")) or (
         ("fprop", "dgrad", "wgrad") if dense else ROLES[rule["prune"]]
     )

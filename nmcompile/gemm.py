@@ -36,11 +36,15 @@ class OperandKind(StrEnum):
 
 
 class Op(StrEnum):
-    """The kind of product: with one weight operand, with none or two, or a convolution."""
+    """The kind of product: with one weight operand, with none or two, or a convolution.
+
+    ``GROUPED`` has one weight operand, a stack of matrices of which each row of X has its own.
+    """
 
     LINEAR = "linear"
     MATMUL = "matmul"
     CONV = "conv"
+    GROUPED = "grouped"
 
 
 #: The operand kinds that a product of each role can have.
@@ -61,6 +65,8 @@ class Operand:
     ``tile_dims`` are the two GEMM dimensions of a weight, for masks that are N:M along both
     (``tile_groups`` channel groups share the first of them).
     ``extent`` is the length of one run of blocks (inside a group), None where it is symbolic.
+    ``offsets`` is the name of the argument that says where groups end along the one dimension of
+    ``dims``: blocks start anew with each group.
     ``obstacle`` says why the operand has no N:M block in place.
     """
 
@@ -71,6 +77,7 @@ class Operand:
     groups: int = 1
     tile_dims: tuple[int, int] | None = None
     tile_groups: int = 1
+    offsets: str | None = None
     obstacle: str | None = None
 
 

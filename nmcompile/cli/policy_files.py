@@ -153,7 +153,7 @@ extends = "{recipe}"  # {summary}
 # [[rule]]
 # module = "*.mlp.*"         # glob on the path as in model.named_modules(); "re:..." for a regex
 # class = "Linear"           # glob on the class of the innermost module
-# op = ["linear", "conv"]    # also "matmul"
+# op = ["linear", "conv"]    # also "grouped", "matmul"
 # role = "wgrad"             # "fprop", "dgrad", "wgrad"; or a list
 # dtype = "bfloat16"
 # min_flops = 1e9            # smaller products are not matched

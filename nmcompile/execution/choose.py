@@ -24,6 +24,7 @@ from nmcompile.execution.units import Unit, decide
 from nmcompile.gemm import Gemm, Op, Pruning, Role, size_hint
 from nmcompile.graph.aten import argument
 from nmcompile.graph.convolution import Geometry
+from nmcompile.graph.grouped import is_grouped
 from nmcompile.policy import Policy, Rule
 from nmcompile.reason import Code, Reason, sentence
 
@@ -31,6 +32,8 @@ How = Literal["sparse", "simulate", "dense"]
 
 #: What a sparse product is on a CPU.
 ON_CPU = Reason(Code.DECODED, "sparse on the CPU: operands are decoded and multiplied densely")
+#: Why a grouped product does not run sparse.
+GROUPED = Reason(Code.GROUPED, "grouped products have no sparse form on a GPU yet")
 _SIXTEEN_BITS = ("bfloat16", "float16")
 
 
@@ -151,6 +154,8 @@ def _without_figures(r: Request, policy: Policy, target: Target) -> Execution | 
     if wanted == "auto" and (target.decodes or target.layout is None):
         lacking = target.reason or f"no sparse tensor core product on {target.name}"
         return Execution("simulate", (Reason(Code.AUTO_SIMULATES, f"auto: {lacking}"),))
+    if wanted == "auto" and is_grouped(r.gemm.node):
+        return Execution("simulate", (replace(GROUPED, text=f"auto: {GROUPED}"),))
     obstacle = _obstacle(r.gemm, r.pruning, target, r.gemm.dtype)
     if obstacle is None and target.decodes:
         return Execution("sparse", (ON_CPU,), target.layout)
@@ -220,6 +225,8 @@ def _obstacle(gemm: Gemm, pruning: Pruning, target: Target, dtype: str) -> Reaso
         return Reason(Code.SPARSE_FORMAT, f"sparse tensor cores take 2:4 and 1:2, not {nm}")
     if dtype not in _SIXTEEN_BITS and not target.decodes:
         return _dtype_obstacle(dtype)
+    if is_grouped(gemm.node):
+        return GROUPED
     if gemm.op is Op.CONV:
         return _convolution_obstacle(gemm, pruning)
     if gemm.node.meta["val"].dim() != 2:

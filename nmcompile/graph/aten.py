@@ -25,6 +25,7 @@ OPERANDS: dict[Any, tuple[str, str]] = {
     aten.addmm.default: ("mat1", "mat2"),
     aten.bmm.default: ("self", "mat2"),
     aten.baddbmm.default: ("batch1", "batch2"),
+    aten._grouped_mm.default: ("self", "mat2"),
 }
 #: The name of what is added to such a product.
 _ADDED = {aten.addmm.default: "self", aten.baddbmm.default: "self"}

@@ -15,6 +15,7 @@ from torch import fx
 
 from nmcompile.gemm import Gemm, Op, OperandKind, Role, size_hint
 from nmcompile.graph.aten import argument, view_base
+from nmcompile.graph.grouped import is_grouped
 from nmcompile.reason import Code, Reason
 
 
@@ -51,6 +52,10 @@ def _with_role(
     gemm = replace(gemm, forward=partner.node if partner else None)
     if gemm.op is Op.CONV:
         return gemm
+    if gemm.role is not Role.FPROP:  # its operator says so
+        no_weight = partner is not None and partner.op is Op.MATMUL
+        return replace(gemm, op=Op.MATMUL, role=Role.DGRAD) if no_weight else gemm
+    layer = Op.GROUPED if is_grouped(gemm.node) else Op.LINEAR
     kinds = {gemm.lhs.kind, gemm.rhs.kind}
     # Where Inductor wrote the forward product without one (an outer product), both its gradients
     # tell: each reads the other operand, and neither of these is a weight.
@@ -58,16 +63,16 @@ def _with_role(
     if unseen or (partner is not None and partner.op is Op.MATMUL):
         return replace(gemm, op=Op.MATMUL, role=Role.DGRAD)
     if partner is not None and (read := _with_activation_of(partner, gemm)):
-        return replace(read, op=Op.LINEAR, role=Role.WGRAD)
+        return replace(read, op=layer, role=Role.WGRAD)
     if _has_weight(gemm):
-        return replace(gemm, op=Op.LINEAR, role=Role.DGRAD)
+        return replace(gemm, op=layer, role=Role.DGRAD)
     if kinds == {OperandKind.GRADIENT}:
         text = "both operands are gradients (a gradient of a gradient)"
         guess = Reason(Code.DOUBLE_GRADIENT, text)
         return replace(gemm, op=Op.MATMUL, role=Role.DGRAD, guess=guess)
     text = "no forward product found; taken for a weight gradient"
     guessed = None if partner else Reason(Code.NO_FORWARD, text)
-    return replace(gemm, op=Op.LINEAR, role=Role.WGRAD, guess=guessed)
+    return replace(gemm, op=layer, role=Role.WGRAD, guess=guessed)
 
 
 def _with_activation_of(forward: Gemm, gemm: Gemm) -> Gemm | None:

@@ -4,6 +4,7 @@
     mm(dy [T,O], w [O,I])                  -> dgrad
     mm(dy_t [O,T], x [T,I])                -> wgrad
     convolution_backward(dy, x, w, ...)    -> dgrad and wgrad, two sites on one node
+    _grouped_mm(x [S,I], w [E,I,O], offs)  -> a product of which each row has its own matrix
 
 A product with a gradient operand gets its role in ``backward_roles``.
 """
@@ -31,6 +32,7 @@ from nmcompile.graph.aten import (
 )
 from nmcompile.graph.backward_roles import assign_roles
 from nmcompile.graph.convolution import Geometry
+from nmcompile.graph.grouped import grouped_products, is_grouped
 from nmcompile.graph.module_path import module_path
 from nmcompile.graph.operand_kinds import Kinds
 
@@ -44,12 +46,11 @@ def find_gemms(graph: fx.Graph, kinds: Kinds) -> list[Gemm]:
         Convolution.operator: _convolution,
         ConvolutionBackward.operator: _convolution_backward,
     }
-    found = [
-        gemm
-        for node in graph.nodes
-        if node.op == "call_function" and node.target in finders
-        for gemm in finders[node.target](node, kinds)
-    ]
+    found: list[Gemm] = []
+    for node in graph.nodes:
+        if node.op == "call_function":
+            finder = _grouped if is_grouped(node) else finders.get(node.target)
+            found += finder(node, kinds) if finder else []
     return assign_roles(found)
 
 
@@ -81,6 +82,15 @@ def _is_linear_layer(x: fx.Node, w_t: fx.Node) -> bool:
     while x.op == "call_function" and (is_view(x) or x.target in CASTS):
         x = x.all_input_nodes[0]
     return transposed and w_t.op != "call_function" and x.op == "call_function"
+
+
+def _grouped(node: fx.Node, kinds: Kinds) -> list[Gemm]:
+    found = []
+    for p in grouped_products(node, lambda operand: _kind(kinds, operand)):
+        has_one_weight = (p.lhs.kind is WEIGHT) != (p.rhs.kind is WEIGHT)
+        op = Op.GROUPED if has_one_weight or p.role is not Role.FPROP else Op.MATMUL
+        found.append(_gemm(node, op, p.role, p.lhs, p.rhs, p.sizes))
+    return found
 
 
 def _convolution(node: fx.Node, kinds: Kinds) -> list[Gemm]:

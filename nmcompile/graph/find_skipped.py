@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from nmcompile.graph.grouped import is_grouped
 from nmcompile.graph.module_path import module_path
 from nmcompile.reason import Code, Reason
 
@@ -24,9 +25,6 @@ _REASONS: dict[str, Reason] = {
     "aten._efficient_attention_*": Reason(Code.FUSED_ATTENTION, "fused attention kernel"),
     "flex_attention*": Reason(
         Code.FUSED_ATTENTION, "fused attention: the products inside never leave the kernel"
-    ),
-    "aten._grouped_mm": Reason(
-        Code.GROUPED, "grouped matmul: one node multiplies many matrices of different sizes"
     ),
     "aten._scaled_grouped_mm*": Reason(Code.GROUPED, "grouped matmul in 8-bit floating point"),
     "aten._scaled_mm*": Reason(
@@ -73,6 +71,8 @@ def find_skipped(graph: fx.Graph) -> list[Skipped]:
             continue
         target = _name(node)
         reason = _reason(target)
+        if is_grouped(node):
+            continue  # a product that is found
         if reason is None and _is_custom(node) and len(_matrices(node)) > 1:
             text = "custom operator: a product inside is not visible"
             reason = Reason(Code.CUSTOM_OPERATOR, text)

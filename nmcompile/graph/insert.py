@@ -131,6 +131,12 @@ def _strides(value: torch.Tensor) -> list[int]:
     return [size_hint(stride) for stride, size in sizes if size_hint(size) != 1]
 
 
+def follow(new: fx.Node, old: fx.Node) -> None:
+    """``new`` replaces ``old``: it stands where the partitioner had put that."""
+    if "partitioner_tag" in old.meta:
+        new.meta["partitioner_tag"] = old.meta["partitioner_tag"]
+
+
 def in_backward(node: fx.Node) -> bool:
     """Whether the node belongs to the backward part of a joint graph."""
     return node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")

@@ -26,7 +26,7 @@ from nmcompile.graph.dump import readable
 from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.inductor.options import KERNELS, Settings
 from nmcompile.ops.masks import warm_up
-from nmcompile.ops.schemas import KeepMask, Prune
+from nmcompile.ops.schemas import KeepMask, KeepMaskRagged, Prune, PruneRagged
 from nmcompile.passes import pipeline
 from nmcompile.passes.plan import Kernels, Plan
 from nmcompile.passes.run import run
@@ -108,6 +108,10 @@ def _warm_up(graph: fx.Graph) -> None:
         for node in op.nodes(graph):
             call = op.of(node)
             warm_up(call, call.x.meta["val"])
+    for ragged in (PruneRagged, KeepMaskRagged):
+        for node in ragged.nodes(graph):
+            x = ragged.of(node).x
+            warm_up(ragged.of(node).of_rows(x), x.meta["val"])
 
 
 @functools.cache

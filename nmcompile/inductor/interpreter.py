@@ -13,9 +13,11 @@ from nmcompile.ops.schemas import (
     CompressLike,
     Decompress,
     KeepMask,
+    KeepMaskRagged,
     Mm,
     Pack,
     Prune,
+    PruneRagged,
     UnpackMask,
 )
 
@@ -63,6 +65,8 @@ def _table(*rows: tuple[Any, Callable[[Any], Any]]) -> dict[Any, Any]:
 _DENSE = _table(
     (Prune, lambda call: call.x),
     (KeepMask, lambda call: _all_kept(call.x)),
+    (PruneRagged, lambda call: call.x),
+    (KeepMaskRagged, lambda call: _all_kept(call.x)),
     (Compress, _compress),
     (Decompress, lambda call: call.packed.contiguous()),
     (UnpackMask, lambda call: _all_kept(call.packed)),

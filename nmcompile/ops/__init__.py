@@ -5,6 +5,6 @@ Importing the folder registers them.
 
 from __future__ import annotations
 
-from nmcompile.ops import compress, masks, product, seed, unpack
+from nmcompile.ops import compress, grouped, masks, product, ragged, seed, unpack
 
-__all__ = ["compress", "masks", "product", "seed", "unpack"]
+__all__ = ["compress", "grouped", "masks", "product", "ragged", "seed", "unpack"]

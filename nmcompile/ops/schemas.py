@@ -2,7 +2,7 @@
 
 All are pure functions of their arguments, which are trusted: ``nmcompile.functional`` and the
 passes check them. Results never alias an argument. What computes them is in the other files of this
-folder: ``masks``, ``compress``, ``unpack``, ``product``, ``seed``.
+folder: ``masks``, ``ragged``, ``compress``, ``unpack``, ``product``, ``grouped``, ``seed``.
 
 Arguments that several operators have:
 
@@ -126,6 +126,49 @@ class PruneEach(Call):
             Prune(self.x, self.seed, stream, *kind, dims, self.method)
             for stream, dims in zip(self.streams, self.dims, strict=True)
         ]
+
+
+_RAGGED = (
+    "(Tensor x, Tensor offsets, Tensor? seed, int stream, int n, int m, int dim, str method) "
+    "-> Tensor"
+)
+
+
+@dataclass(frozen=True)
+class Ragged(Call):
+    """``Mask`` along ``dim``, with blocks that start anew with every group.
+
+    ``offsets`` ``[groups]``, int32 or int64 and ascending, are where the groups of elements along
+    ``dim`` end; the last block of each is padded with zeros. What lies behind the last offset is
+    one more group. Blocks have the numbers that they have where groups are aligned
+    (``masks.ragged``).
+    """
+
+    x: Any
+    offsets: Any
+    seed: Any
+    stream: int
+    n: int
+    m: int
+    dim: int
+    method: str
+
+    def of_rows(self, rows: Any) -> Mask:
+        """The call for ``rows`` ``[outer, size, inner]`` whose groups start where blocks do."""
+        cls = Prune if isinstance(self, PruneRagged) else KeepMask
+        return cls(rows, self.seed, self.stream, self.n, self.m, [1], self.method)
+
+
+@_operator(f"prune_ragged{_RAGGED}", lambda call: torch.empty_like(call.x))
+@dataclass(frozen=True)
+class PruneRagged(Ragged):
+    """``x`` with at most n non-zeros in every block, with the strides of ``empty_like(x)``."""
+
+
+@_operator(f"keep_mask_ragged{_RAGGED}", lambda call: torch.empty_like(call.x, dtype=torch.bool))
+@dataclass(frozen=True)
+class KeepMaskRagged(Ragged):
+    """The mask of the same call of ``PruneRagged``: bool, True is kept."""
 
 
 # -- packed operands -----------------------------------------------------------------------------
@@ -316,6 +359,26 @@ class LibraryMm(Call):
     dense: Any
     bias: Any = None
     transpose_result: bool = False
+
+
+@_operator(
+    "grouped_gradient(Tensor input, Tensor weight, Tensor offs, Tensor grad_output, "
+    "bool of_weight) -> Tensor",
+    lambda call: torch.empty_like(call.weight if call.of_weight else call.input),
+)
+@dataclass(frozen=True)
+class GroupedGradient(Call):
+    """One result of ``transformers::grouped_mm_fallback_backward``, which computes both.
+
+    The gradient of ``input`` ``[S, I]``, or of ``weight`` ``[E, I, O]`` where ``of_weight``, from
+    ``grad_output`` ``[S, O]``; ``offs`` ``[E]`` is where the rows of each group end.
+    """
+
+    input: Any
+    weight: Any
+    offs: Any
+    grad_output: Any
+    of_weight: bool
 
 
 @_operator("rank_seed(Tensor seed, int? rank) -> Tensor", lambda call: torch.empty_like(call.seed))

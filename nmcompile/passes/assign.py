@@ -158,6 +158,9 @@ def _check_blocks(operand: Operand, method: Method, nm: NMFormat) -> None:
     if operand.obstacle is not None and method is not Method.TRANSPOSABLE:
         text = f"the {operand.kind} has no N:M block in place: {operand.obstacle}"
         raise _Dense(Code.WINDOWED, text)
+    if method is Method.TRANSPOSABLE and operand.tile_dims is None:
+        text = f"the {operand.kind} has no tile: its groups lie along one dimension of a matrix"
+        raise _Dense(Code.WINDOWED, text)
     if nm.n == nm.m:
         raise _Dense(Code.KEEPS_ALL, f"{nm} keeps every element")
     if operand.extent is not None and operand.extent < nm.m:

@@ -17,6 +17,7 @@ pruned weight.
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from nmcompile.gemm import Op, OperandKind, Role
@@ -62,7 +63,7 @@ def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> Reason:
         # A compressed block names n elements, also where another mask keeps fewer (at the ragged
         # edge of a transposable one): its places are then no mask of the gradient.
         mask = mask_operand(plan, KeepMask, forward, done.original)
-    if backward.gemm.op is Op.CONV:
+    if not isinstance(result.meta["val"], torch.Tensor):  # one node computes both gradients
         output = INPUT_GRADIENT if backward.gemm.role is Role.DGRAD else WEIGHT_GRADIENT
         (result,) = items(result, output)
     users = list(result.users)

@@ -12,7 +12,15 @@ from nmcompile.codegen.kernel_spec import STORAGE
 from nmcompile.gemm import Role
 from nmcompile.graph.aten import CONVERSIONS, OPERANDS, argument, is_product, is_view, view_base
 from nmcompile.masks.formats import Method
-from nmcompile.ops.schemas import Compress, KeepMask, Mm, Prune, UnpackMask
+from nmcompile.ops.schemas import (
+    Compress,
+    KeepMask,
+    KeepMaskRagged,
+    Mm,
+    Prune,
+    PruneRagged,
+    UnpackMask,
+)
 from nmcompile.passes.free_layout import bound
 from nmcompile.passes.lower_kernels import can_lower, kernel_nodes
 from nmcompile.passes.lower_products import library_takes
@@ -82,7 +90,7 @@ def gradients_masked(plan: Plan) -> Iterator[str]:
         mask = argument(view_base(masked), "condition")
         while is_view(mask) or mask.target in CONVERSIONS:
             mask = mask.all_input_nodes[0]
-        if mask.target not in (KeepMask.operator, UnpackMask.operator):
+        if mask.target not in (op.operator for op in (KeepMask, KeepMaskRagged, UnpackMask)):
             yield f"the gradient of site {site} is masked by {mask}"
 
 
@@ -145,7 +153,8 @@ def _unpruned(plan: Plan, roles: set[Role]) -> Iterator[str]:
         elif isinstance(result, Simulated):
             assert product.operand is not None
             operand = argument(product.node, product.operand.arg)
-            if view_base(operand).target is not Prune.operator:  # channel groups are reshaped
+            made = view_base(operand).target  # channel groups are reshaped
+            if made not in (Prune.operator, PruneRagged.operator):
                 yield f"{product.node} of site {d.site} reads the unpruned {product.operand.kind}"
         elif product.node.target is not Mm.operator:
             yield f"site {d.site} runs sparse and is {product.node.target}"

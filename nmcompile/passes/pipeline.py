@@ -26,6 +26,7 @@ from nmcompile.passes.save_kept import save_kept
 from nmcompile.passes.share_compressed import share_compressed
 from nmcompile.passes.share_pruned import share_pruned
 from nmcompile.passes.split_convolution_backward import split_convolution_backward
+from nmcompile.passes.split_grouped_backward import split_grouped_backward
 
 #: On the joint graph of forward and backward (or on an inference graph).
 JOINT: tuple[Pass, ...] = (
@@ -33,7 +34,9 @@ JOINT: tuple[Pass, ...] = (
     Pass(find, leaves=[facts.products_found]),
     # the rule that decides each, and what it gets; mutates nothing
     Pass(assign, needs=[facts.products_found], leaves=[facts.all_decided]),
-    # dgrad and wgrad of a pruned convolution: a node each
+    # dgrad and wgrad of a pruned grouped product: a node each
+    Pass(split_grouped_backward, needs=[facts.all_decided]),
+    # and of a pruned convolution
     Pass(split_convolution_backward, needs=[facts.all_decided], leaves=[facts.one_role_a_node]),
     # a 1x1 convolution that runs sparse is a matrix product
     Pass(

@@ -9,6 +9,11 @@
              pruned = nm.prune(dy_t, seed, site, 2, 4, [1], "mvue")
              mm(pruned, x)
 
+The blocks of a product that reduces over groups of rows start anew with each group:
+
+    before   _grouped_mm(dy_t [O,S], x [S,I], offs)
+    after    _grouped_mm(nm.prune_ragged(dy_t, offs, seed, site, 2, 4, 1, "mvue"), x, offs)
+
 The random operators are pure functions of (operand, seed, site): twins are never merged, and a
 recomputed one draws the same mask.
 """
@@ -25,7 +30,8 @@ from nmcompile.gemm import Operand, size_hint
 from nmcompile.graph.aten import argument, set_argument
 from nmcompile.graph.insert import Inserter, in_backward
 from nmcompile.masks.formats import Method
-from nmcompile.ops.schemas import Mask, Prune, RankSeed
+from nmcompile.ops.call import Call
+from nmcompile.ops.schemas import KeepMaskRagged, Mask, Prune, PruneRagged, RankSeed
 from nmcompile.passes.plan import Decision, Plan, Simulated
 
 aten = torch.ops.aten
@@ -58,8 +64,14 @@ def mask_operand(plan: Plan, op: type[Mask], d: Decision, x: fx.Node) -> fx.Node
 
     def masked(value: fx.Node, dims: list[int]) -> fx.Node:
         mark = f"{d.gemm.role} {operand.kind} {nm} {method} @ {d.gemm.path or node.name}"
-        call = op(value, seed, stream_of(d.site, method), nm.n, nm.m, dims, str(method))
-        return insert.op(node, call, mark=mark, name="pruned" if op is Prune else "keep_mask")
+        stream, name = stream_of(d.site, method), "pruned" if op is Prune else "keep_mask"
+        if operand.offsets is None:
+            call: Call = op(value, seed, stream, nm.n, nm.m, dims, str(method))
+        else:
+            ragged = PruneRagged if op is Prune else KeepMaskRagged
+            offsets, (dim,) = argument(node, operand.offsets), dims
+            call = ragged(value, offsets, seed, stream, nm.n, nm.m, dim, str(method))
+        return insert.op(node, call, mark=mark, name=name)
 
     with insert.before(node):
         if groups == 1 or shape[shared] // groups % nm.m == 0:

@@ -15,7 +15,6 @@ from nmcompile.execution.choose import Request
 from nmcompile.gemm import Gemm, Op, Pruning, Role
 from nmcompile.graph.aten import (
     CASTS,
-    OPERANDS,
     Convolution,
     added,
     argument,
@@ -85,7 +84,7 @@ def reads_pruned(plan: Plan, r: Request) -> int | None:
 
 def _matrix(gemm: Gemm, pruning: Pruning) -> tuple[Any, int]:
     x: fx.Node = argument(gemm.node, pruning.operand.arg)
-    along = 1 if pruning.operand.arg == OPERANDS[gemm.node.target][0] else 0
+    along = 1 if pruning.operand is gemm.lhs else 0
     x, along = through_transposes(x, along)
     return value_of(x), along
 

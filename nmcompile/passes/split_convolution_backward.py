@@ -22,7 +22,7 @@ from nmcompile.graph.aten import (
     ConvolutionBackward,
     item_index,
 )
-from nmcompile.graph.insert import Inserter
+from nmcompile.graph.insert import Inserter, follow
 from nmcompile.passes.plan import Plan
 
 aten = torch.ops.aten
@@ -54,16 +54,10 @@ def _split(graph: fx.Graph, node: fx.Node) -> dict[Role, fx.Node]:
             dims = [0, *range(2, len(call.grad_output.meta["val"].shape))]
             results[BIAS_GRADIENT] = insert.call(node, aten.sum.dim_IntList, call.grad_output, dims)
     for made in (*new.values(), *results.values()):
-        _follow(made, node)
+        follow(made, node)
     for user in list(node.users):
         if item_index(user) in results:
             user.replace_all_uses_with(results[item_index(user)])
         graph.erase_node(user)
     graph.erase_node(node)
     return new
-
-
-def _follow(new: fx.Node, old: fx.Node) -> None:
-    """These nodes replace ``old``: they stand where the partitioner had put it."""
-    if "partitioner_tag" in old.meta:
-        new.meta["partitioner_tag"] = old.meta["partitioner_tag"]

@@ -90,7 +90,7 @@ class Rule(PolicyModel):
         module: glob on the module's path as in ``model.named_modules()``, case-sensitive; ``*``
             crosses dots. ``"re:..."`` is a regular expression for the whole path.
         class_: the same on the class name of the innermost module; ``class`` in TOML.
-        op: None is linear and conv for a rule that prunes, every op for a dense rule.
+        op: None is linear, conv and grouped for a rule that prunes, every op for a dense rule.
         role: None is every role whose product has the pruned operand, or all for a dense rule.
         dtype: ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``.
         min_flops: least dense FLOPs, 2*M*N*K; a product of unknown size counts as large enough.
@@ -221,7 +221,7 @@ class Rule(PolicyModel):
     @property
     def ops(self) -> tuple[Op, ...]:
         """The ops that match, ``None`` resolved."""
-        return self.op or (tuple(Op) if self.dense else (Op.LINEAR, Op.CONV))
+        return self.op or (tuple(Op) if self.dense else _LAYERS)
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -288,6 +288,8 @@ class Rule(PolicyModel):
 
 
 _STRAIGHT = "straight-through"
+#: Products with a weight.
+_LAYERS = (Op.LINEAR, Op.CONV, Op.GROUPED)
 
 
 def _roles_of(prune: OperandKind | None) -> tuple[Role, ...]:

@@ -61,6 +61,7 @@ PRODUCTS = {
     aten.addmm.default: ((5,), (3, 4), (4, 5)),
     aten.bmm.default: ((2, 3, 4), (2, 4, 5)),
     aten.baddbmm.default: ((2, 3, 5), (2, 3, 4), (2, 4, 5)),
+    aten._grouped_mm.default: ((2, 3, 4), (2, 4, 8)),
 }
 
 

@@ -114,6 +114,7 @@ def test_an_exact_backward_is_accepted_in_fprop(method):
         ({"op": "conv"}, {"op": Op.CONV}, {"op": Op.LINEAR}),
         ({"op": ["conv", "matmul"]}, {"op": Op.MATMUL}, {"op": Op.LINEAR}),
         ({}, {"op": Op.CONV}, {"op": Op.MATMUL}),
+        ({}, {"op": Op.GROUPED}, {"op": Op.MATMUL}),
         ({"role": "dgrad"}, {"role": Role.DGRAD}, {"role": Role.WGRAD}),
         ({"role": ["dgrad", "wgrad"]}, {"role": Role.WGRAD}, {"role": Role.FPROP}),
         ({}, {"role": Role.DGRAD}, {"role": Role.FPROP}),
@@ -159,7 +160,7 @@ def test_the_method_depends_on_the_operand(kind, method):
         ({"module": "x"}, False),
         ({"class": "x"}, False),
         ({"op": "conv"}, False),
-        ({"op": ["conv", "linear"]}, True),  # what no op means, in another order
+        ({"op": ["conv", "grouped", "linear"]}, True),  # what no op means, in another order
         ({"role": "dgrad"}, False),
         ({"role": ["wgrad", "dgrad"]}, True),
         ({"dtype": "float16"}, False),
