@@ -6,6 +6,7 @@ A missing one raises an error with the torch version instead of an ImportError s
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -236,6 +237,28 @@ def ask_vector_instructions() -> None:
 def cache_dir() -> Path:
     """Inductor's cache folder (``TORCHINDUCTOR_CACHE_DIR``)."""
     return Path(private("torch._inductor.runtime.cache_dir_utils", "cache_dir")())
+
+
+def graphs_around() -> list[torch.fx.GraphModule]:
+    """The graphs inside of which Inductor works on a sub-graph now, the outermost first.
+
+    Inductor hands a pass one graph and says nothing of the others; its frames do. The graph in hand
+    is the last one, or a copy of a sub-graph of the last one.
+    """
+    names = {
+        private("torch._inductor.compile_fx", "_recursive_joint_graph_passes").__code__: "gm",
+        private(
+            "torch._functorch._aot_autograd.graph_compile", "run_joint_graph_passes_on_hops"
+        ).__code__: "joint_gm",
+    }
+    compiles = compile_fx.__code__
+    found: list[torch.fx.GraphModule] = []
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not compiles:
+        if frame.f_code in names:
+            found.append(frame.f_locals[names[frame.f_code]])
+        frame = frame.f_back
+    return found[::-1]
 
 
 def input_origin(node: torch.fx.Node) -> tuple[str, int | None] | None:

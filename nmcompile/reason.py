@@ -46,6 +46,8 @@ class Code(StrEnum):
     # What made a role a guess.
     DOUBLE_GRADIENT = "double-gradient"
     NO_FORWARD = "no-forward"
+    # What a graph that another one calls does not know.
+    IN_SUBGRAPH = "in-subgraph"
     # What multiplies and is no product of the graph.
     FUSED_ATTENTION = "fused-attention"
     GROUPED = "grouped"

@@ -12,6 +12,7 @@ from torch import fx
 
 from nmcompile.graph.grouped import is_grouped
 from nmcompile.graph.module_path import module_path
+from nmcompile.graph.subgraphs import subgraphs
 from nmcompile.reason import Code, Reason
 
 #: Operator name (without overload) or a prefix that ends in "*" -> why it is not rewritten.
@@ -73,7 +74,8 @@ def find_skipped(graph: fx.Graph) -> list[Skipped]:
         reason = _reason(target)
         if is_grouped(node):
             continue  # a product that is found
-        if reason is None and _is_custom(node) and len(_matrices(node)) > 1:
+        opaque = _is_custom(node) and not subgraphs(node)
+        if reason is None and opaque and len(_matrices(node)) > 1:
             text = "custom operator: a product inside is not visible"
             reason = Reason(Code.CUSTOM_OPERATOR, text)
         if reason is not None:

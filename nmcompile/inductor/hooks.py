@@ -24,6 +24,7 @@ from nmcompile.errors import owned
 from nmcompile.execution.targets import fingerprint
 from nmcompile.graph.dump import readable
 from nmcompile.graph.operand_kinds import operand_kinds
+from nmcompile.graph.subgraphs import OUTSIDE_UNKNOWN, is_planned, is_unused, mark_planned
 from nmcompile.inductor.options import KERNELS, Settings
 from nmcompile.ops.masks import warm_up
 from nmcompile.ops.schemas import KeepMask, KeepMaskRagged, Prune, PruneRagged
@@ -74,15 +75,21 @@ class JointPass(_AfterTheUsers):
         self.reports: list[GraphReport] = []
 
     def run(self, graph: fx.Graph) -> None:
+        around = _torch.graphs_around()
+        inside = len(around) > 1
+        if inside and (is_planned(graph) or is_unused(around)):
+            return
         before = readable(graph)
         kinds = operand_kinds(graph, self.capture.kind_of_input)
         chosen, ranks = self.settings, self.capture.ranks
         options = (chosen.policy, chosen.autotune, chosen.region, ranks, chosen.target)
-        plan = Plan(graph, kinds, *options)
+        plan = Plan(graph, kinds, *options, doubt=OUTSIDE_UNKNOWN if inside else None)
         run(pipeline.JOINT, plan, "joint graph")
+        mark_planned(graph)
         if self.build_kernels:
             _warm_up(graph)
-        self.reports.append(GraphReport.of(plan, self.digest, before, readable(graph)))
+        if plan.gemms or plan.skipped or not inside:
+            self.reports.append(GraphReport.of(plan, self.digest, before, readable(graph)))
 
 
 class PostPass(_AfterTheUsers):

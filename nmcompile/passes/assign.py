@@ -9,7 +9,7 @@ from nmcompile.errors import NMWarning, PolicyError
 from nmcompile.execution.choose import Execution, Request, choose
 from nmcompile.execution.cost import Predicted
 from nmcompile.execution.targets import target_of
-from nmcompile.gemm import Gemm, Op, Operand, Pruning, size_hint
+from nmcompile.gemm import Gemm, Op, Operand, Pruning, Role, size_hint
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.passes.plan import Decision, Plan, Product
 from nmcompile.passes.requests import reads_pruned, request
@@ -29,7 +29,7 @@ def assign(plan: Plan) -> None:
     rules = [_rule(gemm, plan) for gemm in plan.gemms]
     for site, (gemm, rule) in enumerate(zip(plan.gemms, rules, strict=True)):
         try:
-            plan.pruning[site] = _pruning(gemm, rule)
+            plan.pruning[site] = _pruning(gemm, rule, plan.doubt)
         except _Dense as why:
             executions[site] = Execution("dense", (why.reason,))
     executions |= _choose(plan, rules)
@@ -43,6 +43,7 @@ def assign(plan: Plan) -> None:
         d.site: Product(d.gemm.node, d.pruning.operand if d.pruning else None)
         for d in plan.decisions
     }
+    _warn_of_doubt(plan)
     declined = [d for d in plan.decisions if d.declined]
     if declined and not any(d.pruning for d in plan.decisions):
         first = declined[0].execution.reason
@@ -53,6 +54,20 @@ def assign(plan: Plan) -> None:
             NMWarning,
             stacklevel=2,
         )
+
+
+def _warn_of_doubt(plan: Plan) -> None:
+    """One sentence, the same for every graph that it holds for, so that Python shows it once."""
+    if plan.doubt is None:
+        return
+    named = [replace(g, path=plan.region.each(g.path)[0]) for g in plan.gemms]
+    sites = [
+        replace(g, op=op, role=role) for g in named for op in (g.op, Op.LINEAR) for role in Role
+    ]
+    rules = [plan.policy.decide(site) for site in sites]
+    if any(rule is not None and not rule.dense for rule in rules):
+        text = f"products are dense whose role is unknown: {plan.doubt}"
+        warnings.warn(text, NMWarning, stacklevel=2)
 
 
 class _Dense(Exception):
@@ -125,7 +140,9 @@ def _rule(gemm: Gemm, plan: Plan) -> Rule | None:
     return rules[0]
 
 
-def _pruning(gemm: Gemm, rule: Rule | None) -> Pruning:
+def _pruning(gemm: Gemm, rule: Rule | None, doubt: Reason | None) -> Pruning:
+    if doubt is not None and not (rule is not None and rule.dense):
+        raise _Dense(doubt.code, doubt.text)
     if rule is None:
         if gemm.op is Op.MATMUL:
             kinds = " times ".join(str(o.kind) for o in gemm.operands)

@@ -100,7 +100,8 @@ class Sparse:
 class Plan:
     """The state of one graph on its way through the passes.
 
-    ``target``: the GPU to decide for, None for the device of each product.
+    ``target``: the GPU to decide for, None for the device of each product. ``doubt``: why nothing
+    in this graph tells a gradient from an activation, where that is so.
 
     By site: ``pruning`` is what its rule prunes, whether or not it will be; ``products`` is where
     each stands now, ``results`` what pruning made of it, ``masked`` the input gradient under the
@@ -115,6 +116,7 @@ class Plan:
     region: Region = field(default_factory=Region)
     ranks: Ranks | None = None
     target: Target | None = None
+    doubt: Reason | None = None
     sharing: list[int] = field(default_factory=list)  # ranks that draw the masks of this one
     gemms: list[Gemm] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
