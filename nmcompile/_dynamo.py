@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import checkpoint
 
 from nmcompile._torch import private
 
@@ -72,6 +73,51 @@ def differentiates(gm: fx.GraphModule) -> bool:
     targets = {n.target for g in graphs for n in g.nodes if n.op == "call_function"}
     names = {getattr(target, "__name__", "") for target in targets}
     return torch.autograd.grad in targets or not names.isdisjoint(("_autograd_grad", "_make_dual"))
+
+
+def surroundings() -> tuple[str, str]:
+    """Inside of what the function in hand is compiled, and the name of that: ("", "") for nothing.
+
+    "engine": the autograd engine is running a backward, and calls it from a Function's backward or
+    a hook; the name is the function's own. What a checkpoint recomputes there is a forward.
+    "function": the forward of a custom ``autograd.Function`` of that name.
+    "optimizer": the step of an optimizer of that class, where gradients are off (a closure turns
+    them on).
+    """
+    apply = vars(torch.autograd.Function)["apply"].__func__.__code__
+    engine = private("torch.autograd.graph", "_engine_run_backward").__code__
+    output_graph = private("torch._dynamo.output_graph", "OutputGraph")
+    name = ""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        code, owner = frame.f_code, frame.f_locals.get("self")
+        if isinstance(owner, output_graph):
+            name = owner.root_tx.f_code.co_qualname
+            owner = owner.local_scope.get("self")  # of the function in hand
+        if code.co_filename == checkpoint.__file__ and code.co_qualname in _RECOMPUTES:
+            return "", ""
+        if code is engine:
+            return "engine", name
+        if code is apply and frame.f_locals["cls"] is not checkpoint.CheckpointFunction:
+            return "function", frame.f_locals["cls"].__qualname__
+        if isinstance(owner, torch.optim.Optimizer) and not torch.is_grad_enabled():
+            return "optimizer", type(owner).__qualname__
+        frame = frame.f_back
+    # On a GPU the engine has threads of its own, which nothing in Python called.
+    return ("engine", name) if private("torch._C", "_current_graph_task_id")() != -1 else ("", "")
+
+
+def is_grad_of_tensor(placeholder: fx.Node) -> bool:
+    """Whether an input of a Dynamo graph was read as the ``.grad`` of a tensor."""
+    source = getattr(placeholder.meta.get("grapharg"), "source", None)
+    return getattr(source, "member", None) == "grad"
+
+
+#: The functions of ``torch.utils.checkpoint`` that run a forward once more.
+_RECOMPUTES = (
+    "CheckpointFunction.backward",
+    "_checkpoint_hook.__init__.<locals>.unpack_hook",
+)
 
 
 def in_compiled_autograd() -> bool:

@@ -268,10 +268,43 @@ def input_origin(node: torch.fx.Node) -> tuple[str, int | None] | None:
     graph whose placeholders carry no description (a sub-graph, or one traced by hand).
     """
     desc = node.meta.get("desc")
-    if desc is None:
-        return None
+    return None if desc is None else _input(desc)
+
+
+def outputs_of(graph: torch.fx.Graph) -> list[tuple[torch.fx.Node, str, Any]]:
+    """What each output of an AOTAutograd graph is: (node, what, origin).
+
+    ``what`` is "gradient" (of the input with that ``origin``), "differentiable" (an output of the
+    forward that a tangent belongs to), "plain" (any other) or "" (nothing says).
+    """
+    (output,) = graph.output_node().args
+    values = output if isinstance(output, (list, tuple)) else [output]
+    descs = graph.output_node().meta.get("desc") or [None] * len(values)
+    inputs = [_base(n.meta.get("desc")) for n in graph.nodes if n.op == "placeholder"]
+    tangents = [_base(d.output) for d in inputs if type(d).__name__ == "TangentAOTInput"]
+    found: list[tuple[torch.fx.Node, str, Any]] = []
+    for value, described in zip(values, descs, strict=True):
+        desc = _base(described)
+        if not isinstance(value, torch.fx.Node):
+            continue
+        if type(desc).__name__ == "GradAOTOutput":
+            found.append((value, "gradient", _input(desc.grad_of)))
+        elif desc is None:
+            found.append((value, "", None))
+        else:
+            found.append((value, "differentiable" if desc in tangents else "plain", None))
+    return found
+
+
+def _base(desc: Any) -> Any:
+    """The input or output that an attribute of a subclass, or a base of aliases, is part of."""
     while (base := getattr(desc, "base", None) or getattr(desc, "base_of", None)) is not None:
         desc = base
+    return desc
+
+
+def _input(desc: Any) -> tuple[str, int | None]:
+    desc = _base(desc)
     name = type(desc).__name__
     if name in ("ParamAOTInput", "BufferAOTInput"):
         return "weight", None

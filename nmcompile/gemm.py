@@ -35,6 +35,12 @@ class OperandKind(StrEnum):
     GRADIENT = "gradient"
 
 
+class Unknown(StrEnum):
+    """What stands for the kind of an operand that data flow cannot tell: perhaps a gradient."""
+
+    UNKNOWN = "unknown"
+
+
 class Op(StrEnum):
     """The kind of product: with one weight operand, with none or two, or a convolution.
 
@@ -70,7 +76,7 @@ class Operand:
     ``obstacle`` says why the operand has no N:M block in place.
     """
 
-    kind: OperandKind
+    kind: OperandKind | Unknown
     arg: str
     dims: tuple[int, ...]
     extent: int | None
@@ -89,7 +95,8 @@ class Gemm:
     2*batch*M*N*K (dense), None where a size is symbolic, and ``flops_hint`` the same with the
     sizes that were traced. ``node`` is the product as it was found, which a pass may have replaced
     since (``passes.plan.Plan.products``). ``forward`` is the node of the fprop product that a
-    backward product belongs to. ``guess`` says why the role could not be derived.
+    backward product belongs to. ``guess`` says why its role, or the kind of an operand, could
+    not be derived; such a product is never pruned.
     """
 
     node: fx.Node
@@ -136,6 +143,12 @@ class Pruning:
     format: NMFormat
     method: Method
     exact: bool = False
+
+    @property
+    def kind(self) -> OperandKind:
+        """What is pruned; never an operand of unknown kind."""
+        assert isinstance(self.operand.kind, OperandKind)
+        return self.operand.kind
 
 
 def size_hint(size: Any) -> int:

@@ -43,11 +43,16 @@ class Code(StrEnum):
     MASKED_RESULT = "masked-result"
     READS_PRUNED = "reads-pruned"
     READS_UNPRUNED = "reads-unpruned"
-    # What made a role a guess.
+    # What made a role a guess, so that the product is dense.
     DOUBLE_GRADIENT = "double-gradient"
     NO_FORWARD = "no-forward"
     # What a graph that another one calls does not know.
     IN_SUBGRAPH = "in-subgraph"
+    IN_ENGINE = "in-engine"
+    IN_FUNCTION = "in-function"
+    IN_OPTIMIZER = "in-optimizer"
+    PARAMETER_GRADIENT = "parameter-gradient"
+    BACKWARD_VALUE = "backward-value"
     # What multiplies and is no product of the graph.
     FUSED_ATTENTION = "fused-attention"
     GROUPED = "grouped"

@@ -15,22 +15,30 @@ from typing import Any
 import torch
 from torch import fx
 
+from nmcompile._dynamo import is_grad_of_tensor
 from nmcompile._torch import OpOverload, input_origin, tree_map
 from nmcompile.capture.ranks import Ranks
+from nmcompile.capture.surroundings import doubt_of_surroundings
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.module_path import normalise
+from nmcompile.graph.subgraphs import OUTSIDE_UNKNOWN
+from nmcompile.reason import Code, Reason
 
 
 @dataclass(frozen=True)
 class Capture:
     """One graph as Dynamo captured it: which inputs are weights, and its fingerprint.
 
-    ``ranks``: with whom its tensors are shared; None where there is one process.
+    ``ranks``: with whom its tensors are shared; None where there is one process. ``gradients``
+    are inputs that are the ``.grad`` of a parameter. ``doubt``: why every input that is no weight
+    may be a gradient.
     """
 
     weights: frozenset[int]
     fingerprint: str
     ranks: Ranks | None = None
+    gradients: frozenset[int] = frozenset()
+    doubt: Reason | None = None
 
     @classmethod
     def of(cls, gm: fx.GraphModule, inputs: Sequence[Any]) -> Capture:
@@ -42,25 +50,45 @@ class Capture:
             if isinstance(value, torch.nn.Parameter)
             or (i < len(placeholders) and _is_module_state(placeholders[i]))
         )
+        gradients = frozenset(_gradients(gm, inputs))
+        doubt = doubt_of_surroundings()
         digest = hashlib.sha256()
-        for line in _lines(gm, inputs, weights):
+        for line in (*_lines(gm, inputs, weights), str(sorted(gradients)), repr(doubt)):
             digest.update(line.encode())
             digest.update(b"\n")
-        return cls(weights, digest.hexdigest(), Ranks.of(inputs))
+        return cls(weights, digest.hexdigest(), Ranks.of(inputs), gradients, doubt)
 
-    def kind_of_input(self, node: fx.Node) -> OperandKind | None:
-        """The operand kind of an input of the joint or inference graph."""
+    def kind_of_input(self, node: fx.Node) -> OperandKind | Reason | None:
+        """The operand kind of an input of the joint or inference graph, or why it is unknown."""
         origin = input_origin(node)
         if node.op == "get_attr":
             return None  # a constant written in the model's code: torch.tensor([0.5, -1.0])
         if origin is None:
-            return OperandKind.ACTIVATION  # a sub-graph: nothing says where its inputs come from
+            return OUTSIDE_UNKNOWN
         what, index = origin
         if what == "tangent":
             return OperandKind.GRADIENT
         if what == "weight" or index in self.weights:
             return OperandKind.WEIGHT
-        return OperandKind.ACTIVATION if what == "plain" else None
+        if index in self.gradients:
+            return _PARAMETER_GRADIENT
+        return self.doubt or OperandKind.ACTIVATION if what == "plain" else None
+
+
+_PARAMETER_GRADIENT = Reason(
+    Code.PARAMETER_GRADIENT, "an operand depends on the .grad of a parameter, as in an optimizer"
+)
+
+
+def _gradients(gm: fx.GraphModule, inputs: Sequence[Any]) -> Iterator[int]:
+    """Which inputs are the ``.grad`` of a tensor: by their source, or since its owner is here."""
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    parameters = [*gm.parameters(), *(v for v in inputs if isinstance(v, torch.nn.Parameter))]
+    owned = {id(p.grad) for p in parameters if p.is_leaf and p.grad is not None}
+    for index, value in enumerate(inputs):
+        named = index < len(placeholders) and is_grad_of_tensor(placeholders[index])
+        if isinstance(value, torch.Tensor) and (named or id(value) in owned):
+            yield index
 
 
 def _is_module_state(placeholder: fx.Node) -> bool:

@@ -3,12 +3,15 @@
 Autograd gives a backward operation the ``seq_nr`` of its forward operation. Where there is none
 (a graph traced by hand), the shared operand tells: wgrad ``dY^T X`` reads the X that fprop read,
 dgrad ``dY W`` its W. The other operand's kind then decides: a weight means dgrad, an activation
-means wgrad, unless the forward product had no weight (attention), where both are dgrad.
+means wgrad, unless the forward product had no weight (attention), where both are dgrad. Without a
+forward product a weight gradient is what becomes the gradient of a parameter. What none of these
+derives is a guess, which explains the row of a report and is never pruned.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 
 from torch import fx
@@ -19,20 +22,43 @@ from nmcompile.graph.grouped import is_grouped
 from nmcompile.reason import Code, Reason
 
 
-def assign_roles(found: list[Gemm]) -> list[Gemm]:
-    """Give every product with a gradient operand its role and its forward product."""
-    forward = [g for g in found if not _is_backward(g)]
-    by_seq_nr: dict[int | None, Gemm] = {}
-    for g in forward:
-        if g.seq_nr is not None:
-            # The first of a number is differentiated: a later product without a gradient (a frozen
-            # teacher's) makes no autograd node and shows the number of the newest one.
-            by_seq_nr.setdefault(g.seq_nr, g)
+def assign_roles(
+    found: list[Gemm], weight_gradients: Collection[fx.Node], doubt: Reason | None
+) -> list[Gemm]:
+    """Give every product with a gradient operand its role and its forward product.
+
+    Args:
+        found: all products of a graph, with the kinds of their operands.
+        weight_gradients: what becomes the gradient of a parameter.
+        doubt: why no role in this graph can be derived: every one is a guess.
+    """
+    if doubt is not None:
+        return [_guessed(g, doubt) for g in found]
+    forward = [g for g in found if not _is_backward(g) and g.guess is None]
     differentiated = Counter(g.seq_nr for g in found if _is_backward(g) and not _has_weight(g))
-    return [
-        _with_role(g, forward, by_seq_nr, differentiated[g.seq_nr] > 1) if _is_backward(g) else g
-        for g in found
-    ]
+    roles = []
+    for g in found:
+        if _is_backward(g):
+            is_twin = g.seq_nr is not None and differentiated[g.seq_nr] > 1
+            g = _with_role(g, _partner(g, forward), is_twin, g.node in weight_gradients)
+        elif g.guess is not None:
+            g = _guessed(g, g.guess)
+        roles.append(g)
+    return roles
+
+
+def _guessed(gemm: Gemm, why: Reason) -> Gemm:
+    """What it looks like, for whoever reads the report."""
+    gemm = replace(gemm, guess=why, forward=None)
+    if gemm.op is Op.CONV:
+        return gemm
+    op = _layer(gemm) if _has_weight(gemm) else Op.MATMUL
+    backward = _is_backward(gemm) or why.code in (Code.IN_ENGINE, Code.BACKWARD_VALUE)
+    return replace(gemm, op=op, role=Role.DGRAD if backward else Role.FPROP)
+
+
+def _layer(gemm: Gemm) -> Op:
+    return Op.GROUPED if is_grouped(gemm.node) else Op.LINEAR
 
 
 def _has_weight(gemm: Gemm) -> bool:
@@ -43,23 +69,38 @@ def _is_backward(gemm: Gemm) -> bool:
     return OperandKind.GRADIENT in (gemm.lhs.kind, gemm.rhs.kind)
 
 
-def _with_role(
-    gemm: Gemm, forward: list[Gemm], by_seq_nr: dict[int | None, Gemm], is_twin: bool
-) -> Gemm:
-    partner = by_seq_nr.get(gemm.seq_nr)
-    if partner is None or not _belong_together(gemm, partner):
-        partner = _by_shared_operand(gemm, forward)
-    gemm = replace(gemm, forward=partner.node if partner else None)
+def _partner(gemm: Gemm, forward: list[Gemm]) -> Gemm | None:
+    """The forward product that a backward product belongs to.
+
+    A custom Function has one number for all that it computes: what a product reads comes first.
+    """
+    alike = [g for g in forward if _belong_together(gemm, g)]
+    numbered = [g for g in alike if g.seq_nr is not None and g.seq_nr == gemm.seq_nr]
+    for candidates in (numbered, alike):
+        if shared := next((g for g in candidates if _share_operand(gemm, g)), None):
+            return shared
+    # The first of a number is differentiated: a later product without a gradient (a frozen
+    # teacher's) makes no autograd node and shows the number of the newest one.
+    return next(iter(numbered), None)
+
+
+def _with_role(gemm: Gemm, partner: Gemm | None, is_twin: bool, is_weight_gradient: bool) -> Gemm:
+    shares = partner is not None and _share_operand(gemm, partner)
     if gemm.op is Op.CONV:
-        return gemm
+        gemm = replace(gemm, forward=partner.node if partner else None)
+        if gemm.guess is None or (gemm.role is Role.WGRAD and is_weight_gradient):
+            return replace(gemm, guess=None)
+        return _guessed(gemm, gemm.guess)
+    gemm = replace(gemm, forward=partner.node if partner and shares else None)
     if gemm.role is not Role.FPROP:  # its operator says so
         no_weight = partner is not None and partner.op is Op.MATMUL
-        return replace(gemm, op=Op.MATMUL, role=Role.DGRAD) if no_weight else gemm
-    layer = Op.GROUPED if is_grouped(gemm.node) else Op.LINEAR
+        gemm = replace(gemm, op=Op.MATMUL, role=Role.DGRAD) if no_weight else gemm
+        return gemm if gemm.guess is None else _guessed(gemm, gemm.guess)
+    layer = _layer(gemm)
     kinds = {gemm.lhs.kind, gemm.rhs.kind}
     # Where Inductor wrote the forward product without one (an outer product), both its gradients
     # tell: each reads the other operand, and neither of these is a weight.
-    unseen = partner is None and gemm.seq_nr is not None and is_twin
+    unseen = partner is None and is_twin and not (is_weight_gradient or _has_weight(gemm))
     if unseen or (partner is not None and partner.op is Op.MATMUL):
         return replace(gemm, op=Op.MATMUL, role=Role.DGRAD)
     if partner is not None and (read := _with_activation_of(partner, gemm)):
@@ -68,11 +109,14 @@ def _with_role(
         return replace(gemm, op=layer, role=Role.DGRAD)
     if kinds == {OperandKind.GRADIENT}:
         text = "both operands are gradients (a gradient of a gradient)"
-        guess = Reason(Code.DOUBLE_GRADIENT, text)
-        return replace(gemm, op=Op.MATMUL, role=Role.DGRAD, guess=guess)
-    text = "no forward product found; taken for a weight gradient"
-    guessed = None if partner else Reason(Code.NO_FORWARD, text)
-    return replace(gemm, op=layer, role=Role.WGRAD, guess=guessed)
+        return _guessed(gemm, Reason(Code.DOUBLE_GRADIENT, text))
+    if is_weight_gradient or shares:
+        return replace(gemm, op=layer, role=Role.WGRAD, guess=None)
+    text = (
+        "a gradient times data, whose forward is no product and whose result is no parameter's "
+        "gradient"
+    )
+    return _guessed(gemm, gemm.guess or Reason(Code.NO_FORWARD, text))
 
 
 def _with_activation_of(forward: Gemm, gemm: Gemm) -> Gemm | None:
@@ -87,10 +131,9 @@ def _with_activation_of(forward: Gemm, gemm: Gemm) -> Gemm | None:
     return replace(gemm, lhs=lhs, rhs=rhs) if (lhs, rhs) != gemm.operands else None
 
 
-def _by_shared_operand(gemm: Gemm, forward: list[Gemm]) -> Gemm | None:
+def _share_operand(gemm: Gemm, forward: Gemm) -> bool:
     shared = {_base(gemm, o.arg) for o in gemm.operands if o.kind is not OperandKind.GRADIENT}
-    candidates = [g for g in forward if shared & {_base(g, o.arg) for o in g.operands}]
-    return next((g for g in candidates if _belong_together(gemm, g)), None)
+    return bool(shared & {_base(forward, o.arg) for o in forward.operands})
 
 
 def _belong_together(backward: Gemm, forward: Gemm) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from nmcompile.gemm import Operand, OperandKind, Role
+from nmcompile.gemm import Operand, OperandKind, Role, Unknown
 from nmcompile.graph.aten import Convolution, ConvolutionBackward
 
 
@@ -67,13 +67,13 @@ class Geometry:
         """Is it a plain matrix product: two-dimensional, 1x1, stride 1, no padding?"""
         return self.pointwise and not self.transposed and self.rank == 2
 
-    def channels_operand(self, kind: OperandKind, arg: str, outputs: bool) -> Operand:
+    def channels_operand(self, kind: OperandKind | Unknown, arg: str, outputs: bool) -> Operand:
         """An image whose blocks run along the channels: of dY (``outputs``) or of X."""
         return Operand(
             kind, arg, (1,), self.channels_out if outputs else self.channels_in, self.groups
         )
 
-    def pixels_operand(self, kind: OperandKind, arg: str, gathered: bool) -> Operand:
+    def pixels_operand(self, kind: OperandKind | Unknown, arg: str, gathered: bool) -> Operand:
         """An image whose blocks run along batch and pixels.
 
         ``gathered``: it is read under the kernel window (im2col), where one pixel stands in many
@@ -92,7 +92,7 @@ class Geometry:
             obstacle=obstacle,
         )
 
-    def weight_operand(self, kind: OperandKind, reduces_over_outputs: bool) -> Operand:
+    def weight_operand(self, kind: OperandKind | Unknown, reduces_over_outputs: bool) -> Operand:
         """The weight is [O, C/g, ...], or [C, O/g, ...] for a transposed convolution."""
         leading = reduces_over_outputs != self.transposed  # is dimension 0 the reduced one?
         extent = self.channels_out if reduces_over_outputs else self.channels_in

@@ -6,7 +6,8 @@
     convolution_backward(dy, x, w, ...)    -> dgrad and wgrad, two sites on one node
     _grouped_mm(x [S,I], w [E,I,O], offs)  -> a product of which each row has its own matrix
 
-A product with a gradient operand gets its role in ``backward_roles``.
+A product with a gradient operand gets its role in ``backward_roles``; one with an operand of
+unknown kind gets a guess, and the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from torch import fx
 
-from nmcompile.gemm import Gemm, Op, Operand, OperandKind, Role
+from nmcompile.gemm import Gemm, Op, Operand, OperandKind, Role, Unknown
 from nmcompile.graph.aten import (
     CASTS,
     INPUT_GRADIENT,
@@ -32,15 +33,21 @@ from nmcompile.graph.aten import (
 )
 from nmcompile.graph.backward_roles import assign_roles
 from nmcompile.graph.convolution import Geometry
+from nmcompile.graph.gathered import gathered_rows
 from nmcompile.graph.grouped import grouped_products, is_grouped
 from nmcompile.graph.module_path import module_path
 from nmcompile.graph.operand_kinds import Kinds
+from nmcompile.graph.weight_gradients import weight_gradients
+from nmcompile.reason import Reason
 
 WEIGHT, ACTIVATION = OperandKind.WEIGHT, OperandKind.ACTIVATION
 
 
-def find_gemms(graph: fx.Graph, kinds: Kinds) -> list[Gemm]:
-    """Every product of the graph in graph order, with role, operands, sizes and module path."""
+def find_gemms(graph: fx.Graph, kinds: Kinds, doubt: Reason | None = None) -> list[Gemm]:
+    """Every product of the graph in graph order, with role, operands, sizes and module path.
+
+    ``doubt``: why no role in this graph can be derived.
+    """
     finders: dict[Any, Callable[[fx.Node, Kinds], list[Gemm]]] = {
         **dict.fromkeys(OPERANDS, _matmul),
         Convolution.operator: _convolution,
@@ -51,7 +58,7 @@ def find_gemms(graph: fx.Graph, kinds: Kinds) -> list[Gemm]:
         if node.op == "call_function":
             finder = _grouped if is_grouped(node) else finders.get(node.target)
             found += finder(node, kinds) if finder else []
-    return assign_roles(found)
+    return assign_roles(found, weight_gradients(graph, kinds), doubt)
 
 
 def _matmul(node: fx.Node, kinds: Kinds) -> list[Gemm]:
@@ -61,13 +68,13 @@ def _matmul(node: fx.Node, kinds: Kinds) -> list[Gemm]:
     batch = a_shape[0] if rank == 3 else 1
     m, k = a_shape[-2:]
     tile = (rank - 2, rank - 1)
-    lhs = Operand(_kind(kinds, a), left, (rank - 1,), _static(k), tile_dims=tile)
-    rhs = Operand(_kind(kinds, b), right, (rank - 2,), _static(k), tile_dims=tile)
+    lhs = Operand(_matrix_kind(kinds, a), left, (rank - 1,), _static(k), tile_dims=tile)
+    rhs = Operand(_matrix_kind(kinds, b), right, (rank - 2,), _static(k), tile_dims=tile)
     if lhs.kind is rhs.kind is WEIGHT and _is_linear_layer(a, b):
         lhs = replace(lhs, kind=ACTIVATION)  # embedded positions or learned queries, in a layer
     has_one_weight = (lhs.kind is WEIGHT) != (rhs.kind is WEIGHT)
     op = Op.LINEAR if has_one_weight else Op.MATMUL
-    return [_gemm(node, op, Role.FPROP, lhs, rhs, (batch, m, b_shape[-1], k))]
+    return [_gemm(kinds, node, op, Role.FPROP, lhs, rhs, (batch, m, b_shape[-1], k))]
 
 
 def _is_linear_layer(x: fx.Node, w_t: fx.Node) -> bool:
@@ -89,7 +96,7 @@ def _grouped(node: fx.Node, kinds: Kinds) -> list[Gemm]:
     for p in grouped_products(node, lambda operand: _kind(kinds, operand)):
         has_one_weight = (p.lhs.kind is WEIGHT) != (p.rhs.kind is WEIGHT)
         op = Op.GROUPED if has_one_weight or p.role is not Role.FPROP else Op.MATMUL
-        found.append(_gemm(node, op, p.role, p.lhs, p.rhs, p.sizes))
+        found.append(_gemm(kinds, node, op, p.role, p.lhs, p.rhs, p.sizes))
     return found
 
 
@@ -97,7 +104,7 @@ def _convolution(node: fx.Node, kinds: Kinds) -> list[Gemm]:
     conv, call = Geometry.of(node), Convolution.of(node)
     lhs = conv.channels_operand(_kind(kinds, call.input), "input", outputs=False)
     rhs = conv.weight_operand(_kind(kinds, call.weight), reduces_over_outputs=False)
-    return [_gemm(node, Op.CONV, Role.FPROP, lhs, rhs, conv.sizes(Role.FPROP))]
+    return [_gemm(kinds, node, Op.CONV, Role.FPROP, lhs, rhs, conv.sizes(Role.FPROP))]
 
 
 def _convolution_backward(node: fx.Node, kinds: Kinds) -> list[Gemm]:
@@ -107,20 +114,27 @@ def _convolution_backward(node: fx.Node, kinds: Kinds) -> list[Gemm]:
     if call.output_mask[INPUT_GRADIENT]:
         lhs = conv.channels_operand(dy, "grad_output", outputs=True)
         rhs = conv.weight_operand(w, reduces_over_outputs=True)
-        found.append(_gemm(node, Op.CONV, Role.DGRAD, lhs, rhs, conv.sizes(Role.DGRAD)))
+        found.append(_gemm(kinds, node, Op.CONV, Role.DGRAD, lhs, rhs, conv.sizes(Role.DGRAD)))
     if call.output_mask[WEIGHT_GRADIENT]:
         # A transposed convolution gathers dY under its window, any other X.
         lhs = conv.pixels_operand(dy, "grad_output", gathered=conv.transposed)
         rhs = conv.pixels_operand(x, "input", gathered=not conv.transposed)
-        found.append(_gemm(node, Op.CONV, Role.WGRAD, lhs, rhs, conv.sizes(Role.WGRAD)))
+        found.append(_gemm(kinds, node, Op.CONV, Role.WGRAD, lhs, rhs, conv.sizes(Role.WGRAD)))
     return found
 
 
 def _gemm(
-    node: fx.Node, op: Op, role: Role, lhs: Operand, rhs: Operand, sizes: tuple[Any, Any, Any, Any]
+    kinds: Kinds,
+    node: fx.Node,
+    op: Op,
+    role: Role,
+    lhs: Operand,
+    rhs: Operand,
+    sizes: tuple[Any, Any, Any, Any],
 ) -> Gemm:
     path, module_class = module_path(node)
     tensor = argument(node, lhs.arg).meta["val"]
+    of_operands = (kinds[argument(node, operand.arg)] for operand in (lhs, rhs))
     return Gemm(
         node=node,
         op=op,
@@ -134,11 +148,19 @@ def _gemm(
         path=path,
         module_class=module_class,
         seq_nr=node.meta.get("seq_nr"),
+        guess=next((kind for kind in of_operands if isinstance(kind, Reason)), None),
     )
 
 
-def _kind(kinds: Kinds, node: fx.Node) -> OperandKind:
-    return kinds[node] or ACTIVATION  # a constant operand is data like any activation
+def _kind(kinds: Kinds, node: fx.Node) -> OperandKind | Unknown:
+    kind = kinds[node]
+    # A constant operand is data like any activation.
+    return Unknown.UNKNOWN if isinstance(kind, Reason) else kind or ACTIVATION
+
+
+def _matrix_kind(kinds: Kinds, node: fx.Node) -> OperandKind | Unknown:
+    table = gathered_rows(node) if kinds[node] is ACTIVATION else None
+    return _kind(kinds, node if table is None or kinds[table] is not WEIGHT else table)
 
 
 def _static(size: Any) -> int | None:

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile.gemm import Operand, OperandKind, Role
+from nmcompile.gemm import Operand, OperandKind, Role, Unknown
 from nmcompile.graph.aten import INPUT_GRADIENT, WEIGHT_GRADIENT, argument, items
 from nmcompile.ops.call import Call, check_names
 
 FALLBACK = "transformers.grouped_mm_fallback.default"
 FALLBACK_BACKWARD = "transformers.grouped_mm_fallback_backward.default"
 
-KindOf = Callable[[fx.Node], OperandKind]
+KindOf = Callable[[fx.Node], OperandKind | Unknown]
 Sizes = tuple[Any, Any, Any, Any]
 
 
@@ -114,7 +114,11 @@ def _is_read(node: fx.Node, result: int) -> bool:
 
 
 def _operand(
-    kind: OperandKind, arg: str, dim: int, value: torch.Tensor, offsets: str | None = None
+    kind: OperandKind | Unknown,
+    arg: str,
+    dim: int,
+    value: torch.Tensor,
+    offsets: str | None = None,
 ) -> Operand:
     size = value.shape[dim]
     extent = size if isinstance(size, int) else None

@@ -80,10 +80,11 @@ class JointPass(_AfterTheUsers):
         if inside and (is_planned(graph) or is_unused(around)):
             return
         before = readable(graph)
-        kinds = operand_kinds(graph, self.capture.kind_of_input)
-        chosen, ranks = self.settings, self.capture.ranks
-        options = (chosen.policy, chosen.autotune, chosen.region, ranks, chosen.target)
-        plan = Plan(graph, kinds, *options, doubt=OUTSIDE_UNKNOWN if inside else None)
+        chosen, capture = self.settings, self.capture
+        kinds = operand_kinds(graph, capture.kind_of_input)
+        options = (chosen.policy, chosen.autotune, chosen.region, capture.ranks, chosen.target)
+        doubt = OUTSIDE_UNKNOWN if inside else capture.doubt
+        plan = Plan(graph, kinds, *options, doubt)
         run(pipeline.JOINT, plan, "joint graph")
         mark_planned(graph)
         if self.build_kernels:

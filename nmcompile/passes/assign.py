@@ -29,7 +29,7 @@ def assign(plan: Plan) -> None:
     rules = [_rule(gemm, plan) for gemm in plan.gemms]
     for site, (gemm, rule) in enumerate(zip(plan.gemms, rules, strict=True)):
         try:
-            plan.pruning[site] = _pruning(gemm, rule, plan.doubt)
+            plan.pruning[site] = _pruning(gemm, rule)
         except _Dense as why:
             executions[site] = Execution("dense", (why.reason,))
     executions |= _choose(plan, rules)
@@ -43,7 +43,7 @@ def assign(plan: Plan) -> None:
         d.site: Product(d.gemm.node, d.pruning.operand if d.pruning else None)
         for d in plan.decisions
     }
-    _warn_of_doubt(plan)
+    _warn_of_guesses(plan)
     declined = [d for d in plan.decisions if d.declined]
     if declined and not any(d.pruning for d in plan.decisions):
         first = declined[0].execution.reason
@@ -56,18 +56,23 @@ def assign(plan: Plan) -> None:
         )
 
 
-def _warn_of_doubt(plan: Plan) -> None:
-    """One sentence, the same for every graph that it holds for, so that Python shows it once."""
-    if plan.doubt is None:
-        return
-    named = [replace(g, path=plan.region.each(g.path)[0]) for g in plan.gemms]
-    sites = [
-        replace(g, op=op, role=role) for g in named for op in (g.op, Op.LINEAR) for role in Role
-    ]
+def _warn_of_guesses(plan: Plan) -> None:
+    """One sentence for each reason why products are dense that the policy would prune.
+
+    Its text is the same for every graph that it holds for, so that Python shows it once.
+    """
+    guessed = [gemm for gemm in plan.gemms if gemm.guess is not None and _is_meant(gemm, plan)]
+    for why in dict.fromkeys(gemm.guess for gemm in guessed):
+        warnings.warn(f"products are dense whose role is unknown: {why}", NMWarning, stacklevel=2)
+
+
+def _is_meant(gemm: Gemm, plan: Plan) -> bool:
+    """Whether the policy prunes such a product in one of the roles that it may have."""
+    paths = plan.region.each(gemm.path)
+    ops = {gemm.op, Op.LINEAR} if plan.doubt else {gemm.op}
+    sites = [replace(gemm, path=paths[0], role=role, op=op) for role in Role for op in ops]
     rules = [plan.policy.decide(site) for site in sites]
-    if any(rule is not None and not rule.dense for rule in rules):
-        text = f"products are dense whose role is unknown: {plan.doubt}"
-        warnings.warn(text, NMWarning, stacklevel=2)
+    return any(rule is not None and not rule.dense for rule in rules)
 
 
 class _Dense(Exception):
@@ -140,9 +145,9 @@ def _rule(gemm: Gemm, plan: Plan) -> Rule | None:
     return rules[0]
 
 
-def _pruning(gemm: Gemm, rule: Rule | None, doubt: Reason | None) -> Pruning:
-    if doubt is not None and not (rule is not None and rule.dense):
-        raise _Dense(doubt.code, doubt.text)
+def _pruning(gemm: Gemm, rule: Rule | None) -> Pruning:
+    if gemm.guess is not None and not (rule is not None and rule.dense):
+        raise _Dense(gemm.guess.code, gemm.guess.text)
     if rule is None:
         if gemm.op is Op.MATMUL:
             kinds = " times ".join(str(o.kind) for o in gemm.operands)

@@ -38,12 +38,14 @@ def products_found(plan: Plan) -> Iterator[str]:
 
 
 def all_decided(plan: Plan) -> Iterator[str]:
-    """Every product has one decision, and a place in the graph."""
+    """Every product has one decision and a place in the graph; none is pruned by a guess."""
     if [d.gemm for d in plan.decisions] != plan.gemms:
         yield f"{len(plan.gemms)} products have {len(plan.decisions)} decisions"
     for d in plan.decisions:
         if (d.pruning is None) != (d.execution.how == "dense"):
             yield f"site {d.site} is {d.execution.how} with {d.pruning}"
+        if d.pruning is not None and d.gemm.guess is not None:
+            yield f"site {d.site} is pruned by a guess: {d.gemm.guess}"
         if plan.products[d.site].node.graph is not plan.graph:
             yield f"site {d.site} is not in the graph"
 

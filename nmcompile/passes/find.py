@@ -12,7 +12,6 @@ from nmcompile.passes.plan import Plan
 def find(plan: Plan) -> None:
     """Fill ``plan.gemms`` and ``plan.skipped``; every path is that of all modules of the region."""
     shown = plan.region.shown
-    plan.gemms = [replace(g, path=shown(g.path)) for g in find_gemms(plan.graph, plan.kinds)]
-    if plan.doubt is not None:
-        plan.gemms = [replace(g, guess=plan.doubt) for g in plan.gemms]
+    found = find_gemms(plan.graph, plan.kinds, plan.doubt)
+    plan.gemms = [replace(g, path=shown(g.path)) for g in found]
     plan.skipped = [replace(s, path=shown(s.path)) for s in find_skipped(plan.graph)]

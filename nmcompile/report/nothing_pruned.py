@@ -26,6 +26,7 @@ def warn_if_nothing_pruned(report: Report, policy: Policy) -> None:
         skipped = "".join(f"; skipped {count} x {what}" for what, count in reasons.items())
         _warn(f"nothing is pruned: the model has no matrix product and no convolution{skipped}")
         return
+    sites = tuple(s for s in sites if s.guess is None)  # of those there is a warning already
     rules = [rule for rule in pruning if {s.role for s in sites} & set(rule.roles)]
     declined = any(site.has(Code.DECLINED) for site in sites)  # has its own warning
     if not rules or declined:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.units import Unit
-from nmcompile.gemm import Op, OperandKind, Role
+from nmcompile.gemm import Op, OperandKind, Role, Unknown
 from nmcompile.masks.formats import NMFormat
 from nmcompile.passes.plan import Decision
 from nmcompile.reason import Code, Reason, sentence
@@ -33,7 +33,7 @@ class Site(Frozen):
     flops: float = Field(description="dense FLOPs, 2*batch*M*N*K, with the sizes that were traced")
     dtype: str
     device: str
-    operands: tuple[OperandKind, OperandKind]
+    operands: tuple[OperandKind | Unknown, OperandKind | Unknown]
     dims: tuple[int, ...] | None = Field(description="dimensions the blocks run along")
     pruned: OperandKind | None
     format: str | None
@@ -51,7 +51,7 @@ class Site(Frozen):
     )
     rule: str | None = Field(description="file, line and number of the rule that decided")
     reasons: tuple[Reason, ...] = Field(description="why it is so: codes to filter by, and texts")
-    guess: Reason | None = Field(description="why its role could not be derived")
+    guess: Reason | None = Field(description="why its role could not be derived; it is dense")
 
     @property
     def reason(self) -> str:
@@ -80,7 +80,7 @@ class Site(Frozen):
         g, p, how = d.gemm, d.pruning, d.execution
         dense = how.estimate.dense if how.estimate else dense
         # Of the product that was found: a sparse convolution has become a matrix product by now.
-        dims = next((o.dims for o in g.operands if p and o.kind is p.operand.kind), None)
+        dims = next((o.dims for o in g.operands if p and o.kind is p.kind), None)
         return cls(
             site=d.site,
             module=g.path,
@@ -94,7 +94,7 @@ class Site(Frozen):
             device=g.device,
             operands=(g.lhs.kind, g.rhs.kind),
             dims=dims,
-            pruned=p.operand.kind if p else None,
+            pruned=p.kind if p else None,
             format=str(p.format) if p else None,
             method=str(p.method) if p else None,
             backward=d.rule.backward if p and d.rule and g.role is Role.FPROP else None,

@@ -78,7 +78,8 @@ def _pruned(site: Site) -> str:
 
 def _why(site: Site) -> str:
     own = sentence(r for r in site.reasons if r.code not in _GENERAL)
-    return "; ".join(filter(None, (site.rule, own, str(site.guess or ""))))
+    guess = "" if site.guess in site.reasons else str(site.guess or "")
+    return "; ".join(filter(None, (site.rule, own, guess)))
 
 
 def _lines(report: Report) -> Iterator[str]:
@@ -108,7 +109,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"in no compiled graph (not called, or run eagerly): {', '.join(report.uncompiled)}"
     guesses = sum(s.guess is not None for s in report.sites)
     if guesses:
-        yield f"{guesses} products were classified by a guess; see their reason."
+        yield f"{guesses} products are dense since their role is unknown; see their reason."
 
 
 def _times(report: Report, dense: float, planned: float, untimed: int) -> str:

@@ -13,6 +13,7 @@ from torch._functorch._aot_autograd import descriptors as aot
 
 from nmcompile.capture.inputs import Capture
 from nmcompile.gemm import OperandKind
+from nmcompile.reason import Code, Reason
 
 ACTIVATION, GRADIENT, WEIGHT = OperandKind.ACTIVATION, OperandKind.GRADIENT, OperandKind.WEIGHT
 
@@ -78,13 +79,18 @@ OUTPUT = aot.PlainAOTOutput(0)
         (aot.SubclassGetAttrAOTInput(aot.PlainAOTInput(1), "_local"), WEIGHT),
         (aot.SubclassGetAttrAOTInput(aot.TangentAOTInput(OUTPUT), "_local"), GRADIENT),
         (aot.PhiloxForwardSeedAOTInput(), None),
-        (None, ACTIVATION),  # a sub-graph: nothing says where its inputs come from
     ],
     ids=str,
 )
 def test_the_kind_of_an_input(desc: Any, kind: OperandKind | None) -> None:
     capture = Capture(frozenset({1}), "")
     assert capture.kind_of_input(placeholder(desc)) is kind
+
+
+def test_an_input_of_a_sub_graph_is_unknown() -> None:
+    kind = Capture(frozenset({1}), "").kind_of_input(placeholder())
+    assert isinstance(kind, Reason)
+    assert kind.code is Code.IN_SUBGRAPH
 
 
 def test_a_constant_of_the_code_takes_no_side() -> None:

@@ -24,6 +24,7 @@ from nmcompile.passes import facts
 from nmcompile.passes.pipeline import JOINT, POST_GRAD
 from nmcompile.passes.plan import Kernels, Plan
 from nmcompile.passes.run import run
+from nmcompile.reason import Code, Reason
 from tests.passes.plans import (
     SPARSE,
     SPARSE_EXACT,
@@ -127,6 +128,13 @@ def simulate_nothing(plan: Plan) -> None:
 def prune_a_dense_product(plan: Plan) -> None:
     dense = replace(plan.decisions[0], execution=Execution("dense"))
     plan.decisions = (dense, *plan.decisions[1:])
+
+
+@case(simulated, facts.all_decided, "site 0 is pruned by a guess: nobody knows")
+def prune_by_a_guess(plan: Plan) -> None:
+    guess = replace(plan.gemms[0], guess=Reason(Code.NO_FORWARD, "nobody knows"))
+    plan.gemms[0] = guess
+    plan.decisions = (replace(plan.decisions[0], gemm=guess), *plan.decisions[1:])
 
 
 @case(simulated, facts.all_decided, "site 0 is not in the graph")
