@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
-import re
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any, TypeVar
@@ -13,8 +11,8 @@ import torch
 from torch import nn
 
 from nmcompile._dynamo import compiled_function_is_skipped
-from nmcompile.errors import OptionError, nearest
 from nmcompile.policy import Policy
+from nmcompile.policy.blocks import alike_blocks
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -57,11 +55,7 @@ def compile(
     if each is None:
         _in_place([model], {**keys, "options": given})
         return model
-    paths = _outermost(model, each)
-    alike: dict[Any, list[str]] = {}
-    for path in paths:
-        alike.setdefault(_signature(model, path, chosen), []).append(path)
-    for group in alike.values():
+    for group in alike_blocks(model, each, chosen):
         options = {**given, "nm.region": tuple(group)}
         _in_place([model.get_submodule(path) for path in group], {**keys, "options": options})
     return model
@@ -87,25 +81,3 @@ def _call(module: nn.Module) -> Any:
 
 
 _calls = itertools.count()
-
-
-def _outermost(model: nn.Module, each: str) -> list[str]:
-    pattern = each[3:] if each.startswith("re:") else fnmatch.translate(each)
-    known = [path for path, _ in model.named_modules() if path]
-    try:
-        found = [path for path in known if re.fullmatch(pattern, path)]
-    except re.error as error:
-        raise OptionError(f"each = {each!r}: invalid regular expression: {error}") from error
-    if not found:
-        raise OptionError(f"each = {each!r} matches no module: {nearest(each, known)}")
-    return [p for p in found if not any(p.startswith(f"{other}.") for other in found)]
-
-
-def _signature(model: nn.Module, path: str, policy: Policy) -> Any:
-    """Which rules name which modules of a block: blocks of one class with equal ones are alike."""
-    block = model.get_submodule(path)
-    inside = [(f"{path}.{name}" if name else path, name) for name, _ in block.named_modules()]
-    rules = policy.all_rules
-    return type(block), tuple(
-        (name, tuple(rule.names_module(full) for rule in rules)) for full, name in inside
-    )
