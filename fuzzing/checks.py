@@ -12,7 +12,15 @@ from torch import Tensor
 
 import nmcompile
 from fuzzing.case import Case, Find, Tally
-from fuzzing.execute import PlannedNetwork, Results, gradients, multiplies, run, run_compiled
+from fuzzing.execute import (
+    PlannedNetwork,
+    Results,
+    gradients,
+    multiplies,
+    names_of_skipped,
+    run,
+    run_compiled,
+)
 from fuzzing.graphs import check_masks_in_graphs
 from fuzzing.masks import is_pruned
 from fuzzing.network import load
@@ -104,7 +112,7 @@ def _check_compiled(case: Case, tally: Tally) -> None:
                 raise Find("compiled dense", f"result {i} differs from Inductor's in some bit")
         return
     simulation, simulated = simulate(case)
-    skipped = [s.target for s in report.skipped]
+    skipped = names_of_skipped(report.skipped)
     _compare_products(case, simulation, report.sites, skipped, tally)
     exact = dtypes(network) == {torch.float64} and not _incomplete(report.sites)
     if exact and case.kind == DETERMINISTIC:

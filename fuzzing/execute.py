@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from fuzzing.network import Program
 from nmcompile.inductor.interpreter import DenseInterpreter, PlannedInterpreter
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import Planned, plan_only
+from nmcompile.reason import Code
 
 aten = torch.ops.aten
 PRODUCTS = (
@@ -74,6 +75,11 @@ class Interpreter(DenseInterpreter):
         return result
 
 
+def names_of_skipped(skipped: Iterable[Any]) -> list[str]:
+    """What a report lists beside products; a product that is decomposed, eager mode has as one."""
+    return [s.target for s in skipped if s.reason.code is not Code.DECOMPOSED]
+
+
 class PlannedNetwork:
     """A network traced, rewritten and partitioned for a policy, to be interpreted many times."""
 
@@ -111,7 +117,7 @@ class PlannedNetwork:
 
     @property
     def skipped(self) -> list[str]:
-        return [s.target for p in self.planned for r in p.reports for s in r.skipped]
+        return names_of_skipped(s for p in self.planned for r in p.reports for s in r.skipped)
 
     @property
     def graphs(self) -> list[fx.Graph]:

@@ -61,9 +61,15 @@ class Code(StrEnum):
     QUANTISED = "quantised"
     VECTOR = "vector"
     RECURRENT = "recurrent"
+    BILINEAR = "bilinear"
+    DECOMPOSED = "decomposed"
     FUSED_ACTIVATION = "fused-activation"
     USER_KERNEL = "user-kernel"
     CUSTOM_OPERATOR = "custom-operator"
+    # What happened to all of a model.
+    NO_GRAPH = "no-graph"
+    SOME_EAGER = "some-eager"
+    RECOMPILE_LIMIT = "recompile-limit"
 
 
 @dataclass(frozen=True)

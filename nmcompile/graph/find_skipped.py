@@ -5,11 +5,16 @@ A library's own operator may multiply inside: it is listed where it reads two ma
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
+from nmcompile.gemm import size_hint
+from nmcompile.graph.aten import OPERANDS
+from nmcompile.graph.flops import flops_of_node
 from nmcompile.graph.grouped import is_grouped
 from nmcompile.graph.module_path import module_path
 from nmcompile.graph.subgraphs import subgraphs
@@ -40,6 +45,9 @@ _REASONS: dict[str, Reason] = {
     "aten._thnn_fused_*": Reason(Code.RECURRENT, "fused recurrent cell"),
     "aten.mkldnn_rnn_layer*": Reason(Code.RECURRENT, "fused recurrent layer"),
     "aten._cudnn_rnn*": Reason(Code.RECURRENT, "fused recurrent layer"),
+    "aten._trilinear": Reason(
+        Code.BILINEAR, "bilinear layer: each element is a product of three factors, not a GEMM"
+    ),
     "aten._addmm_activation": Reason(
         Code.FUSED_ACTIVATION, "product fused with its activation before this pass saw it"
     ),
@@ -52,16 +60,32 @@ _REASONS: dict[str, Reason] = {
 _KNOWN = ("aten", "prims", "prim", "inductor", "_inductor", "rngprims", "profiler", "nm")
 _COMMUNICATION = "c10d_functional"
 
+_DECOMPOSED = Reason(
+    Code.DECOMPOSED,
+    "a product with one row, column or term, which Inductor writes as multiplications and a sum",
+)
+#: What may have been written so, without overload.
+_WRITTEN_OUT = (
+    *{target.overloadpacket for target in OPERANDS},
+    *(torch.ops.aten.mv, torch.ops.aten.addmv, torch.ops.aten.dot, torch.ops.aten.vdot),
+)
+
 
 @dataclass(frozen=True)
 class Skipped:
-    """A node that holds products which no policy can reach, and the reason."""
+    """A node that holds products which no policy can reach, and the reason.
+
+    ``sizes`` are those of its result. ``flops`` is None where it is not known: of fused attention,
+    of a user's own kernels and operators.
+    """
 
     target: str
     path: str
     module_class: str
     backward: bool
     reason: Reason
+    sizes: tuple[str, ...] = ()
+    flops: float | None = None
 
 
 def find_skipped(graph: fx.Graph) -> list[Skipped]:
@@ -70,37 +94,71 @@ def find_skipped(graph: fx.Graph) -> list[Skipped]:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        target = _name(node)
-        reason = _reason(target)
         if is_grouped(node):
             continue  # a product that is found
-        opaque = _is_custom(node) and not subgraphs(node)
-        if reason is None and opaque and len(_matrices(node)) > 1:
-            text = "custom operator: a product inside is not visible"
-            reason = Reason(Code.CUSTOM_OPERATOR, text)
+        if _is_written_out(node):
+            found.append(_skipped(node, node.meta["original_aten"], _DECOMPOSED))
+            continue
+        values = [] if subgraphs(node) else [n.meta.get("val") for n in node.all_input_nodes]
+        reason = reason_of(node.target, sum(map(is_matrix, values)))
         if reason is not None:
-            path, module_class = module_path(node)
-            backward = bool(node.meta.get("fwd_nn_module_stack")) or "backward" in target
-            found.append(Skipped(target, path, module_class, backward, reason))
+            found.append(_skipped(node, node.target, reason))
     return found
 
 
-def _name(node: fx.Node) -> str:
-    packet = getattr(node.target, "overloadpacket", None)
+def _skipped(node: fx.Node, target: Any, reason: Reason) -> Skipped:
+    name, value = _name(target), node.meta.get("val")
+    path, module_class = module_path(node)
+    backward = bool(node.meta.get("fwd_nn_module_stack")) or "backward" in name
+    sizes = tuple(map(str, value.shape)) if isinstance(value, torch.Tensor) else ()
+    flops = _flops_written_out(node) if target is not node.target else flops_of_node(node)
+    return Skipped(name, path, module_class, backward, reason, sizes, flops)
+
+
+def reason_of(target: Any, matrices: int) -> Reason | None:
+    """Why an operator that multiplies is no product for a policy; None where it is none of these.
+
+    Args:
+        target: an operator, or another function that a graph calls.
+        matrices: how many it reads.
+    """
+    reason = _reason(_name(target))
+    if reason is None and _is_custom(target) and matrices > 1:
+        text = "custom operator: a product inside is not visible"
+        reason = Reason(Code.CUSTOM_OPERATOR, text)
+    return reason
+
+
+def _is_written_out(node: fx.Node) -> bool:
+    """Whether it multiplies what a product multiplied before it was decomposed."""
+    original = getattr(node.meta.get("original_aten"), "overloadpacket", None)
+    is_multiplication = node.target is torch.ops.aten.mul.Tensor
+    return is_multiplication and original in _WRITTEN_OUT and len(_tensors(node)) == 2
+
+
+def _flops_written_out(node: fx.Node) -> float:
+    return 2.0 * math.prod(size_hint(size) for size in node.meta["val"].shape)
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    return [arg for arg in node.args if isinstance(arg, fx.Node)]
+
+
+def _name(target: Any) -> str:
+    packet = getattr(target, "overloadpacket", None)
     if packet is not None:
         return str(packet)
-    name = getattr(node.target, "_name", None) or getattr(node.target, "__name__", node.target)
-    return str(name)
+    return str(getattr(target, "_name", None) or getattr(target, "__name__", target))
 
 
-def _is_custom(node: fx.Node) -> bool:
-    namespace = getattr(node.target, "namespace", None)
+def _is_custom(target: Any) -> bool:
+    namespace = getattr(target, "namespace", None)
     return namespace is not None and namespace not in _KNOWN and _COMMUNICATION not in namespace
 
 
-def _matrices(node: fx.Node) -> list[fx.Node]:
-    values = [(n, n.meta.get("val")) for n in node.all_input_nodes]
-    return [n for n, v in values if isinstance(v, torch.Tensor) and v.dim() > 1]
+def is_matrix(value: Any) -> bool:
+    """Whether it is a tensor that a product could read as a matrix."""
+    return isinstance(value, torch.Tensor) and value.dim() > 1
 
 
 def _reason(target: str) -> Reason | None:

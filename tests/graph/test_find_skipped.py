@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import nmcompile
+from nmcompile.reason import Code
 
 
 class Attend(nn.Module):
@@ -34,6 +35,36 @@ def test_integer_products_are_listed() -> None:
     a, b = (torch.randint(-5, 5, (32, 32), dtype=torch.int8) for _ in range(2))
     (skipped,) = nmcompile.explain(product, a, b).skipped
     assert skipped.reason.text == "integer product"
+
+
+def test_a_bilinear_layer_is_listed_with_its_size() -> None:
+    inputs = [torch.randn(4, 8, requires_grad=True), torch.randn(4, 6)]
+    report = nmcompile.explain(nn.Bilinear(8, 6, 5), *inputs)
+    assert [s.target for s in report.skipped] == ["aten._trilinear"] * 3
+    assert {s.reason.code for s in report.skipped} == {Code.BILINEAR}
+    assert {s.flops for s in report.skipped} == {2.0 * 4 * 8 * 6 * 5}
+    assert report.skipped[0].sizes == ("4", "5")
+
+
+def test_what_inductor_writes_as_multiplications_is_listed_as_the_product_it_was() -> None:
+    report = nmcompile.explain(nn.Linear(16, 12), torch.randn(1, 16))
+    found = [(s.target, s.reason.code, s.flops, s.backward) for s in report.skipped]
+    one = 2.0 * 16 * 12
+    assert found == [
+        ("aten.addmm", Code.DECOMPOSED, one, False),
+        ("aten.mm", Code.DECOMPOSED, one, True),
+    ]
+
+    def parts(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.einsum("bi,bi->b", x, w), x[0].dot(w[0])
+
+    skipped = nmcompile.explain(parts, torch.randn(4, 8), torch.randn(4, 8)).skipped
+    assert [(s.target, s.flops) for s in skipped] == [("aten.bmm", 64.0), ("aten.dot", 16.0)]
+
+
+def test_a_multiplication_of_the_users_is_no_product() -> None:
+    x = torch.randn(4, 8)
+    assert nmcompile.explain(lambda x: (x * x).sum(1), x).skipped == ()
 
 
 def test_a_model_of_plain_layers_skips_nothing() -> None:
