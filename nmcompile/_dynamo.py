@@ -7,8 +7,9 @@ the torch version (``_torch.private``) or, where nothing but a report depends on
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +161,120 @@ def _closed_over(fn: Any) -> Iterator[Any]:
 def _module(value: Any) -> nn.Module | None:
     value = value.module if isinstance(value, _COPIES) else value
     return value if isinstance(value, nn.Module) else None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A function that Dynamo is about to compile within a call of what ``torch.compile`` returned.
+
+    ``wrapper`` and ``whole`` are those of ``Caller``. ``versions`` is how many this call has of the
+    function already; Dynamo makes no more than ``limit`` and runs the function eagerly then.
+    """
+
+    wrapper: Any
+    whole: nn.Module | None
+    function: str
+    versions: int
+    limit: int
+
+
+class _End:
+    """What happens at the end of the user's call: Dynamo runs it with its own clean-ups."""
+
+    def __init__(self, attempt: Attempt, ended: Callable[[Attempt, list[str]], None]) -> None:
+        self.attempt, self.ended, self.before = attempt, ended, untraceable()
+
+    def __call__(self) -> None:
+        if sys.exc_info()[0] is None:  # an error speaks for itself
+            self.ended(self.attempt, untraceable_since(self.before))
+
+
+def watch(
+    backend: Any,
+    started: Callable[[Attempt], None],
+    ended: Callable[[Attempt, list[str]], None],
+) -> None:
+    """Be told of what Dynamo compiles for ``backend``, and let each call have versions of its own.
+
+    Dynamo keeps eight versions of a function and runs it eagerly from then on. All models of one
+    class share their functions, and all of PyTorch's own classes share one, so that the ninth of
+    them would not be compiled. For ``backend`` only the versions of the same ``torch.compile``
+    call are counted.
+
+    Args:
+        backend: a function that is given to ``torch.compile``, by name or as it is.
+        started: called with everything that is about to be compiled.
+        ended: called once for each call of the user in which something was, when it returns;
+            its list has what Dynamo could not trace.
+    """
+
+    def tell() -> str:
+        frames = list(_frames_above(tell))
+        call = next((f for f in frames if f.f_code.co_name == "compile_wrapper"), None)
+        frame = next((f for f in frames if f.f_code.co_name == "_compile"), None)
+        wrapper = _wrapper(call.f_locals.get("self")) if call is not None else None
+        if call is None or frame is None or getattr(wrapper, "compiler_fn", None) is not backend:
+            return ""
+        attempt = _count_own(frame.f_locals, wrapper, _whole(frames))
+        ends = call.f_locals.get("cleanups")
+        if isinstance(ends, list) and not any(isinstance(end, _End) for end in ends):
+            ends.append(_End(attempt, ended))
+        started(attempt)
+        return ""
+
+    private("torch._dynamo", "register_hook_for_recompile_user_context")(tell)
+
+
+def _wrapper(context: Any) -> Any:
+    """What ``torch.compile`` was given as a backend, inside of what Dynamo wraps it in."""
+    found = getattr(context, "callback", None)
+    names = ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable")
+    while inner := next((i for n in names if (i := getattr(found, n, None)) is not None), None):
+        found = inner
+    return found
+
+
+def _count_own(scope: dict[str, Any], wrapper: Any, whole: nn.Module | None) -> Attempt:
+    """Let Dynamo count the versions of this call alone, of those that the function has."""
+    entries, entry = list(scope.get("cache_entries") or ()), scope.get("cache_entry")
+    while "cache_entries" not in scope and entry is not None:  # torch 2.11 has a linked list
+        entries.append(entry)
+        entry = entry.next
+    own = sum(getattr(e, "backend", None) is wrapper for e in entries)
+    with suppress(AttributeError):
+        size = scope["cache_size"]
+        size.num_cache_entries_with_same_id_matched_objs = min(
+            own, size.num_cache_entries_with_same_id_matched_objs
+        )
+    limit = private("torch._dynamo", "config").recompile_limit
+    return Attempt(wrapper, whole, scope["code"].co_name, own, limit)
+
+
+def untraceable() -> Counter[str]:
+    """What Dynamo could not trace in this process so far, as it says it."""
+    counters = private("torch._dynamo.utils", "counters")
+    return Counter(counters["unimplemented"]) + Counter(counters["graph_break"])
+
+
+def untraceable_since(before: Counter[str]) -> list[str]:
+    """The same of what came since, in few words."""
+    return [_short(text) for text in untraceable() - before]
+
+
+def _short(text: str) -> str:
+    """The first sentences of one of Dynamo's explanations: what it met, why, and one hint."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    marks = ("Explanation: ", "Hint: ")
+    found = [next((n.removeprefix(m) for n in lines if n.startswith(m)), "") for m in marks]
+    return ". ".join(part.rstrip(".") for part in (lines[0], *found) if part)
+
+
+def without_recompile_limit() -> AbstractContextManager[Any]:
+    """A context in which Dynamo makes as many versions of a function as are asked for."""
+    config = private("torch._dynamo", "config")
+    limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), sys.maxsize)
+    context: AbstractContextManager[Any] = config.patch(**limits)
+    return context
 
 
 def compiled_function_is_skipped(module: nn.Module) -> bool:

@@ -38,6 +38,8 @@ FakeTensor: Any = private("torch._subclasses.fake_tensor", "FakeTensor")
 FakeTensorMode: Any = private("torch._subclasses.fake_tensor", "FakeTensorMode")
 OpOverload: Any = private("torch._ops", "OpOverload")
 ConvNd: Any = private("torch.nn.modules.conv", "_ConvNd")
+TorchDispatchMode: Any = private("torch.utils._python_dispatch", "TorchDispatchMode")
+tree_leaves: Any = private("torch.utils._pytree", "tree_leaves")
 tree_map: Any = private("torch.utils._pytree", "tree_map")
 tree_map_only: Any = private("torch.utils._pytree", "tree_map_only")
 

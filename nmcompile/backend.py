@@ -13,14 +13,28 @@ from typing import Any
 
 from torch import fx
 
-from nmcompile._dynamo import Caller, differentiates, ends_in_graph_break, in_compiled_autograd
+from nmcompile._dynamo import (
+    Attempt,
+    Caller,
+    differentiates,
+    ends_in_graph_break,
+    in_compiled_autograd,
+    watch,
+)
 from nmcompile.capture.regions import check_indices, region_of
 from nmcompile.inductor.compile_graph import compile_graph
 from nmcompile.inductor.options import read_options
 from nmcompile.policy import Policy
+from nmcompile.reason import Reason
 from nmcompile.report.history import History
-from nmcompile.report.nothing_pruned import warn_of_derivatives
+from nmcompile.report.nothing_pruned import (
+    limit_is_reached,
+    no_graph_arrived,
+    warn_of,
+    warn_of_derivatives,
+)
 from nmcompile.report.report import Report
+from nmcompile.report.uncompiled import parameters_in
 
 _history = History()
 
@@ -52,6 +66,7 @@ def nm_sparse(
         PolicyError, OptionError: what is wrong with the options or the policy file.
     """
     caller = Caller.of(nm_sparse)
+    _reached(caller.wrapper)
     settings = read_options(mode, options, caller.wrapper)
     if in_compiled_autograd():
         # It holds the backward graphs that were pruned together with their forward, and whatever
@@ -69,8 +84,38 @@ def nm_sparse(
     settings = replace(settings, region=region_of(caller))
     graph, reports = compile_graph(gm, example_inputs, settings)
     complete = caller.in_whole and not ends_in_graph_break(gm)
-    _history.add(caller.wrapper, settings.policy, reports, complete, caller.whole)
+    held: set[str] = set()
+    if caller.whole is not None:
+        held = parameters_in(caller.whole, example_inputs, settings.region)
+    _history.add(caller.wrapper, settings.policy, reports, complete, caller.whole, held)
     return graph
+
+
+def _reached(wrapper: Any) -> None:
+    """Note that a graph of a ``torch.compile`` call has arrived here."""
+    if wrapper is not None:
+        wrapper.nm_reached = True
+
+
+def _started(attempt: Attempt) -> None:
+    if attempt.versions >= attempt.limit:
+        _note(attempt, limit_is_reached(attempt.function, attempt.limit))
+
+
+def _ended(attempt: Attempt, unsupported: list[str]) -> None:
+    if not getattr(attempt.wrapper, "nm_reached", False):
+        name = type(attempt.whole).__name__ if attempt.whole is not None else attempt.function
+        _note(attempt, no_graph_arrived(name, unsupported))
+
+
+def _note(attempt: Attempt, reason: Reason) -> None:
+    kwargs = attempt.wrapper.kwargs
+    policy = read_options(kwargs.get("mode"), kwargs.get("options"), attempt.wrapper).policy
+    if _history.note(attempt.wrapper, policy, reason, attempt.whole):
+        warn_of(reason, policy)
+
+
+watch(nm_sparse, _started, _ended)
 
 
 def _reset() -> None:

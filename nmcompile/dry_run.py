@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
-from nmcompile._dynamo import BackendCompilerFailed, Caller
-from nmcompile.capture.regions import region_of
-from nmcompile.errors import NMError
+from nmcompile._dynamo import (
+    BackendCompilerFailed,
+    Caller,
+    untraceable,
+    untraceable_since,
+    without_recompile_limit,
+)
+from nmcompile.capture.eager import EagerProducts
+from nmcompile.capture.fakes import off_meta
+from nmcompile.capture.regions import Region, region_of
+from nmcompile.errors import NMError, OptionError
 from nmcompile.execution.targets import Target, named
 from nmcompile.inductor.options import Settings
-from nmcompile.inductor.plan_only import plan_only
+from nmcompile.inductor.plan_only import Planned, plan_only
 from nmcompile.policy import Policy
+from nmcompile.policy.blocks import alike_blocks
+from nmcompile.report.nothing_pruned import no_graph_arrived, some_ran_eagerly
 from nmcompile.report.report import GraphReport, Report
+from nmcompile.report.rows import EagerRow
 from nmcompile.report.saved import saved_for_backward
+from nmcompile.report.uncompiled import parameters_in, uncompiled
 
 
 def explain(
@@ -26,59 +39,146 @@ def explain(
     *args: Any,
     policy: str | PathLike[str] | Policy | Mapping[str, Any] | None = None,
     target: str | Target | None = None,
+    each: str | None = None,
     **kwargs: Any,
 ) -> Report:
     """Report what the policy does to every product of ``model(*args, **kwargs)``.
 
     The model is traced and run once, operator by operator; its buffers and the random state of
     the CPU are put back. In training mode (gradients on and something that requires them) the
-    backward products are reported too.
+    backward products are reported too. What multiplies in no graph, since it cannot be traced, is
+    counted while it runs: ``report.eager``, and its share ``report.totals.eager_share``.
 
-    With a ``target`` everything is decided as for that GPU, whatever the tensors are on: real ones,
-    on the meta device, or fake ones (``FakeTensorMode``), which take no memory. The report then has
-    predicted times, the kernels that would be generated, and totals. The graph is that of the
-    tensors' device, and differs from a GPU's where PyTorch decomposes operators differently there
-    (attention on the CPU and on meta, say).
+    A model may be on fake tensors (``FakeTensorMode``) or on the meta device, which take no memory:
+    of 70 billion parameters, say. One on the meta device is looked at as fake tensors on the CPU.
+
+    With a ``target`` everything is decided as for that GPU, whatever the tensors are on. The report
+    then has predicted times, the kernels that would be generated, and totals. The graph is that of
+    the tensors' device, and differs from a GPU's where PyTorch decomposes operators differently.
+
+    With ``each``, blocks are planned as ``nmcompile.compile(model, policy, each=each)`` compiles
+    them: equal ones once, for all of them, and what lies outside of them runs eagerly. Rows then
+    name all of their blocks (``layers.{0..79}.fc``), and totals count every one.
 
     Args:
         model: a module or a function.
         args: its inputs.
         policy: a recipe's name, a path, a ``Policy`` or a mapping; None means ``full``.
         target: a name of ``nmcompile.targets()``; None for the device that the tensors are on.
+        each: a glob on ``model.named_modules()``, or ``"re:..."``; None for the model as a whole.
         kwargs: its keyword inputs.
 
     Raises:
-        OptionError: a target that is not known.
+        OptionError: a target that is not known, or an ``each`` that matches no module.
         PolicyError: the policy cannot be read, or asks for what a site cannot have.
     """
     chosen = Policy.resolve(policy)
     place = None if target is None else named(target)
-    graphs: list[GraphReport] = []
-
-    def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:
-        settings = Settings(chosen, region=region_of(Caller.of(capture)), target=place)
-        planned = plan_only(gm, inputs, settings)
-        found: dict[str, Any] = {"saved": saved_for_backward(planned.graphs)}
-        if place is not None:
-            found["kernel_specs"] = tuple(planned.kernels())
-        graphs.extend(r.model_copy(update=found) for r in planned.reports)
-        return planned.run
-
     plain = getattr(model, "_orig_mod", model)  # an already compiled module is explained afresh
-    modules = [plain] if isinstance(plain, torch.nn.Module) else []
-    buffers = [(b, b.detach().clone()) for m in modules for b in m.buffers()]
+    before = untraceable()
+    with off_meta(plain, (args, kwargs)) as (given, keywords), _put_back(plain):
+        planning = _Planning(chosen, place, plain)
+        try:
+            with planning.compiled(each) as run, planning.eager, without_recompile_limit():
+                run(*given, **keywords)
+        except BackendCompilerFailed as error:
+            if isinstance(error.inner_exception, NMError):
+                raise error.inner_exception from None
+            raise
+        return planning.report(untraceable_since(before))
+
+
+class _Planning:
+    """One call of ``explain``: the reports of graphs, how often each ran, what ran in none."""
+
+    def __init__(self, policy: Policy, target: Target | None, model: Any) -> None:
+        self.policy, self.target, self.model = policy, target, model
+        self.whole = model if isinstance(model, nn.Module) else None
+        paths = {m: p for p, m in self.whole.named_modules()} if self.whole is not None else {}
+        self.eager = EagerProducts(paths)
+        self.graphs: list[GraphReport] = []
+        self.calls: list[int] = []
+        self.parameters: set[str] = set()
+
+    @contextmanager
+    def compiled(self, each: str | None) -> Iterator[Callable[..., Any]]:
+        """The model as a function whose graphs are planned and interpreted."""
+        if each is None:
+            yield torch.compile(_fresh(self.model), backend=self._backend(), dynamic=False)
+            return
+        if self.whole is None:
+            raise OptionError(f"each = {each!r} names modules, and {self.model!r} is none")
+        replaced = []
+        try:
+            for paths in alike_blocks(self.whole, each, self.policy):
+                backend = self._backend(Region(tuple(paths)))
+                blocks = [self.whole.get_submodule(path) for path in paths]
+                for block, call in zip(blocks, _sharing(blocks), strict=True):
+                    replaced.append((block, block._compiled_call_impl))
+                    planned: Any = torch.compile(call, backend=backend, dynamic=False)
+                    block._compiled_call_impl = planned
+            yield self.whole
+        finally:
+            for block, before in replaced:
+                block._compiled_call_impl = before
+
+    def _backend(self, region: Region | None = None) -> Callable[..., Any]:
+        def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:
+            shared = region_of(Caller.of(capture)) if region is None else region
+            settings = Settings(self.policy, region=shared, target=self.target)
+            planned = plan_only(gm, inputs, settings)
+            if self.whole is not None:
+                self.parameters |= parameters_in(self.whole, inputs, shared)
+            return self._counted(planned)
+
+        return capture
+
+    def _counted(self, planned: Planned) -> Callable[..., Any]:
+        """The planned graph, of which is noted that it runs, and what it multiplies is not."""
+        found: dict[str, Any] = {"saved": saved_for_backward(planned.graphs)}
+        if self.target is not None:
+            found["kernel_specs"] = tuple(planned.kernels())
+        first = len(self.graphs)
+        self.graphs += [r.model_copy(update=found) for r in planned.reports]
+        self.calls += [0] * len(planned.reports)
+
+        def run(*args: Any) -> Any:
+            for number in range(first, first + len(planned.reports)):
+                self.calls[number] += 1
+            with self.eager.unseen():
+                return planned.run(*args)
+
+        return run
+
+    def report(self, unsupported: list[str]) -> Report:
+        """What was found; ``unsupported``: what Dynamo could not trace."""
+        counted = zip(self.graphs, self.calls, strict=True)
+        graphs = tuple(g.model_copy(update={"calls": calls}) for g, calls in counted)
+        rows = [EagerRow.of(layer, count) for layer, count in self.eager.found.items()]
+        left_out = []
+        if self.whole is not None:
+            left_out = uncompiled(self.whole, graphs, self.parameters)
+        notes = []
+        if not graphs:
+            name = getattr(self.model, "__name__", type(self.model).__name__)
+            notes.append(no_graph_arrived(name, unsupported))
+        elif rows and unsupported:
+            notes.append(some_ran_eagerly(unsupported))
+        return Report.of(self.policy, graphs, left_out, self.target, notes, rows)
+
+
+@contextmanager
+def _put_back(model: Any) -> Iterator[None]:
+    """Leave the buffers and the random state of the CPU as they are."""
+    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
+    before = [(buffer, buffer.detach().clone()) for buffer in buffers]
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.compile(_fresh(plain), backend=capture, dynamic=False)(*args, **kwargs)
-    except BackendCompilerFailed as error:
-        if isinstance(error.inner_exception, NMError):
-            raise error.inner_exception from None
-        raise
+            yield
     finally:
         with torch.no_grad():
-            for buffer, value in buffers:
+            for buffer, value in before:
                 buffer.copy_(value)
-    return Report.of(chosen, tuple(graphs), target=place)
 
 
 _calls = itertools.count()
@@ -92,3 +192,19 @@ def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
 
     call.__code__ = call.__code__.replace(co_name=f"explain_{next(_calls)}")
     return call
+
+
+def _sharing(blocks: list[nn.Module]) -> list[Callable[..., Any]]:
+    """Callers of modules with one code object, so that they share what is captured for it."""
+
+    def caller(block: nn.Module) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return block._call_impl(*args, **kwargs)
+
+        return call
+
+    calls = [caller(block) for block in blocks]
+    code = calls[0].__code__.replace(co_name=f"explain_{next(_calls)}")
+    for call in calls:
+        call.__code__ = code
+    return calls

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import nmcompile
-from nmcompile import NMError, Policy
+from nmcompile import NMError, NMWarning, Policy
 from nmcompile.inductor.options import read_options
+from nmcompile.reason import Code
 from tests.report.net import Net
 from tests.setups.steps import density
 
@@ -48,6 +49,53 @@ def test_inductor_options_go_to_inductor() -> None:
 def test_an_error_reaches_the_user_through_dynamo() -> None:
     with pytest.raises(Exception, match="did you mean 'policy'"):
         run({"polcy": "full"})
+
+
+# What no graph reaches
+
+
+class Recurrent(nn.Module):
+    """Dynamo gives up on a function that reads a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn = nn.Linear(8, 8), nn.LSTM(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(self.embed(x))[0]
+
+
+def test_a_model_of_which_nothing_is_compiled_warns_once_and_has_a_report() -> None:
+    model, x = torch.compile(Recurrent(), backend="nm_sparse"), torch.randn(2, 3, 8)
+    with pytest.warns(NMWarning, match=r"nothing of Recurrent was compiled.*RNN, GRU, or LSTM"):
+        model(x)
+    model(x)
+    report = nmcompile.last_report()
+    assert [note.code for note in report.notes] == [Code.NO_GRAPH]
+    assert report.uncompiled == ("embed", "rnn")
+
+
+def test_a_dense_policy_does_not_warn_and_an_error_speaks_for_itself() -> None:
+    x = torch.randn(2, 3, 8)
+    torch.compile(Recurrent(), backend="nm_sparse", options={"policy": "dense"})(x)
+    assert [note.code for note in nmcompile.last_report().notes] == [Code.NO_GRAPH]
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=r"RNN, GRU, or LSTM|fullgraph"):
+        torch.compile(Recurrent(), backend="nm_sparse", fullgraph=True)(x)
+
+
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_every_call_of_compile_has_versions_of_its_own() -> None:
+    for width in (8, 12, 16, 20):  # nn.Sequential shares its code with all of PyTorch's classes
+        model = nn.Sequential(nn.Linear(8, width))
+        torch.compile(model, backend="nm_sparse", dynamic=False)(torch.randn(4, 8))
+        assert len(nmcompile.last_report().sites) == 2
+    compiled = torch.compile(model, backend="nm_sparse", dynamic=False)
+    for rows in (5, 6):
+        compiled(torch.randn(rows, 8))
+    with pytest.warns(NMWarning, match="has been compiled 2 times for different inputs"):
+        compiled(torch.randn(7, 8))
+    assert [note.code for note in nmcompile.last_report().notes] == [Code.RECOMPILE_LIMIT]
 
 
 # The newest report

@@ -52,8 +52,106 @@ def test_explain_needs_no_memory_for_the_model() -> None:
     with torch.device("meta"):
         model, x = nn.Linear(8, 8), torch.randn(4, 8)
     report = nmcompile.explain(model, x)
-    assert {s.device for s in report.sites} == {"meta"}
+    assert {s.device for s in report.sites} == {"cpu"}  # as whose fake tensors it is looked at
     assert report.totals.pruned_share == 1.0
+    assert model.weight.is_meta
+
+
+def test_a_model_on_meta_is_planned_as_a_real_one() -> None:
+    class Classifier(nn.Module):  # PyTorch has no gradient of this loss on meta
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.head = nn.Linear(8, 16), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            q, k = self.up(x).chunk(2, -1)
+            x = nn.functional.scaled_dot_product_attention(q, k, x)  # falls apart on meta
+            return nn.functional.cross_entropy(self.head(x).flatten(0, 2), y)
+
+    model, x, y = Classifier(), torch.randn(2, 2, 3, 8), torch.zeros(12, dtype=torch.long)
+    real = nmcompile.explain(model, x, y)
+    meta = nmcompile.explain(model.to("meta"), x.to("meta"), y.to("meta"))
+    assert meta.sites == real.sites
+    assert meta.totals == real.totals
+    assert {str(s.role) for s in meta.sites} == {"fprop", "dgrad", "wgrad"}
+
+
+# What no graph holds
+
+
+class Mixed(nn.Module):
+    """Two layers of which one is not traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.unseen = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.seen(x)
+        torch._dynamo.graph_break()
+        return self.apart(x)
+
+    @torch.compiler.disable
+    def apart(self, x: torch.Tensor) -> torch.Tensor:
+        return self.unseen(x)
+
+
+def test_what_runs_eagerly_is_counted_and_named() -> None:
+    report = nmcompile.explain(Mixed(), torch.randn(4, 8, requires_grad=True))
+    (row,) = report.eager
+    assert (row.module, row.module_class, row.target) == ("unseen", "Linear", "aten.addmm")
+    assert row.flops == sum(s.flops for s in report.sites) == report.totals.eager_flops
+    assert report.totals.eager_share == 0.5
+    assert report.uncompiled == ("unseen",)
+    assert "50.0% of the step's multiplying is in no graph" in str(report)
+    assert [note.code for note in report.notes] == [Code.SOME_EAGER]
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_a_model_that_cannot_be_traced_is_all_eager() -> None:
+    report = nmcompile.explain(nn.LSTM(8, 8), torch.randn(2, 3, 8))
+    assert [note.code for note in report.notes] == [Code.NO_GRAPH]
+    assert report.totals.eager_share == 1.0
+
+
+def test_a_traced_model_has_nothing_eager() -> None:
+    report = nmcompile.explain(Net(), torch.randn(4, 4, 6, 6))
+    assert (report.eager, report.notes, report.uncompiled) == ((), (), ())
+
+
+# Block by block
+
+
+def blocks() -> nn.Module:
+    layers = (nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3))
+    return nn.Sequential(nn.Linear(8, 8), nn.Sequential(*layers))
+
+
+def test_equal_blocks_are_planned_once_and_count_each() -> None:
+    model, x = blocks(), torch.randn(4, 8, requires_grad=True)
+    whole, once = nmcompile.explain(model, x), nmcompile.explain(model, x, each="1.*")
+    assert [g.calls for g in whole.graphs] == [1]
+    assert [(g.calls, g.region) for g in once.graphs] == [(3, ("1.0", "1.1", "1.2"))]
+    assert {s.module for s in once.sites} == {"1.{0..2}.0"}
+    assert (once.totals.sites, whole.totals.sites) == (9, 12)
+    assert [(r.module, r.calls) for r in once.eager] == [("0", 1)]
+    everything = once.totals.flops + once.totals.eager_flops
+    assert everything == whole.totals.flops
+    assert "graph 0 (training), 3 times" in str(once)
+    assert once.uncompiled == ("0",)
+    assert all(m._compiled_call_impl is None for m in model.modules())
+
+
+def test_blocks_that_a_rule_tells_apart_are_planned_apart() -> None:
+    policy = Policy(rules=[Rule(module="1.1.*", dense=True)], extends="full")
+    report = nmcompile.explain(blocks(), torch.randn(4, 8), policy=policy, each="1.*")
+    assert sorted(g.region for g in report.graphs) == [("1.0", "1.2"), ("1.1",)]
+    assert {s.module for s in report.sites if s.pruned} == {"1.{0,2}.0"}
+
+
+def test_each_is_of_a_module() -> None:
+    with pytest.raises(OptionError, match="names modules"):
+        nmcompile.explain(lambda x: x, torch.randn(2), each="layers.*")
 
 
 # For a GPU that is not there

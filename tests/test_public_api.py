@@ -40,7 +40,7 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     nmcompile.compile: (
         "(model, policy=None, *, each=None, dynamic=None, fullgraph=False, options=None)"
     ),
-    nmcompile.explain: "(model, *args, policy=None, target=None, **kwargs)",
+    nmcompile.explain: "(model, *args, policy=None, target=None, each=None, **kwargs)",
     nmcompile.last_report: "()",
     nmcompile.nm_sparse: "(gm, example_inputs, *, mode=None, options=None)",
     nmcompile.recipe_names: "()",

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from nmcompile import _torch
-from nmcompile.capture.regions import Region
 from nmcompile.errors import NMError
 from nmcompile.policy import Policy
+from nmcompile.reason import Reason
 from nmcompile.report.nothing_pruned import warn_if_nothing_pruned
 from nmcompile.report.report import GraphReport, Report
+from nmcompile.report.uncompiled import uncompiled
 
 
 @dataclass
@@ -26,10 +26,14 @@ class _Compilation:
     graphs: list[GraphReport] = field(default_factory=list)
     judged: bool = False
     whole: Callable[[], nn.Module | None] = lambda: None  # a weak reference
+    parameters: set[str] = field(default_factory=set)  # of ``whole``, that graphs read
+    notes: list[Reason] = field(default_factory=list)
 
     def report(self) -> Report:
-        left_out = uncompiled(whole, self.graphs) if (whole := self.whole()) is not None else ()
-        return Report.of(self.policy, tuple(self.graphs), left_out)
+        left_out: Collection[str] = ()
+        if (whole := self.whole()) is not None:
+            left_out = uncompiled(whole, self.graphs, self.parameters)
+        return Report.of(self.policy, tuple(self.graphs), left_out, notes=self.notes)
 
 
 class History:
@@ -46,31 +50,51 @@ class History:
         graphs: list[GraphReport],
         complete: bool = False,
         whole: nn.Module | None = None,
+        parameters: Collection[str] = (),
     ) -> None:
         """Record the graphs that were just compiled for ``owner`` (None: a call of its own).
 
         ``complete``: nothing more follows of what the user compiled, so that a policy which pruned
         nothing by now is worth a warning, once. ``whole``: the module that the user compiled.
+        ``parameters``: those of its parameters that the graphs read.
         """
+        entry = self._entry(owner, policy, whole)
+        entry.graphs.extend(graphs)
+        entry.parameters.update(parameters)
+        if complete and not entry.judged:
+            entry.judged = True
+            warn_if_nothing_pruned(entry.report(), policy)
+
+    def note(
+        self, owner: Any, policy: Policy, reason: Reason, whole: nn.Module | None = None
+    ) -> bool:
+        """Record what happened to all of a ``torch.compile`` call; False if that is known."""
+        notes = self._entry(owner, policy, whole).notes
+        if reason in notes:
+            return False
+        notes.append(reason)
+        return True
+
+    def _entry(self, owner: Any, policy: Policy, whole: nn.Module | None) -> _Compilation:
         entry = self._compilations.get(id(owner)) if owner is not None else None
         if entry is None or entry.policy != policy:
             entry = _Compilation(owner, policy)
             if owner is not None:
                 self._compilations[id(owner)] = entry
-        entry.graphs.extend(graphs)
         if whole is not None:
             entry.whole = weakref.ref(whole)
         self._newest = entry
-        if complete and not entry.judged:
-            entry.judged = True
-            warn_if_nothing_pruned(entry.report(), policy)
+        return entry
 
     def last(self) -> Report:
         """See :func:`nmcompile.last_report`."""
         if self._newest is None:
             raise NMError(
                 "nothing has been compiled yet: call a model compiled with "
-                'torch.compile(model, backend="nm_sparse") first'
+                'torch.compile(model, backend="nm_sparse") first. If it has been called, '
+                "torch.compile did not look at it: its forward is under torch.compiler.disable, "
+                "or it is of a class of PyTorch's own and was compiled with module.compile(); "
+                "nmcompile.compile(model, policy) takes these"
             )
         return self._newest.report()
 
@@ -78,19 +102,3 @@ class History:
         """Forget everything."""
         self._compilations.clear()
         self._newest = None
-
-
-def uncompiled(whole: nn.Module, graphs: Iterable[GraphReport]) -> list[str]:
-    """Paths of linear and convolution modules of ``whole`` of which no graph holds a product.
-
-    A graph break inside of a loop or a hook can leave parts of a model to run eagerly. A module
-    whose parent multiplies by its weight (attention's output projection) counts as held.
-    """
-    held = {
-        path
-        for graph in graphs
-        for shown in (*(s.module for s in graph.sites), *(s.path for s in graph.skipped))
-        for path in Region(graph.region).each(shown)
-    }
-    layers = [p for p, m in whole.named_modules() if isinstance(m, (nn.Linear, _torch.ConvNd))]
-    return [p for p in layers if not {p, p.rpartition(".")[0]} & held]

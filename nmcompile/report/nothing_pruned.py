@@ -1,13 +1,14 @@
-"""Warn when a whole model has been compiled and the policy pruned nothing in it."""
+"""Warn when a policy pruned nothing in a whole model, or could not: nothing of it was compiled."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 
 from nmcompile.errors import NMWarning, nearest
 from nmcompile.policy import Policy, Rule
-from nmcompile.reason import Code
+from nmcompile.reason import Code, Reason
 from nmcompile.report.report import Report
 
 
@@ -48,6 +49,46 @@ def warn_of_derivatives(policy: Policy) -> None:
             "torch.autograd.grad inside of it): nothing tells its gradients from activations. "
             "Compile the forward alone, or trace the step with make_fx for nmcompile.rewrite"
         )
+
+
+def no_graph_arrived(name: str, unsupported: Sequence[str]) -> Reason:
+    """Of a call that came to its end without a graph; ``unsupported``: Dynamo's explanations."""
+    return Reason(
+        Code.NO_GRAPH,
+        f"nothing of {name} was compiled: all of it ran eagerly, and dense{_said(unsupported)}. "
+        "Compile the parts that can be, on their own: nmcompile.compile(model, policy, each=...)",
+    )
+
+
+def some_ran_eagerly(unsupported: Sequence[str]) -> Reason:
+    """Of a call of which some products are in no graph."""
+    return Reason(Code.SOME_EAGER, f"not all of it can be compiled{_said(unsupported)}")
+
+
+def _said(unsupported: Sequence[str]) -> str:
+    """What Dynamo says, as the end of a sentence."""
+    return "".join(f"; torch.compile says: {text}" for text in unsupported[:_MOST])
+
+
+def limit_is_reached(function: str, limit: int) -> Reason:
+    """Of a function of which there is to be one more version than Dynamo makes."""
+    return Reason(
+        Code.RECOMPILE_LIMIT,
+        f"{function} has been compiled {limit} times for different inputs, and where it would be "
+        "once more it runs eagerly, and dense: mark sizes that vary with "
+        "torch._dynamo.mark_dynamic, compile with dynamic=True, or raise "
+        'torch._dynamo.config.recompile_limit (TORCH_LOGS="recompiles" shows why it is compiled)',
+    )
+
+
+def warn_of(reason: Reason, policy: Policy) -> None:
+    """Warn of what keeps a policy from pruning; silent for a policy that is dense."""
+    if any(not rule.dense for rule in policy.all_rules):
+        _warn(reason.text)
+
+
+#: So many of Dynamo's explanations are quoted.
+_MOST = 3
 
 
 def _miss(rule: Rule, report: Report) -> str | None:

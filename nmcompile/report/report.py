@@ -20,9 +20,11 @@ from nmcompile.gemm import OperandKind
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy
+from nmcompile.reason import Reason
 from nmcompile.report import text
-from nmcompile.report.rows import Frozen, Site, UnitRow
+from nmcompile.report.rows import EagerRow, Frozen, Site, UnitRow
 from nmcompile.report.saved import SavedTensor
+from nmcompile.report.totals import Totals, totals
 
 
 class GraphReport(Frozen):
@@ -44,9 +46,17 @@ class GraphReport(Frozen):
     saved: tuple[SavedTensor, ...] | None = Field(
         default=None, description="what the forward keeps for the backward; of explain() alone"
     )
+    calls: int | None = Field(
+        default=None, description="how often it ran in one forward; of explain() alone"
+    )
     kernel_specs: tuple[KernelSpec | MaskSpec, ...] | None = Field(
         default=None, description="what would be generated; of explain(target=...) alone"
     )
+
+    @property
+    def runs(self) -> int:
+        """How often it runs in one step: as counted, or once for each module that shares it."""
+        return max(1, len(self.region)) if self.calls is None else self.calls
 
     @property
     def decisions_digest(self) -> str:
@@ -73,31 +83,6 @@ class GraphReport(Frozen):
         )
 
 
-class Totals(Frozen):
-    """Dense FLOPs of all products, those of pruned products, and the share that pruning skips."""
-
-    sites: int
-    pruned_sites: int
-    flops: float
-    pruned_flops: float
-    pruned_share: float
-    skipped_share: float = Field(
-        description="FLOPs of what the masks drop, over all: sparse products leave them out, "
-        "simulated ones multiply by zero"
-    )
-    dense_us: float | None = Field(
-        description="predicted or measured time of all products in one step, dense; None where "
-        "nothing is known"
-    )
-    planned_us: float | None = Field(
-        description="the same as they were decided, with what runs for the sparse ones"
-    )
-    untimed_sites: int = Field(description="products that both leave out, without figures")
-    saved_bytes: int | None = Field(
-        description="kept from forward to backward, parameters and inputs left out"
-    )
-
-
 class Report(Frozen):
     """What a policy did to every product of a model. ``print(report)`` shows a table."""
 
@@ -107,7 +92,13 @@ class Report(Frozen):
     graphs: tuple[GraphReport, ...]
     unused_rules: tuple[str, ...]
     uncompiled: tuple[str, ...] = Field(
-        default=(), description="linear and convolution modules that no compiled graph holds"
+        default=(), description="modules with a weight that is in no compiled graph"
+    )
+    notes: tuple[Reason, ...] = Field(
+        default=(), description="what happened to all of the model, such as that it ran eagerly"
+    )
+    eager: tuple[EagerRow, ...] = Field(
+        default=(), description="what multiplies in no graph; of explain() alone"
     )
 
     @classmethod
@@ -117,6 +108,8 @@ class Report(Frozen):
         graphs: tuple[GraphReport, ...],
         uncompiled: Iterable[str] = (),
         target: Target | None = None,
+        notes: Iterable[Reason] = (),
+        eager: Iterable[EagerRow] = (),
     ) -> Report:
         used = {s.rule for g in graphs for s in g.sites}
         own = [r.label for r in policy.all_rules if r.recipe is None]
@@ -127,6 +120,8 @@ class Report(Frozen):
             graphs=graphs,
             unused_rules=unused,
             uncompiled=tuple(uncompiled),
+            notes=tuple(notes),
+            eager=tuple(eager),
         )
 
     @property
@@ -156,30 +151,7 @@ class Report(Frozen):
     @property
     def totals(self) -> Totals:
         """Sums over all graphs."""
-        sites, flops = self.sites, sum(s.flops for s in self.sites)
-        pruned = [s for s in sites if s.pruned]
-        left_out = sum(s.flops * s.dropped for s in pruned)
-        of_all = (lambda x: x / flops) if flops else (lambda x: 0.0)
-        timed = [s for s in sites if s.dense_us is not None]
-        dense = sum(s.dense_us or 0.0 for s in timed)
-        planned = sum(s.planned_us or 0.0 for s in timed)
-        planned += sum(r.terms_us.get("exact", 0) for g in self.graphs for r in g.units if r.sparse)
-        return Totals(
-            sites=len(sites),
-            pruned_sites=len(pruned),
-            flops=flops,
-            pruned_flops=sum(s.flops for s in pruned),
-            pruned_share=of_all(sum(s.flops for s in pruned)),
-            skipped_share=of_all(left_out),
-            dense_us=dense if timed else None,
-            planned_us=planned if timed else None,
-            untimed_sites=len(sites) - len(timed),
-            saved_bytes=_bytes(self.saved) if self._knows_saved else None,
-        )
-
-    @property
-    def _knows_saved(self) -> bool:
-        return any(g.saved is not None for g in self.graphs)
+        return totals(self.graphs, self.eager)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The report as JSON (``schema_version`` 2), with its totals; also written to ``path``."""
@@ -202,7 +174,3 @@ class Report(Frozen):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from text.parts(self, options.max_width)
-
-
-def _bytes(saved: Iterable[SavedTensor]) -> int:
-    return sum(s.bytes for s in saved)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nmcompile.capture.eager import Count, Layer
 from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.units import Unit
 from nmcompile.gemm import Op, OperandKind, Role, Unknown
@@ -150,3 +151,29 @@ class UnitRow(Frozen):
         if "exact" in self.terms_us:
             sums += f", exact backward {self.terms_us['exact']:.0f} us more"
         return f"{ran}, {self.how}: dense {self.dense_us:.0f} us, {sums}"
+
+
+class EagerRow(Frozen):
+    """What multiplies in no graph: an operator that runs eagerly, and dense, in one module."""
+
+    module: str
+    module_class: str
+    target: str
+    calls: int = Field(description="in one forward")
+    flops: float | None = Field(
+        description="dense FLOPs of a step, with the backward of these calls; None where unknown"
+    )
+    reason: Reason | None = Field(
+        description="why no policy could prune it in a graph either; None for a product"
+    )
+
+    @classmethod
+    def of(cls, layer: Layer, count: Count) -> EagerRow:
+        return cls(
+            module=layer.path,
+            module_class=layer.module_class,
+            target=layer.target,
+            calls=count.calls,
+            flops=count.flops,
+            reason=layer.reason,
+        )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: What holds for every site alike, and is printed once.
 _GENERAL = (Code.AUTO_SIMULATES, Code.DECODED)
+#: So many rows of what is in no graph are printed.
+_MOST = 20
 #: The least columns in which a table keeps its modules and rules readable.
 _TABLE = 110
 
@@ -33,6 +35,7 @@ def parts(report: Report, width: int) -> Iterator[RenderableType]:
     """What is printed of a report, in order, for a screen of ``width`` columns."""
     for number, graph in enumerate(report.graphs):
         title = f"graph {number} ({'training' if graph.training else 'inference'})"
+        title += f", {graph.runs} times" if graph.runs > 1 else ""
         if width >= _TABLE:
             yield _table(graph, title)
         else:
@@ -105,11 +108,29 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"skipped {count} x {target}: {reason}"
     yield from sorted({r.text for s in report.sites for r in s.reasons if r.code in _GENERAL})
     yield from (f"rule {rule} decided nothing" for rule in report.unused_rules)
+    yield from (note.text for note in report.notes)
+    yield from _eager_lines(report, t.eager_share)
     if report.uncompiled:
         yield f"in no compiled graph (not called, or run eagerly): {', '.join(report.uncompiled)}"
     guesses = sum(s.guess is not None for s in report.sites)
     if guesses:
         yield f"{guesses} products are dense since their role is unknown; see their reason."
+
+
+def _eager_lines(report: Report, share: float) -> Iterator[str]:
+    """What is in no graph, the largest first."""
+    if not report.eager:
+        return
+    unknown = " and what has no known size" if any(r.flops is None for r in report.eager) else ""
+    yield f"{share:.1%} of the step's multiplying{unknown} is in no graph, runs eagerly and dense:"
+    rows = sorted(report.eager, key=lambda row: -(row.flops or 0.0))
+    for row in rows[:_MOST]:
+        size = "unknown FLOPs" if row.flops is None else f"{row.flops:.3g} FLOPs"
+        why = f" ({row.reason})" if row.reason else ""
+        where = f"{row.module or '(root)'} ({row.module_class or 'function'})"
+        yield f"  {where}: {row.calls} x {row.target}, {size}{why}"
+    if len(rows) > _MOST:
+        yield f"  and {len(rows) - _MOST} more"
 
 
 def _times(report: Report, dense: float, planned: float, untimed: int) -> str:

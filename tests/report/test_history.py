@@ -8,8 +8,9 @@ import pytest
 from torch import nn
 
 from nmcompile import NMError, NMWarning, Policy
-from nmcompile.report.history import History, uncompiled
-from tests.report.samples import graph, site, skipped
+from nmcompile.reason import Code, Reason
+from nmcompile.report.history import History
+from tests.report.samples import graph, site
 
 FULL, DENSE = Policy.recipe("full"), Policy.recipe("dense")
 
@@ -80,24 +81,11 @@ def test_the_report_lists_the_layers_that_no_graph_holds_while_the_model_lives()
     assert history.last().uncompiled == ()
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
-        self.attention = nn.MultiheadAttention(8, 2)
-        self.conv, self.norm = nn.Conv1d(4, 4, 1), nn.LayerNorm(4)
-
-
-def test_what_a_graph_holds() -> None:
-    def left_out(*graphs: object) -> list[str]:
-        return uncompiled(Net(), graphs)  # type: ignore[arg-type]
-
-    every = ["layers.0", "layers.1", "layers.2", "attention.out_proj", "conv"]
-    assert left_out() == every
-    assert left_out(graph(site("layers.1"), site("conv"))) == [*every[:1], *every[2:4]]
-    # What reads the output projection's weight is a product of the attention itself, or fused.
-    assert left_out(graph(site("attention"))) == [*every[:3], "conv"]
-    assert left_out(graph(skipped=(skipped("attention"),))) == [*every[:3], "conv"]
-    # A row of a region stands for all of its modules.
-    region = ("layers.0", "layers.2")
-    assert left_out(graph(site("layers.{0,2}"), region=region)) == ["layers.1", *every[3:]]
+def test_a_note_is_kept_once_and_a_report_says_it_without_a_graph() -> None:
+    history, owner, model = History(), Owner(), nn.Linear(4, 4)
+    reason = Reason(Code.NO_GRAPH, "nothing of it was compiled")
+    assert history.note(owner, FULL, reason, model)
+    assert not history.note(owner, FULL, reason, model)
+    report = history.last()
+    assert (report.notes, report.graphs, report.uncompiled) == ((reason,), (), ("",))
+    assert reason.text in str(report)

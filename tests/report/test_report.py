@@ -34,11 +34,12 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text()) == data
     assert data["schema_version"] == 2
     assert sorted(data) == [
-        *("graphs", "policy", "schema_version", "target", "totals", "uncompiled", "unused_rules")
+        *("eager", "graphs", "notes", "policy", "schema_version", "target", "totals"),
+        *("uncompiled", "unused_rules"),
     ]
     assert sorted(data["graphs"][0]) == [
-        "after", "before", "digest", "kernel_specs", "region", "saved", "sharing", "sites",
-        "skipped", "training", "units",
+        "after", "before", "calls", "digest", "kernel_specs", "region", "saved", "sharing",
+        "sites", "skipped", "training", "units",
     ]  # fmt: skip
     assert data["graphs"][0]["sites"][0] == {
         "site": 0,

@@ -1,0 +1,68 @@
+"""What runs eagerly is counted by layer, with the products that its backward will have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nmcompile.capture.eager import EagerProducts
+from nmcompile.reason import Code
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.rnn = nn.Linear(8, 8), nn.LSTM(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.rnn(self.fc(x))[0]
+        return y @ y.transpose(-1, -2)
+
+
+def counted(model: nn.Module, run: Callable[[], object]) -> dict[tuple[str, str, str], object]:
+    mode = EagerProducts({m: p for p, m in model.named_modules()})
+    with mode:
+        run()
+    return {(k.path, k.module_class, k.target): (n.calls, n.flops) for k, n in mode.found.items()}
+
+
+LINEAR = 2 * 6 * 8 * 8
+RNN = 2 * 6 * (16 * 8 + 16 * 4)
+SELF = 2 * 2 * 3 * 3 * 4
+
+
+def test_a_step_multiplies_once_more_for_each_operand_with_a_gradient() -> None:
+    model, x = Net(), torch.randn(2, 3, 8)
+    assert counted(model, lambda: model(x)) == {
+        ("fc", "Linear", "aten.addmm"): (1, 2.0 * LINEAR),  # no gradient of x
+        ("rnn", "LSTM", "aten.mkldnn_rnn_layer"): (1, 3.0 * RNN),
+        ("", "Net", "aten.bmm"): (1, 3.0 * SELF),
+    }
+
+
+def test_without_gradients_and_under_inference_mode_there_is_the_product_alone() -> None:
+    fc, x = nn.Linear(8, 8), torch.randn(2, 3, 8)
+    expected = {("", "Linear", "aten.addmm"): (1, float(LINEAR))}
+    with torch.no_grad():
+        assert counted(fc, lambda: fc(x)) == expected
+    with torch.inference_mode():
+        assert counted(fc, lambda: fc(x)) == expected
+
+
+def test_what_is_fused_is_listed_without_a_size() -> None:
+    q = torch.randn(1, 2, 4, 8)
+    mode = EagerProducts({})
+    with mode:
+        nn.functional.scaled_dot_product_attention(q, q, q)
+    ((layer, count),) = mode.found.items()
+    assert layer.reason is not None
+    assert (layer.reason.code, count.flops) == (Code.FUSED_ATTENTION, None)
+
+
+def test_what_is_unseen_is_not_counted() -> None:
+    mode = EagerProducts({})
+    with mode, mode.unseen():
+        torch.ones(2, 2) @ torch.ones(2, 2)
+    assert mode.found == {}
