@@ -92,11 +92,11 @@ class Gemm:
     """One product of a graph in one role: what a policy rule is matched against.
 
     ``sizes`` are the GEMM's (batch, M, N, K), symbolic where the graph is; ``flops`` is
-    2*batch*M*N*K (dense), None where a size is symbolic, and ``flops_hint`` the same with the
-    sizes that were traced. ``node`` is the product as it was found, which a pass may have replaced
-    since (``passes.plan.Plan.products``). ``forward`` is the node of the fprop product that a
-    backward product belongs to. ``guess`` says why its role, or the kind of an operand, could
-    not be derived; such a product is never pruned.
+    2*batch*M*N*K (dense), None where a size is symbolic, and ``flops_hint`` the same with the sizes
+    that were traced, None where one is data. ``node`` is the product as it was found, which a pass
+    may have replaced since (``passes.plan.Plan.products``). ``forward`` is the node of the fprop
+    product that a backward product belongs to. ``guess`` says why its role, or the kind of an
+    operand, could not be derived; such a product is never pruned.
     """
 
     node: fx.Node
@@ -120,9 +120,14 @@ class Gemm:
         return _product(self.sizes) if all(isinstance(s, int) for s in self.sizes) else None
 
     @property
-    def flops_hint(self) -> float:
-        """Dense FLOPs with the sizes that were traced (0 where a size has no hint)."""
-        return _product(tuple(size_hint(s) for s in self.sizes))
+    def flops_hint(self) -> float | None:
+        """Dense FLOPs with the sizes that were traced; None where a size is data."""
+        return _product(tuple(map(size_hint, self.sizes))) if self.has_hints else None
+
+    @property
+    def has_hints(self) -> bool:
+        """Whether all sizes were known when the graph was traced: one that is data was not."""
+        return all(map(has_hint, self.sizes))
 
     @property
     def where(self) -> str:
@@ -153,10 +158,19 @@ class Pruning:
 
 def size_hint(size: Any) -> int:
     """A concrete value for a size without guarding on it; 0 where there is none."""
+    return _hint(size) or 0
+
+
+def has_hint(size: Any) -> bool:
+    """Whether there is such a value: not for a size that is data (``x[mask]``, ``tolist()``)."""
+    return _hint(size) is not None
+
+
+def _hint(size: Any) -> int | None:
     if isinstance(size, int):
         return size
     hint = getattr(getattr(size, "node", None), "hint", None)
-    return int(hint) if isinstance(hint, int) else 0
+    return int(hint) if isinstance(hint, int) else None
 
 
 def _product(sizes: tuple[int, ...]) -> float:

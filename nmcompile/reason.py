@@ -35,6 +35,7 @@ class Code(StrEnum):
     BATCHED = "batched"
     NOT_PLAIN = "not-plain"
     UNKNOWN_SPEED = "unknown-speed"
+    UNKNOWN_SIZE = "unknown-size"
     NO_GAIN = "no-gain"
     # How it runs sparse.
     DECODED = "decoded"

@@ -10,7 +10,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from nmcompile.gemm import KINDS_OF_ROLE, Gemm, Op, Operand, OperandKind, Role, size_hint
+from nmcompile.gemm import KINDS_OF_ROLE, Gemm, Op, Operand, OperandKind, Role, has_hint, size_hint
 
 
 def gemm(*sizes: Any) -> Gemm:
@@ -46,7 +46,12 @@ def test_symbolic_flops_are_unknown_and_have_a_hint() -> None:
 
 
 def test_a_size_without_a_hint_counts_nothing() -> None:
-    assert [size_hint(s) for s in (4, symbolic(9), "s0", None)] == [4, 9, 0, 0]
+    data = ShapeEnv().create_unbacked_symint()
+    sizes = (4, symbolic(9), data, 3 * data, "s0", None)
+    assert [size_hint(s) for s in sizes] == [4, 9, 0, 0, 0, 0]
+    assert [has_hint(s) for s in sizes] == [True, True, False, False, False, False]
+    assert gemm(1, data, 5, 7).flops is gemm(1, data, 5, 7).flops_hint is None
+    assert gemm(1, 0, 5, 7).flops_hint == 0
 
 
 def test_a_product_is_named_by_its_module_or_else_by_its_node() -> None:

@@ -73,7 +73,7 @@ class Change:
     op: str
     role: str
     sizes: tuple[str, ...]
-    flops: float
+    flops: float | None
     before: str
     after: str
     rule_before: str | None

@@ -227,6 +227,9 @@ def _obstacle(gemm: Gemm, pruning: Pruning, target: Target, dtype: str) -> Reaso
         return _dtype_obstacle(dtype)
     if is_grouped(gemm.node):
         return GROUPED
+    if not gemm.has_hints and not target.decodes:
+        text = "a size of it is data, known when it runs alone: no gain can be predicted"
+        return Reason(Code.UNKNOWN_SIZE, text)
     if gemm.op is Op.CONV:
         return _convolution_obstacle(gemm, pruning)
     if gemm.node.meta["val"].dim() != 2:

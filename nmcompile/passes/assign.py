@@ -117,7 +117,8 @@ def _dense_seconds(plan: Plan) -> dict[int, float]:
     found: dict[int, float] = {}
     for site, gemm in enumerate(plan.gemms):
         target = plan.target or target_of(gemm.device)
-        if target.figures is not None and gemm.dtype in ("bfloat16", "float16"):
+        sixteen = gemm.dtype in ("bfloat16", "float16")
+        if target.figures is not None and sixteen and gemm.has_hints:
             batch, m, n, k = map(size_hint, gemm.sizes)
             found[site] = Predicted(target).multiply(batch, m, n, k)
     return found

@@ -31,7 +31,10 @@ class Site(Frozen):
     target: str
     role: Role
     sizes: tuple[str, str, str, str]
-    flops: float = Field(description="dense FLOPs, 2*batch*M*N*K, with the sizes that were traced")
+    flops: float | None = Field(
+        description="dense FLOPs, 2*batch*M*N*K, with the sizes that were traced; None where one "
+        "is data, known when the graph runs alone"
+    )
     dtype: str
     device: str
     operands: tuple[OperandKind | Unknown, OperandKind | Unknown]
@@ -58,6 +61,11 @@ class Site(Frozen):
     def reason(self) -> str:
         """All reasons as one text."""
         return sentence(self.reasons)
+
+    @property
+    def known_flops(self) -> float:
+        """Its FLOPs where they are known, else none."""
+        return self.flops or 0.0
 
     @property
     def planned_us(self) -> float | None:

@@ -87,11 +87,14 @@ def _why(site: Site) -> str:
 
 def _lines(report: Report) -> Iterator[str]:
     t = report.totals
-    sparse = sum(s.flops * s.dropped for s in report.sites if s.execution == "sparse")
+    sparse = sum(s.known_flops * s.dropped for s in report.sites if s.execution == "sparse")
     left_out = f"; sparse products leave out {sparse / t.flops:.1%} of all" if sparse else ""
+    share = f": {t.pruned_share:.1%} of {t.flops:.3g} FLOPs"
+    unknown = f"{t.unknown_sites} of them have sizes that are data, whose FLOPs are not known"
     yield (
-        f"{t.pruned_sites} of {t.sites} products pruned: {t.pruned_share:.1%} of {t.flops:.3g} "
-        f"FLOPs{left_out}"
+        f"{t.pruned_sites} of {t.sites} products pruned"
+        f"{'' if t.unknown_sites == t.sites and t.sites else share}{left_out}"
+        f"{'; ' + unknown if t.unknown_sites else ''}"
     )
     if t.dense_us and t.planned_us:
         yield _times(report, t.dense_us, t.planned_us, t.untimed_sites)

@@ -26,6 +26,9 @@ class Totals(Frozen):
     flops: float
     pruned_flops: float
     pruned_share: float
+    unknown_sites: int = Field(
+        default=0, description="products of a size that is data: all FLOPs leave them out"
+    )
     skipped_share: float = Field(
         description="FLOPs of what the masks drop, over all: sparse products leave them out, "
         "simulated ones multiply by zero"
@@ -61,8 +64,8 @@ def totals(graphs: Sequence[GraphReport], eager: Sequence[EagerRow]) -> Totals:
     timed = [(s, n) for s, n in sites if s.dense_us is not None]
     units = [(row, g.runs) for g in graphs for row in g.units if row.sparse]
     exact = sum(row.terms_us.get("exact", 0.0) * n for row, n in units)
-    flops = sum(s.flops * n for s, n in sites)
-    pruned_flops = sum(s.flops * n for s, n in pruned)
+    flops = sum(s.known_flops * n for s, n in sites)
+    pruned_flops = sum(s.known_flops * n for s, n in pruned)
     listed = sum((s.flops or 0.0) * g.runs for g in graphs for s in g.skipped)
     of_eager = sum(r.flops or 0.0 for r in eager if not _is_attention(r))
     everything = flops + listed + of_eager
@@ -73,7 +76,10 @@ def totals(graphs: Sequence[GraphReport], eager: Sequence[EagerRow]) -> Totals:
         flops=flops,
         pruned_flops=pruned_flops,
         pruned_share=pruned_flops / flops if flops else 0.0,
-        skipped_share=sum(s.flops * s.dropped * n for s, n in pruned) / flops if flops else 0.0,
+        unknown_sites=sum(n for s, n in sites if s.flops is None),
+        skipped_share=(
+            sum(s.known_flops * s.dropped * n for s, n in pruned) / flops if flops else 0.0
+        ),
         dense_us=sum((s.dense_us or 0.0) * n for s, n in timed) if timed else None,
         planned_us=sum((s.planned_us or 0.0) * n for s, n in timed) + exact if timed else None,
         untimed_sites=sum(n for _, n in sites) - sum(n for _, n in timed),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import nmcompile
+from nmcompile.errors import NMWarning
+from nmcompile.reason import Code
 from nmcompile.report.rows import Site
 
 
@@ -176,3 +179,37 @@ def test_what_a_layer_computes_from_parameters_is_its_activation() -> None:
     assert [tuple(map(str, s.operands)) for s in update] == [("weight", "weight")]
     assert update[0].pruned is None
     assert sum(str(s.op) == "linear" for s in found) == 5
+
+
+class ExpertsInALoop(nn.Module):
+    """Each expert of the tokens that chose it: how many these are is data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 12, 16))
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        result = x.new_zeros(len(x), 12)
+        for expert in range(3):
+            (rows,) = torch.where(ids == expert)
+            y = nn.functional.linear(x[rows], self.weight[expert])
+            result = result.index_add(0, rows, y)
+        return result
+
+
+def test_experts_in_a_loop_are_linear_layers_of_unknown_size() -> None:
+    x, ids = torch.randn(20, 16, requires_grad=True), torch.randint(0, 3, (20,))
+    half, h = ExpertsInALoop().bfloat16(), x.detach().bfloat16()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        report = nmcompile.explain(ExpertsInALoop(), x, ids)
+        with pytest.warns(NMWarning, match="a size of it is data"):
+            gpu = nmcompile.explain(half, h, ids, target="h100")
+    roles = Counter(s.role for s in report.sites)
+    assert roles == {"fprop": 3, "dgrad": 3, "wgrad": 3}
+    assert {s.op for s in report.sites} == {"linear"}
+    assert {s.flops for s in report.sites} == {None}
+    assert all(s.pruned for s in report.sites)
+    assert report.totals.unknown_sites == 9
+    first = "9 of 9 products pruned; 9 of them have sizes that are data, whose FLOPs are not known"
+    assert first in str(report)
+    assert all(s.has(Code.UNKNOWN_SIZE) for s in gpu.sites)

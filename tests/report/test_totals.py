@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from nmcompile.gemm import OperandKind
 from nmcompile.reason import Code, Reason
 from nmcompile.report.rows import EagerRow
 from nmcompile.report.totals import totals
@@ -25,6 +26,12 @@ def test_a_graph_counts_as_often_as_it_runs() -> None:
     for found, runs in ((once, 1), (shared, 3), (counted, 2)):
         sums = totals([found], [])
         assert (sums.sites, sums.flops, sums.dense_us) == (runs, runs * 1024.0, runs * 2.0)
+
+
+def test_products_of_a_size_that_is_data_are_counted_apart() -> None:
+    sums = totals([graph(site(), site(flops=None, pruned=OperandKind.ACTIVATION))], [])
+    assert (sums.sites, sums.pruned_sites, sums.unknown_sites, sums.flops) == (2, 1, 1, 1024.0)
+    assert sums.pruned_share == 0.0
 
 
 def test_what_is_eager_is_a_share_of_all_that_multiplies_but_attention() -> None:
