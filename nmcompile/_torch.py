@@ -36,6 +36,7 @@ inductor_config: Any = private("torch._inductor", "config")
 functorch_config: Any = private("torch._functorch", "config")
 FakeTensor: Any = private("torch._subclasses.fake_tensor", "FakeTensor")
 FakeTensorMode: Any = private("torch._subclasses.fake_tensor", "FakeTensorMode")
+HigherOrderOperator: Any = private("torch._ops", "HigherOrderOperator")
 OpOverload: Any = private("torch._ops", "OpOverload")
 ConvNd: Any = private("torch.nn.modules.conv", "_ConvNd")
 TorchDispatchMode: Any = private("torch.utils._python_dispatch", "TorchDispatchMode")
@@ -241,26 +242,29 @@ def cache_dir() -> Path:
     return Path(private("torch._inductor.runtime.cache_dir_utils", "cache_dir")())
 
 
-def graphs_around() -> list[torch.fx.GraphModule]:
-    """The graphs inside of which Inductor works on a sub-graph now, the outermost first.
+def graphs_around() -> tuple[list[torch.fx.GraphModule], torch.fx.GraphModule | None]:
+    """The graphs inside of which Inductor runs its joint passes now, the outermost first.
 
-    Inductor hands a pass one graph and says nothing of the others; its frames do. The graph in hand
-    is the last one, or a copy of a sub-graph of the last one.
+    Inductor hands a pass one graph and says nothing of the others; its frames do. The last one is
+    the graph in hand. Of a region's it is a copy, made before any pass saw it: of the second.
     """
-    names = {
-        private("torch._inductor.compile_fx", "_recursive_joint_graph_passes").__code__: "gm",
-        private(
-            "torch._functorch._aot_autograd.graph_compile", "run_joint_graph_passes_on_hops"
-        ).__code__: "joint_gm",
-    }
-    compiles = compile_fx.__code__
+    passes = private("torch._inductor.compile_fx", "_recursive_joint_graph_passes")
+    regions = private(
+        "torch._functorch._aot_autograd.graph_compile", "run_joint_graph_passes_on_hops"
+    )
     found: list[torch.fx.GraphModule] = []
+    original: torch.fx.GraphModule | None = None
     frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code is not compiles:
-        if frame.f_code in names:
-            found.append(frame.f_locals[names[frame.f_code]])
+    while frame is not None and frame.f_code is not compile_fx.__code__:
+        values = frame.f_locals
+        if frame.f_code is passes.__code__:
+            found.append(values["gm"])
+        elif frame.f_code is regions.__code__:
+            if len(found) == 1:
+                original = getattr(values["joint_gm"], values["node"].args[0].target)
+            found.append(values["joint_gm"])
         frame = frame.f_back
-    return found[::-1]
+    return found[::-1], original
 
 
 def input_origin(node: torch.fx.Node) -> tuple[str, int | None] | None:

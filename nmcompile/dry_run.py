@@ -139,7 +139,8 @@ class _Planning:
         if self.target is not None:
             found["kernel_specs"] = tuple(planned.kernels())
         first = len(self.graphs)
-        self.graphs += [r.model_copy(update=found) for r in planned.reports]
+        # What is kept, and for kernels: the graphs inside of another one are part of it.
+        self.graphs += [r if r.operator else r.model_copy(update=found) for r in planned.reports]
         self.calls += [0] * len(planned.reports)
 
         def run(*args: Any) -> Any:

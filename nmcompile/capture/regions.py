@@ -8,7 +8,7 @@ full paths; a rule that would treat them differently is refused, never applied a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -22,15 +22,27 @@ from nmcompile.policy import Policy
 _INDEX = re.compile(r"(?:^|re:|\.)\(?(?:\d+|\[[\d-]+\])\)?(?=\\?\.|\||\*|$)")
 
 
+#: What to do about rules that treat the modules of a region differently.
+_COMPILE_EACH = (
+    'let nmcompile.compile(model, policy, each="...") compile the blocks, which gives those that '
+    "differ code of their own"
+)
+_NO_REGION = (
+    "take torch.compiler.nested_compile_region away, which gives each of them a graph of its own"
+)
+
+
 @dataclass(frozen=True)
 class Region:
     """The modules that share one compiled graph; without paths, the compiled module is the root.
 
-    ``prefix`` is what a wrapper adds to the paths inside of it, and what is not shown.
+    ``prefix`` is what a wrapper adds to the paths inside of it, and what is not shown. ``advice``
+    says how to keep apart what a policy treats differently.
     """
 
     paths: tuple[str, ...] = ()
     prefix: str = ""
+    advice: str = _COMPILE_EACH
 
     @property
     def name(self) -> str:
@@ -48,6 +60,32 @@ class Region:
         if not self.paths:
             return (shown,)
         return tuple(path + shown.removeprefix(self.name) for path in self.paths)
+
+
+def called_region(outer: Region, callers: Sequence[str], inside: Iterable[str]) -> Region | None:
+    """The region of a graph that several modules of another one call; None where nothing tells.
+
+    Args:
+        outer: the region of that other graph.
+        callers: the modules of the calls.
+        inside: the paths of the graph's nodes in order, as one of the calls was traced. A node may
+            carry the path of another call, but what lies below a path is of the traced one alone.
+    """
+    if len(callers) < 2:
+        return outer
+    paths = [path for path in inside if path]
+    below = [path for path in paths if path not in callers]
+    traced = [c for c in paths if c in callers] or callers
+    under = [c for c in traced if all(path.startswith(f"{c}.") for path in below)]
+    under = under or [c for c in callers if all(path.startswith(f"{c}.") for path in below)]
+    if not under:
+        return None
+    each = [path for caller in callers for path in outer.each(outer.shown(caller))]
+    return Region(tuple(sorted(each, key=_natural)), under[0], _NO_REGION)
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in path.split(".")]
 
 
 def region_of(caller: Caller) -> Region:

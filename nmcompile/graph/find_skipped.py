@@ -16,8 +16,8 @@ from nmcompile.gemm import size_hint
 from nmcompile.graph.aten import OPERANDS
 from nmcompile.graph.flops import flops_of_node
 from nmcompile.graph.grouped import is_grouped
+from nmcompile.graph.higher_order import held_graphs
 from nmcompile.graph.module_path import module_path
-from nmcompile.graph.subgraphs import subgraphs
 from nmcompile.reason import Code, Reason
 
 #: Operator name (without overload) or a prefix that ends in "*" -> why it is not rewritten.
@@ -99,7 +99,7 @@ def find_skipped(graph: fx.Graph) -> list[Skipped]:
         if _is_written_out(node):
             found.append(_skipped(node, node.meta["original_aten"], _DECOMPOSED))
             continue
-        values = [] if subgraphs(node) else [n.meta.get("val") for n in node.all_input_nodes]
+        values = [] if held_graphs(node) else [n.meta.get("val") for n in node.all_input_nodes]
         reason = reason_of(node.target, sum(map(is_matrix, values)))
         if reason is not None:
             found.append(_skipped(node, node.target, reason))

@@ -9,12 +9,13 @@ its place, and what depends on it is unknown for the same reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
 
 from nmcompile.gemm import OperandKind
+from nmcompile.graph.aten import is_item, item_index
 from nmcompile.graph.backward_values import backward_values, moves
 from nmcompile.graph.gathered import is_whole_gather
 from nmcompile.reason import Code, Reason
@@ -34,6 +35,7 @@ def operand_kinds(
     graph: fx.Graph,
     kind_of_input: Callable[[fx.Node], Kind],
     is_gradient_source: Callable[[fx.Node], bool] = lambda node: False,
+    kinds_of_results: Callable[[fx.Node, Kinds], Sequence[Kind] | None] = lambda node, kinds: None,
 ) -> Kinds:
     """The kind of every node.
 
@@ -42,28 +44,41 @@ def operand_kinds(
         kind_of_input: the kind of a placeholder or ``get_attr`` node.
         is_gradient_source: nodes at which a gradient starts although no input is a tangent (a
             graph that holds the whole training step).
+        kinds_of_results: of a call that runs a graph of its own, the kind of each result.
     """
     kinds: dict[fx.Node, Kind] = {}
+    results: dict[fx.Node, Sequence[Kind]] = {}
+
+    def derived(node: fx.Node) -> Kind:
+        several = kinds_of_results(node, kinds)
+        if several is not None:
+            results[node] = several
+            return strongest(several)
+        if is_item(node) and node.all_input_nodes[0] in results:
+            kind: Kind = results[node.all_input_nodes[0]][item_index(node)]
+            return kind
+        # Which matrices of a stack are taken is no part of what they hold.
+        if is_whole_gather(node):
+            return kinds[node.all_input_nodes[0]]
+        return strongest([kinds[n] for n in node.all_input_nodes])
+
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             kinds[node] = kind_of_input(node) if _holds_tensor(node) else None
         elif is_gradient_source(node):
             kinds[node] = OperandKind.GRADIENT
         else:
-            kinds[node] = _strongest(node, kinds)
+            kinds[node] = derived(node)
     gradients = {n for n, kind in kinds.items() if kind is OperandKind.GRADIENT}
     for node in backward_values(graph, gradients):
-        kind = _strongest(node, kinds)
+        kind = derived(node)
         computes = kind is OperandKind.ACTIVATION and not moves(node)
         kinds[node] = _BACKWARD_VALUE if computes else kind
     return kinds
 
 
-def _strongest(node: fx.Node, kinds: Kinds) -> Kind:
-    """A value is of the strongest kind among those that it depends on."""
-    if is_whole_gather(node):  # which matrices of a stack are taken is no part of what they hold
-        return kinds[node.all_input_nodes[0]]
-    found = [kinds[n] for n in node.all_input_nodes]
+def strongest(found: Sequence[Kind]) -> Kind:
+    """The kind of a value that depends on values of these kinds."""
     if OperandKind.GRADIENT in found:
         return OperandKind.GRADIENT
     if unknown := next((kind for kind in found if isinstance(kind, Reason)), None):

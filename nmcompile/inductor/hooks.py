@@ -23,9 +23,9 @@ from nmcompile.codegen.loader import record_kernels
 from nmcompile.errors import owned
 from nmcompile.execution.targets import fingerprint
 from nmcompile.graph.dump import readable
-from nmcompile.graph.operand_kinds import operand_kinds
-from nmcompile.graph.subgraphs import OUTSIDE_UNKNOWN, is_planned, is_unused, mark_planned
+from nmcompile.graph.subgraphs import mark_planned
 from nmcompile.inductor.options import KERNELS, Settings
+from nmcompile.inductor.place import place_of
 from nmcompile.ops.masks import warm_up
 from nmcompile.ops.schemas import KeepMask, KeepMaskRagged, Prune, PruneRagged
 from nmcompile.passes import pipeline
@@ -75,22 +75,21 @@ class JointPass(_AfterTheUsers):
         self.reports: list[GraphReport] = []
 
     def run(self, graph: fx.Graph) -> None:
-        around = _torch.graphs_around()
-        inside = len(around) > 1
-        if inside and (is_planned(graph) or is_unused(around)):
+        place = place_of(graph, self.settings, self.capture)
+        if place is None:
             return
         before = readable(graph)
-        chosen, capture = self.settings, self.capture
-        kinds = operand_kinds(graph, capture.kind_of_input)
-        options = (chosen.policy, chosen.autotune, chosen.region, capture.ranks, chosen.target)
-        doubt = OUTSIDE_UNKNOWN if inside else capture.doubt
-        plan = Plan(graph, kinds, *options, doubt)
+        chosen = self.settings
+        options = (chosen.policy, chosen.autotune, place.region, self.capture.ranks, chosen.target)
+        about = (place.doubt, place.operator, place.times, max(1, len(chosen.region.paths)))
+        plan = Plan(graph, place.kinds, *options, *about)
         run(pipeline.JOINT, plan, "joint graph")
         mark_planned(graph)
         if self.build_kernels:
             _warm_up(graph)
-        if plan.gemms or plan.skipped or not inside:
-            self.reports.append(GraphReport.of(plan, self.digest, before, readable(graph)))
+        if plan.gemms or plan.skipped or not place.operator:
+            report = GraphReport.of(plan, self.digest, before, readable(graph))
+            self.reports.append(report)
 
 
 class PostPass(_AfterTheUsers):

@@ -31,6 +31,23 @@ class PlannedInterpreter(fx.Interpreter):
             target = torch.ops.aten.reshape.default
         return super().call_function(target, args, kwargs)
 
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """What the graph holds; a graph that an operator will call is interpreted as well."""
+        held = super().get_attr(target, args, kwargs)
+        return _Called(held, type(self)) if isinstance(held, fx.GraphModule) else held
+
+
+class _Called(torch.nn.Module):
+    """A graph as a function that interprets it."""
+
+    def __init__(self, gm: fx.GraphModule, interpreter: type[fx.Interpreter]) -> None:
+        super().__init__()
+        self.gm = gm
+        self.interpreter = interpreter
+
+    def forward(self, *args: Any) -> Any:
+        return self.interpreter(self.gm).run(*args)
+
 
 class DenseInterpreter(PlannedInterpreter):
     """Interprets a graph as if its policy were dense; what is packed there is dense here."""

@@ -13,6 +13,7 @@ from nmcompile import _torch
 from nmcompile.capture.inputs import Capture
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.masks import MaskSpec
+from nmcompile.graph.higher_order import reachable
 from nmcompile.inductor.hooks import JointPass
 from nmcompile.inductor.interpreter import DenseInterpreter
 from nmcompile.inductor.options import Settings
@@ -34,7 +35,7 @@ class Planned(NamedTuple):
     def kernels(self) -> list[KernelSpec | MaskSpec]:
         """The kernels that would be generated for these graphs on a GPU, one for each launch."""
         specs: list[KernelSpec | MaskSpec] = []
-        for graph in self.graphs:
+        for graph in [called for graph in self.graphs for called in reachable(graph)]:
             copied = copy.deepcopy(graph)  # the one that is interpreted stays as it is
             devices = {v.device.type for n in copied.nodes if (v := _tensor(n)) is not None}
             kernels = Kernels(copied, tuple(sorted(devices)), lower=False)

@@ -139,9 +139,7 @@ def _rule(gemm: Gemm, plan: Plan) -> Rule | None:
                 for p, r in ((paths[0], rules[0]), (path, rule))
             ]
             raise PolicyError(
-                f"{' but '.join(who)}, and the two share one compiled graph: let "
-                'nmcompile.compile(model, policy, each="...") compile the blocks, which gives '
-                "those that differ code of their own"
+                f"{' but '.join(who)}, and the two share one compiled graph: {plan.region.advice}"
             )
     return rules[0]
 

@@ -101,7 +101,9 @@ class Plan:
     """The state of one graph on its way through the passes.
 
     ``target``: the GPU to decide for, None for the device of each product. ``doubt``: why nothing
-    in this graph tells a gradient from an activation, where that is so.
+    in this graph tells a gradient from an activation, where that is so. ``operator``: the
+    higher-order one that calls this graph, ``times``: how often a step does, None where nobody
+    knows. ``modules``: how many modules that are compiled one by one share it.
 
     By site: ``pruning`` is what its rule prunes, whether or not it will be; ``products`` is where
     each stands now, ``results`` what pruning made of it, ``masked`` the input gradient under the
@@ -117,6 +119,9 @@ class Plan:
     ranks: Ranks | None = None
     target: Target | None = None
     doubt: Reason | None = None
+    operator: str = ""
+    times: int | None = 1
+    modules: int = 1
     sharing: list[int] = field(default_factory=list)  # ranks that draw the masks of this one
     gemms: list[Gemm] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)

@@ -34,6 +34,15 @@ class GraphReport(Frozen):
     region: tuple[str, ...] = Field(
         default=(), description="modules that share this graph; sites name all of them at once"
     )
+    operator: str = Field(
+        default="", description="the higher-order operator that calls this graph, if one does"
+    )
+    times: int | None = Field(
+        default=1, description="how often that one runs it in a step; None where nobody knows"
+    )
+    modules: int = Field(
+        default=1, description="how many modules that are compiled one by one share it"
+    )
     sharing: tuple[int, ...] = Field(
         default=(), description="ranks that share the computation, and draw the same masks"
     )
@@ -55,8 +64,11 @@ class GraphReport(Frozen):
 
     @property
     def runs(self) -> int:
-        """How often it runs in one step: as counted, or once for each module that shares it."""
-        return max(1, len(self.region)) if self.calls is None else self.calls
+        """How often it runs in one step: as counted, or once for each module that shares it.
+
+        A graph inside of another one so often each time, once where nobody knows.
+        """
+        return (self.modules if self.calls is None else self.calls) * (self.times or 1)
 
     @property
     def decisions_digest(self) -> str:
@@ -71,6 +83,9 @@ class GraphReport(Frozen):
         return cls(
             digest=digest,
             region=plan.region.paths,
+            operator=plan.operator,
+            times=plan.times,
+            modules=plan.modules,
             sharing=tuple(plan.sharing),
             training=any(k is OperandKind.GRADIENT for k in plan.kinds.values()),
             sites=tuple(

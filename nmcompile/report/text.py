@@ -34,7 +34,8 @@ def terminal_width() -> int:
 def parts(report: Report, width: int) -> Iterator[RenderableType]:
     """What is printed of a report, in order, for a screen of ``width`` columns."""
     for number, graph in enumerate(report.graphs):
-        title = f"graph {number} ({'training' if graph.training else 'inference'})"
+        title = f"graph {number} ({'training' if graph.training else 'inference'}"
+        title += f", inside of {graph.operator})" if graph.operator else ")"
         title += f", {graph.runs} times" if graph.runs > 1 else ""
         if width >= _TABLE:
             yield _table(graph, title)

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from nmcompile import Policy, PolicyError, Rule
-from nmcompile.capture.regions import Region, check_indices
+from nmcompile.capture.regions import Region, called_region, check_indices
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,25 @@ def test_other_rules_are_let_through(module: str | None) -> None:
 
 def test_without_a_module_nothing_is_known() -> None:
     check_indices(policy("layers.0.*"), None)
+
+
+def test_the_region_of_a_graph_that_several_modules_call() -> None:
+    outer = Region()
+    called = called_region(outer, ("b.10", "b.2"), ["", "b.2", "b.2.fc", "b.10"])
+    assert called is not None
+    assert (called.name, called.shown("b.2.fc")) == ("b.{2,10}", "b.{2,10}.fc")
+    assert called.each("b.{2,10}.fc") == ("b.2.fc", "b.10.fc")
+    assert called_region(outer, ("b.2",), ["b.2.fc"]) is outer
+    assert called_region(outer, ("b.2", "b.3"), ["c.fc"]) is None
+
+
+def test_the_region_of_a_graph_inside_of_shared_blocks() -> None:
+    outer = Region(("layers.0", "layers.1"))
+    called = called_region(outer, ("a", "b"), ["a.fc"])
+    assert called is not None
+    assert called.each(called.shown("a.fc")) == (
+        "layers.0.a.fc",
+        "layers.0.b.fc",
+        "layers.1.a.fc",
+        "layers.1.b.fc",
+    )

@@ -1,46 +1,145 @@
-"""What higher-order operators hold is planned once, and as the caller knows it."""
+"""What higher-order operators hold is known from its callers, and planned once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx
 
 import nmcompile
-from nmcompile import NMWarning
+from nmcompile import NMWarning, PolicyError
+from nmcompile.gemm import OperandKind
+from nmcompile.graph.subgraphs import inside_of, kinds_in, remember
 from nmcompile.reason import Code
+from tests.graph.calls import Block, Branch, Plain, calling, kind_of_input, network, ops
 
+GRADIENT, ACTIVATION, WEIGHT = OperandKind.GRADIENT, OperandKind.ACTIVATION, OperandKind.WEIGHT
 X = torch.randn(12, 16, requires_grad=True)
 
 
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(16, 16)
+def call(g: fx.Graph, body: fx.Node, *operands: fx.Node) -> fx.Node:
+    """A call of a region."""
+    return g.call_function(ops.invoke_subgraph, (body, "name", *operands))
 
+
+def two(a: Any, b: Any) -> Any:
+    """A body of two inputs and results."""
+    return a + 1, b + 1
+
+
+def found(gm: fx.GraphModule, name: str = "f") -> Any:
+    """What is known of the graph of that name."""
+    return kinds_in(gm.graph, kind_of_input)[1][getattr(gm, name)]
+
+
+def test_the_strongest_kind_over_all_calls() -> None:
+    def write(g: fx.Graph, n: dict[str, fx.Node]) -> Any:
+        return [call(g, n["f"], n["x"], n["w"]), call(g, n["f"], n["w"], n["d"])]
+
+    inside = found(calling(write, f=two))
+    assert inside.kinds == (ACTIVATION, GRADIENT)
+    assert (inside.operator, inside.times) == ("invoke_subgraph", 2)
+
+
+def test_each_result_has_a_kind_of_its_own() -> None:
+    def write(g: fx.Graph, n: dict[str, fx.Node]) -> Any:
+        results = call(g, n["f"], n["x"], n["w"])
+        return [g.call_function(operator.getitem, (results, i)) for i in range(2)]
+
+    gm = calling(write, f=two)
+    kinds, _ = kinds_in(gm.graph, kind_of_input)
+    (values,) = gm.graph.output_node().args
+    assert [kinds[v] for v in values] == [ACTIVATION, WEIGHT]
+
+
+def test_what_a_loop_carries_becomes_as_strong_as_what_it_adds() -> None:
+    def add(carried: Tensor, other: Tensor, x: Tensor, d: Tensor) -> Any:
+        return other, carried + d, x
+
+    def write(g: fx.Graph, n: dict[str, fx.Node]) -> Any:
+        n["d"].meta["val"] = n["x"].meta["val"] = torch.zeros(7, 2)
+        zeros = [g.call_function(torch.zeros, (2,)) for _ in range(2)]
+        return g.call_function(ops.scan, (n["f"], zeros, [n["x"], n["d"]], []))
+
+    inside = found(calling(write, f=add))
+    assert inside.kinds == (GRADIENT, GRADIENT, ACTIVATION, GRADIENT)
+    assert inside.times == 7
+
+
+def test_graphs_inside_of_graphs() -> None:
+    def scan(g: fx.Graph, n: dict[str, fx.Node]) -> Any:
+        n["x"].meta["val"] = torch.zeros(5, 2)
+        return g.call_function(ops.scan, (n["f"], [n["d"]], [n["x"]], [n["w"]]))
+
+    inner = calling(lambda g, n: [call(g, n["f"], n["w"], n["x"])] * 2, f=two)
+    middle = calling(
+        lambda g, n: [call(g, n["f"], *(n[k] for k in "xwd")) for _ in range(3)], f=inner
+    )
+    assert found(middle).times == 3
+    outer = calling(scan, f=middle)
+    kinds, bodies = kinds_in(outer.graph, kind_of_input)
+    assert [bodies[gm].times for gm in (middle, inner)] == [5, 15]
+    assert bodies[inner].operators == {"invoke_subgraph", "scan"}
+    remember(bodies)
+    assert inside_of(inner.graph) == bodies[inner]
+    assert inside_of(outer.graph) is None
+    assert kinds[outer.graph.find_nodes(op="placeholder")[0]] is ACTIVATION
+
+
+def test_a_region_is_what_its_module_would_be_without_it() -> None:
+    plain, region = (nmcompile.explain(network(block), X) for block in (Plain, Block))
+    assert region.totals.flops == plain.totals.flops
+    assert region.totals.pruned_flops == plain.totals.pruned_flops == region.totals.flops
+    body = next(g for g in region.graphs if g.operator)
+    assert (body.operator, body.times) == ("invoke_subgraph", 2)
+    assert {(s.module, s.role, s.pruned) for s in body.sites} == {
+        (f"{{0..1}}.{name}", role, pruned)
+        for name in ("up", "down")
+        for role, pruned in (("fprop", ACTIVATION), ("dgrad", GRADIENT), ("wgrad", GRADIENT))
+    }
+    assert len(region.sites) == 9
+    assert not any(s.guess for s in region.sites)
+    assert region.uncompiled == region.skipped == ()
+    assert "(training, inside of invoke_subgraph), 2 times" in str(region)
+
+
+def test_a_rule_decides_all_modules_of_a_region_or_is_refused() -> None:
+    def policy(module: str) -> dict[str, Any]:
+        rule = {"module": module, "role": "fprop", "prune": "activation", "format": "2:4"}
+        return {"schema": 1, "rule": [{**rule, "method": "mse"}]}
+
+    report = nmcompile.explain(network(Block), X, policy=policy("*.up"))
+    assert [s.module for s in report.sites if s.pruned] == ["{0..1}.up"]
+    with pytest.raises(PolicyError, match="nested_compile_region away"):
+        nmcompile.explain(network(Block), X, policy=policy("1.up"))
+
+
+def test_layers_that_nothing_tells_apart_are_dense_under_rules_for_modules() -> None:
     @torch.compiler.nested_compile_region
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.fc(x).tanh()
+    def region(x: Tensor, layer: torch.nn.Module) -> Tensor:
+        return x + layer(x).tanh()
+
+    model = network(Plain)
+
+    def run(x: Tensor) -> Tensor:
+        return model[2](region(region(x, model[0]), model[1]))
+
+    assert all(s.pruned for s in nmcompile.explain(run, X).sites)
+    named = {"module": "*.up", "prune": "activation", "role": "fprop", "format": "2:4"}
+    policy = {"schema": 1, "rule": [{**named, "method": "mse"}]}
+    with pytest.warns(NMWarning, match="nothing says which"):
+        report = nmcompile.explain(run, X, policy=policy)
+    assert not any(s.pruned for s in report.sites)
 
 
-class Branch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        one, other = (lambda x: self.a(x).tanh()), (lambda x: self.b(x).relu())
-        return torch.cond(x.sum() > 0, one, other, (x,))
-
-
-@pytest.mark.parametrize(("block", "products"), [(Block, 3), (Branch, 16)])
-def test_nothing_inside_is_pruned(block: Callable[[], nn.Module], products: int) -> None:
-    with pytest.warns(NMWarning, match="inside of a higher-order operator"):
-        report = nmcompile.explain(nn.Sequential(block(), block(), nn.Linear(16, 8)), X)
+def test_nothing_is_pruned_inside_of_other_operators() -> None:
+    with pytest.warns(NMWarning, match="nothing is pruned inside of cond"):
+        report = nmcompile.explain(network(Branch), X)
     inside = [s for s in report.sites if s.has(Code.IN_SUBGRAPH)]
-    assert len(inside) == products
+    assert len(inside) == 16
     assert not any(s.pruned for s in inside)
     assert [str(s.role) for s in report.sites if s.pruned] == ["fprop", "dgrad", "wgrad"]
     assert report.skipped == ()

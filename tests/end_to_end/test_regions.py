@@ -1,0 +1,54 @@
+"""A region computes what its modules would compute without it, and draws masks at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import nmcompile
+from tests.graph.calls import Block, Plain, network
+
+X = torch.randn(24, 16)
+
+
+def step(block: Callable[[], nn.Module], policy: str) -> list[Tensor]:
+    """Output and all gradients of one step."""
+    model, x = network(block), X.clone().requires_grad_()
+    y = torch.compile(model, backend="nm_sparse", options={"policy": policy})(x)
+    y.square().sum().backward()
+    return [y.detach(), x.grad, *(p.grad for p in model.parameters())]  # type: ignore[list-item]
+
+
+def test_masks_without_random_numbers_are_those_of_the_plain_model() -> None:
+    for policy in ("dense", "activations", "mse-gradients"):
+        plain, region = (step(block, policy) for block in (Plain, Block))
+        report = nmcompile.last_report()
+        assert bool(report.totals.pruned_sites) == (policy != "dense")
+        assert all(torch.equal(one, other) for one, other in zip(plain, region, strict=True))
+
+
+class Layer(nn.Linear):
+    """A region of one layer."""
+
+    @torch.compiler.nested_compile_region
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_every_call_draws_masks_of_its_own() -> None:
+    one, other = Layer(16, 16, bias=False), Layer(16, 16, bias=False)
+    other.load_state_dict(one.state_dict())
+    loss = torch.compile(
+        lambda x: (one(x) + other(x)).square().sum(),
+        backend="nm_sparse",
+        options={"policy": "gradients"},
+    )
+    drawn = []
+    for _ in range(2):
+        one.zero_grad()
+        other.zero_grad()
+        loss(X).backward()
+        drawn += [layer.weight.grad.clone() for layer in (one, other)]  # type: ignore[union-attr]
+    assert len({tuple(g.flatten().tolist()) for g in drawn}) == 4
