@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ class Planned(NamedTuple):
     def kernels(self) -> list[KernelSpec | MaskSpec]:
         """The kernels that would be generated for these graphs on a GPU, one for each launch."""
         specs: list[KernelSpec | MaskSpec] = []
-        for graph in [called for graph in self.graphs for called in reachable(graph)]:
+        for graph in itertools.chain.from_iterable(map(reachable, self.graphs)):
             copied = copy.deepcopy(graph)  # the one that is interpreted stays as it is
             devices = {v.device.type for n in copied.nodes if (v := _tensor(n)) is not None}
             kernels = Kernels(copied, tuple(sorted(devices)), lower=False)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import fx
+from torch._functorch._aot_autograd.descriptors import PlainAOTInput
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -85,7 +86,10 @@ def test_a_pass_without_a_key_turns_caching_off(configured: Any) -> None:
 
 def linear_graph() -> fx.Graph:
     f: Callable[..., Any] = torch.mm
-    return make_fx(f, tracing_mode="fake")(torch.randn(4, 8), torch.randn(8, 6)).graph
+    graph = make_fx(f, tracing_mode="fake")(torch.randn(4, 8), torch.randn(8, 6)).graph
+    for index, node in enumerate(graph.find_nodes(op="placeholder")):
+        node.meta["desc"] = PlainAOTInput(index)  # as AOTAutograd describes its inputs
+    return graph
 
 
 def test_users_come_first_and_only_our_own_mistakes_are_called_ours(
