@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nmcompile._torch import TorchDispatchMode, is_composite, tree_leaves
+from nmcompile._torch import HigherOrderOperator, TorchDispatchMode, is_composite, tree_leaves
 from nmcompile.graph.find_skipped import is_matrix, reason_of
 from nmcompile.graph.flops import flops
 from nmcompile.reason import Reason
@@ -45,6 +45,9 @@ class Count:
 class EagerProducts(TorchDispatchMode):  # type: ignore[misc]
     """Counts the products that run inside of it, by layer."""
 
+    #: Graphs that are interpreted call them; what one runs eagerly is not looked into.
+    supports_higher_order_operators = True
+
     def __init__(self, paths: dict[nn.Module, str]) -> None:
         super().__init__()
         self.found: dict[Layer, Count] = {}
@@ -67,7 +70,7 @@ class EagerProducts(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._unseen:
+        if self._unseen or isinstance(func, HigherOrderOperator):
             return func(*args, **kwargs)
         if torch.is_inference_mode_enabled() and is_composite(func):  # its parts are looked at
             with self:

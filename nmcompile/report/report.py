@@ -40,8 +40,8 @@ class GraphReport(Frozen):
     times: int | None = Field(
         default=1, description="how often that one runs it in a step; None where nobody knows"
     )
-    modules: int = Field(
-        default=1, description="how many modules that are compiled one by one share it"
+    modules: int | None = Field(
+        default=None, description="how many modules share it, where the region has all callers"
     )
     sharing: tuple[int, ...] = Field(
         default=(), description="ranks that share the computation, and draw the same masks"
@@ -68,7 +68,8 @@ class GraphReport(Frozen):
 
         A graph inside of another one so often each time, once where nobody knows.
         """
-        return (self.modules if self.calls is None else self.calls) * (self.times or 1)
+        modules = max(1, len(self.region)) if self.modules is None else self.modules
+        return (modules if self.calls is None else self.calls) * (self.times or 1)
 
     @property
     def decisions_digest(self) -> str:

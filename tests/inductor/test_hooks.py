@@ -88,7 +88,7 @@ def linear_graph() -> fx.Graph:
     f: Callable[..., Any] = torch.mm
     graph = make_fx(f, tracing_mode="fake")(torch.randn(4, 8), torch.randn(8, 6)).graph
     for index, node in enumerate(graph.find_nodes(op="placeholder")):
-        node.meta["desc"] = PlainAOTInput(index)  # as AOTAutograd describes its inputs
+        node.meta["desc"] = PlainAOTInput(8 + index)  # as AOTAutograd describes its inputs
     return graph
 
 
