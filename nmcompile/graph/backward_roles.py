@@ -11,7 +11,6 @@ derives is a guess, which explains the row of a report and is never pruned.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import replace
 
 from torch import fx
@@ -19,28 +18,33 @@ from torch import fx
 from nmcompile.gemm import Gemm, Op, OperandKind, Role, size_hint
 from nmcompile.graph.aten import argument, view_base
 from nmcompile.graph.grouped import is_grouped
+from nmcompile.graph.operand_kinds import Kinds
+from nmcompile.graph.weight_gradients import becomes_gradient, weight_gradients
 from nmcompile.reason import Code, Reason
 
+_GRADIENT = OperandKind.GRADIENT
 
-def assign_roles(
-    found: list[Gemm], weight_gradients: Collection[fx.Node], doubt: Reason | None
-) -> list[Gemm]:
+
+def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[Gemm]:
     """Give every product with a gradient operand its role and its forward product.
 
     Args:
         found: all products of a graph, with the kinds of their operands.
-        weight_gradients: what becomes the gradient of a parameter.
+        kinds: of every value of the graph.
         doubt: why no role in this graph can be derived: every one is a guess.
     """
     if doubt is not None:
         return [_guessed(g, doubt) for g in found]
     forward = [g for g in found if not _is_backward(g) and g.guess is None]
     differentiated = Counter(g.seq_nr for g in found if _is_backward(g) and not _has_weight(g))
+    to_weights = weight_gradients(found[0].node.graph, kinds) if found else set()
     roles = []
     for g in found:
-        if _is_backward(g):
+        if fused := _fused(g, forward, kinds, g.node in to_weights):
+            g = fused
+        elif _is_backward(g):
             is_twin = g.seq_nr is not None and differentiated[g.seq_nr] > 1
-            g = _with_role(g, _partner(g, forward), is_twin, g.node in weight_gradients)
+            g = _with_role(g, _partner(g, forward), is_twin, g.node in to_weights)
         elif g.guess is not None:
             g = _guessed(g, g.guess)
         roles.append(g)
@@ -55,6 +59,28 @@ def _guessed(gemm: Gemm, why: Reason) -> Gemm:
     op = _layer(gemm) if _has_weight(gemm) else Op.MATMUL
     backward = _is_backward(gemm) or why.code in (Code.IN_ENGINE, Code.BACKWARD_VALUE)
     return replace(gemm, op=op, role=Role.DGRAD if backward else Role.FPROP)
+
+
+def _fused(gemm: Gemm, forward: list[Gemm], kinds: Kinds, is_weight_gradient: bool) -> Gemm | None:
+    """A product of the gradient that a loss computes in its forward, ``D W`` or ``D^T X``.
+
+    Its backward only scales the result by the loss's own tangent: the result is a gradient, and so
+    is the factor beside the operand that the forward product reads as well.
+    """
+    if gemm.guess is None or gemm.guess.code is not Code.BACKWARD_VALUE or _is_backward(gemm):
+        return None
+    if not becomes_gradient(gemm.node, kinds):
+        return None
+    for partner in (g for g in forward if _belong_together(gemm, g) and g.op is not Op.MATMUL):
+        read = {_base(partner, o.arg): o.kind for o in partner.operands}
+        for own in gemm.operands:
+            kind = read.get(_base(gemm, own.arg))
+            if kind is OperandKind.WEIGHT or (kind is not None and is_weight_gradient):
+                role = Role.DGRAD if kind is OperandKind.WEIGHT else Role.WGRAD
+                lhs, rhs = (replace(o, kind=kind if o is own else _GRADIENT) for o in gemm.operands)
+                gemm = replace(gemm, lhs=lhs, rhs=rhs, forward=partner.node, guess=None)
+                return replace(gemm, op=partner.op, role=role)
+    return None
 
 
 def _layer(gemm: Gemm) -> Op:

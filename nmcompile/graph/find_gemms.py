@@ -37,7 +37,6 @@ from nmcompile.graph.gathered import gathered_rows
 from nmcompile.graph.grouped import grouped_products, is_grouped
 from nmcompile.graph.module_path import module_path
 from nmcompile.graph.operand_kinds import Kinds
-from nmcompile.graph.weight_gradients import weight_gradients
 from nmcompile.reason import Reason
 
 WEIGHT, ACTIVATION = OperandKind.WEIGHT, OperandKind.ACTIVATION
@@ -58,7 +57,7 @@ def find_gemms(graph: fx.Graph, kinds: Kinds, doubt: Reason | None = None) -> li
         if node.op == "call_function":
             finder = _grouped if is_grouped(node) else finders.get(node.target)
             found += finder(node, kinds) if finder else []
-    return assign_roles(found, weight_gradients(graph, kinds), doubt)
+    return assign_roles(found, kinds, doubt)
 
 
 def _matmul(node: fx.Node, kinds: Kinds) -> list[Gemm]:
@@ -134,7 +133,7 @@ def _gemm(
 ) -> Gemm:
     path, module_class = module_path(node)
     tensor = argument(node, lhs.arg).meta["val"]
-    of_operands = (kinds[argument(node, operand.arg)] for operand in (lhs, rhs))
+    involved = (argument(node, lhs.arg), argument(node, rhs.arg), node)
     return Gemm(
         node=node,
         op=op,
@@ -148,7 +147,7 @@ def _gemm(
         path=path,
         module_class=module_class,
         seq_nr=node.meta.get("seq_nr"),
-        guess=next((kind for kind in of_operands if isinstance(kind, Reason)), None),
+        guess=next((kind for n in involved if isinstance(kind := kinds[n], Reason)), None),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -137,9 +137,24 @@ def follow(new: fx.Node, old: fx.Node) -> None:
         new.meta["partitioner_tag"] = old.meta["partitioner_tag"]
 
 
+#: Set at nodes of the backward that AOTAutograd did not tag.
+_MARK = "nm_in_backward"
+
+
+def mark_backward(nodes: Iterable[fx.Node]) -> None:
+    """Let ``in_backward`` know nodes that depend on a tangent.
+
+    AOTAutograd tags what it differentiates itself, and not the backward of a custom Function that
+    Dynamo traced into the graph.
+    """
+    for node in nodes:
+        node.meta[_MARK] = True
+
+
 def in_backward(node: fx.Node) -> bool:
     """Whether the node belongs to the backward part of a joint graph."""
-    return node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")
+    tagged = node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")
+    return tagged or _MARK in node.meta
 
 
 def _fake_call(site: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

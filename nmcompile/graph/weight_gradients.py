@@ -1,7 +1,9 @@
-"""What becomes the gradient of a parameter through views, casts and sums alone.
+"""What becomes a gradient through views, casts, sums and scaling by one number alone.
 
-A product among them is a weight gradient whatever its forward looked like: Inductor may have
-written that without a product, or a custom Function may have multiplied in an operator of its own.
+A product that becomes a parameter's gradient so is a weight gradient whatever its forward looked
+like: Inductor may have written that without a product, or a custom Function may have multiplied in
+an operator of its own. What a loss computes in its forward, and its backward only scales by its
+tangent, is a gradient already, and linear in each of its factors.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import fx
 
 from nmcompile import _torch
 from nmcompile.gemm import OperandKind
-from nmcompile.graph.aten import CONVERSIONS, VIEWS
+from nmcompile.graph.aten import CONVERSIONS, VIEWS, added, argument, is_product
 from nmcompile.graph.operand_kinds import Kinds
 
 aten = torch.ops.aten
@@ -50,6 +52,7 @@ _SUMS = frozenset(
     ]
 )
 _COLLECTIVE = "_c10d_functional"
+_SCALES = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
 
 
 def weight_gradients(graph: fx.Graph, kinds: Kinds) -> set[fx.Node]:
@@ -64,9 +67,51 @@ def weight_gradients(graph: fx.Graph, kinds: Kinds) -> set[fx.Node]:
     found: set[fx.Node] = set()
     while stack:
         node = stack.pop()
-        if node in found:
-            continue
-        found.add(node)
-        if node.target in _SUMS or getattr(node.target, "namespace", None) == _COLLECTIVE:
-            stack.extend(node.all_input_nodes)
+        if node not in found:
+            found.add(node)
+            stack.extend(_summands(node))
     return found
+
+
+def becomes_gradient(node: fx.Node, kinds: Kinds) -> bool:
+    """Whether all that is made of a value is a gradient: it, times a tangent of one element."""
+    outputs = _torch.outputs_of(node.graph)
+    returned = {n for n, what, _ in outputs if what == "gradient"}
+    returned -= {n for n, what, _ in outputs if what != "gradient"}
+    stack, seen = [node], {node}
+    while stack:
+        value = stack.pop()
+        if not value.users:
+            return False
+        for user in value.users:
+            if user.op == "output":
+                if value not in returned:
+                    return False
+            elif value not in _summands(user):
+                if user.target is not aten.copy.default:  # which overwrites it
+                    return False
+            elif kinds[user] is not OperandKind.GRADIENT and user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return True
+
+
+def _summands(node: fx.Node) -> list[fx.Node]:
+    """The inputs of which a node is linear in each, with the same weight for all elements."""
+    if node.op != "call_function":
+        return []
+    if is_product(node):
+        return [n for n in [added(node)] if isinstance(n, fx.Node)]
+    if node.target is aten.copy.default:
+        return [argument(node, "src")]
+    if node.target in _SCALES:
+        tensors = [n for n in node.all_input_nodes if not _is_number(n)]
+        is_first = tensors == [node.args[0]]
+        return tensors if is_first or (len(tensors) == 1 and node.target is aten.mul.Tensor) else []
+    is_collective = getattr(node.target, "namespace", None) == _COLLECTIVE
+    return node.all_input_nodes if node.target in _SUMS or is_collective else []
+
+
+def _is_number(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, torch.Tensor) or value.numel() == 1

@@ -22,7 +22,9 @@ from nmcompile.capture.inputs import Capture
 from nmcompile.codegen.loader import record_kernels
 from nmcompile.errors import owned
 from nmcompile.execution.targets import fingerprint
+from nmcompile.gemm import OperandKind
 from nmcompile.graph.dump import readable
+from nmcompile.graph.insert import mark_backward
 from nmcompile.graph.subgraphs import mark_planned
 from nmcompile.inductor.options import KERNELS, Settings
 from nmcompile.inductor.place import place_of
@@ -79,6 +81,8 @@ class JointPass(_AfterTheUsers):
         if place is None:
             return
         before = readable(graph)
+        gradients = (n for n, kind in place.kinds.items() if kind is OperandKind.GRADIENT)
+        mark_backward(gradients)
         chosen = self.settings
         options = (chosen.policy, chosen.autotune, place.region, self.capture.ranks, chosen.target)
         about = (place.doubt, place.operator, place.times, max(1, len(chosen.region.paths)))

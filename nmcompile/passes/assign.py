@@ -66,10 +66,15 @@ def _warn_of_guesses(plan: Plan) -> None:
         warnings.warn(f"products are dense whose role is unknown: {why}", NMWarning, stacklevel=2)
 
 
+#: Where a product of two unknown operands may be a weight gradient.
+_OP_UNKNOWN = (Code.IN_ENGINE, Code.IN_FUNCTION, Code.IN_SUBGRAPH, Code.BACKWARD_VALUE)
+
+
 def _is_meant(gemm: Gemm, plan: Plan) -> bool:
     """Whether the policy prunes such a product in one of the roles that it may have."""
     paths = plan.region.each(gemm.path)
-    ops = {gemm.op, Op.LINEAR} if plan.doubt else {gemm.op}
+    assert gemm.guess is not None
+    ops = {gemm.op, Op.LINEAR} if gemm.guess.code in _OP_UNKNOWN else {gemm.op}
     sites = [replace(gemm, path=paths[0], role=role, op=op) for role in Role for op in ops]
     rules = [plan.policy.decide(site) for site in sites]
     return any(rule is not None and not rule.dense for rule in rules)

@@ -41,9 +41,60 @@ class FusedLoss(torch.autograd.Function):
 
 @pytest.mark.parametrize("metric", [False, True])
 def test_a_gradient_that_a_forward_computes_is_no_activation(metric: bool) -> None:
+    """Its backward only scales what was computed, so that its roles are known, too."""
+    x = torch.randn(12, 16, requires_grad=True)
+    assert outcome(lambda x: FusedLoss.apply(x, W, metric), x) == [
+        (("activation", "weight"), "activation"),
+        (("gradient", "weight"), "gradient"),
+        (("gradient", "activation"), "gradient"),
+    ]
+
+
+class Chunked(FusedLoss):
+    """As fused losses of large vocabularies do: a few rows at a time, written in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        dx, dw, loss = torch.empty_like(x), torch.zeros_like(w), x.new_zeros(())
+        for start in (0, 8):
+            rows = x[start : start + 8]
+            logits = rows @ w.t()
+            loss = loss + logits.logsumexp(-1).sum() - logits.sum() / 8
+            d = logits.softmax(-1) - 1 / 8
+            dx[start : start + 8] = d @ w
+            dw = torch.addmm(dw, d.t(), rows)
+        ctx.save_for_backward(dx, dw)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        dx, dw = ctx.saved_tensors
+        return dx * g, dw * g
+
+
+@pytest.mark.parametrize("policy", ["full", "full-exact"])
+def test_a_loss_in_chunks_behind_a_model(policy: str) -> None:
+    body, x = nn.Linear(16, 16), torch.randn(16, 16)
+    report = nmcompile.explain(lambda x: Chunked.apply(body(x).tanh(), W), x, policy=policy)
+    roles = [str(s.role) for s in report.sites]
+    assert roles == ["fprop", *["fprop", "dgrad", "wgrad"] * 2, "wgrad"]
+    assert report.totals.pruned_share == 1.0
+    exact = [s for s in report.sites if s.has(Code.READS_PRUNED)]
+    assert len(exact) == (3 if policy == "full-exact" else 0)
+
+
+def test_what_a_gradient_is_multiplied_with_may_be_anything() -> None:
+    """Behind a nonlinearity nothing says what a product's operand was."""
+
+    class Squared(FusedLoss):
+        @staticmethod
+        def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+            dx, dw = ctx.saved_tensors
+            return g * dx.square(), g * dw.tanh(), None
+
     x = torch.randn(12, 16, requires_grad=True)
     with pytest.warns(nmcompile.NMWarning, match="computed for the backward"):
-        found = outcome(lambda x: FusedLoss.apply(x, W, metric), x)
+        found = outcome(lambda x: Squared.apply(x, W, False), x)
     assert found == [
         (("activation", "weight"), "activation"),
         (("unknown", "weight"), None),
@@ -118,4 +169,5 @@ def test_a_step_traced_by_hand() -> None:
     with pytest.warns(nmcompile.NMWarning, match="computed for the backward"):
         report = nmcompile.rewrite(gm, weights="w_1").meta["nm_report"]
     guesses = [s.guess and s.guess.code for s in report.sites]
-    assert guesses == [None, Code.BACKWARD_VALUE, Code.BACKWARD_VALUE]
+    # Which of the results is a weight's gradient, such a graph does not say.
+    assert guesses == [None, None, Code.BACKWARD_VALUE]

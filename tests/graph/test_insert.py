@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import nmcompile
+from nmcompile import Policy, Rule
 from nmcompile.graph.insert import Inserter, in_backward
 
 
@@ -50,6 +53,29 @@ def test_what_is_inserted_for_the_backward_must_stay_there() -> None:
     assert new.meta["partitioner_tag"] == "must_be_in_backward"
     assert in_backward(new)
     assert in_backward(site)
+
+
+class Function(torch.autograd.Function):
+    """AOTAutograd does not tag its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, w)
+        return x @ w.t()
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, w = ctx.saved_tensors
+        return g @ w, g.t() @ x
+
+
+def test_the_backward_of_a_custom_function_is_one() -> None:
+    """Each side of the partition draws a seed of its own."""
+    w, x = torch.nn.Parameter(torch.randn(8, 16)), torch.randn(12, 16, requires_grad=True)
+    random = Rule(role="fprop", prune="weight", format="2:4", method="uniform")
+    policy = Policy(extends="gradients", rules=[random])
+    report = nmcompile.explain(lambda x: Function.apply(x, w).cos(), x, policy=policy)
+    assert report.graphs[0].after.count("aten.randint") == 2
 
 
 def test_graphs_without_a_partition_have_no_backward() -> None:
