@@ -167,32 +167,34 @@ def _module(value: Any) -> nn.Module | None:
 class Attempt:
     """A function that Dynamo is about to compile within a call of what ``torch.compile`` returned.
 
-    ``wrapper`` and ``whole`` are those of ``Caller``. ``versions`` is how many this call has of the
-    function already; Dynamo makes no more than ``limit`` and runs the function eagerly then.
+    ``wrapper`` and ``whole`` are those of ``Caller``. ``limit`` is how many versions of the
+    function there are where Dynamo makes no more and runs it eagerly; None where it compiles it.
     """
 
     wrapper: Any
     whole: nn.Module | None
     function: str
-    versions: int
-    limit: int
+    limit: int | None
+
+
+Ended = Callable[[Attempt, list[str], BaseException | None], None]
 
 
 class _End:
     """What happens at the end of the user's call: Dynamo runs it with its own clean-ups."""
 
-    def __init__(self, attempt: Attempt, ended: Callable[[Attempt, list[str]], None]) -> None:
+    def __init__(self, attempt: Attempt, ended: Ended) -> None:
         self.attempt, self.ended, self.before = attempt, ended, untraceable()
 
     def __call__(self) -> None:
-        if sys.exc_info()[0] is None:  # an error speaks for itself
-            self.ended(self.attempt, untraceable_since(self.before))
+        error = sys.exc_info()[1]  # of the call, which is about to be raised
+        self.ended(self.attempt, untraceable_since(self.before), error)
 
 
 def watch(
     backend: Any,
     started: Callable[[Attempt], None],
-    ended: Callable[[Attempt, list[str]], None],
+    ended: Ended,
 ) -> None:
     """Be told of what Dynamo compiles for ``backend``, and let each call have versions of its own.
 
@@ -204,8 +206,8 @@ def watch(
     Args:
         backend: a function that is given to ``torch.compile``, by name or as it is.
         started: called with everything that is about to be compiled.
-        ended: called once for each call of the user in which something was, when it returns;
-            its list has what Dynamo could not trace.
+        ended: called once for each call of the user in which something was, when it returns,
+            with what Dynamo could not trace, or when it raises, with the error.
     """
 
     def tell() -> str:
@@ -246,8 +248,10 @@ def _count_own(scope: dict[str, Any], wrapper: Any, whole: nn.Module | None) -> 
         size.num_cache_entries_with_same_id_matched_objs = min(
             own, size.num_cache_entries_with_same_id_matched_objs
         )
-    limit = private("torch._dynamo", "config").recompile_limit
-    return Attempt(wrapper, whole, scope["code"].co_name, own, limit)
+    config, number = private("torch._dynamo", "config"), scope["compile_id"].frame_compile_id
+    limits = [(own, config.recompile_limit), (number or 0, config.accumulated_recompile_limit)]
+    limit = next((most for found, most in limits if found >= most), None)
+    return Attempt(wrapper, whole, scope["code"].co_name, limit)
 
 
 def untraceable() -> Counter[str]:

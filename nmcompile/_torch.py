@@ -286,6 +286,7 @@ def outputs_of(graph: torch.fx.Graph) -> list[tuple[torch.fx.Node, str, Any]]:
     (output,) = graph.output_node().args
     values = output if isinstance(output, (list, tuple)) else [output]
     descs = graph.output_node().meta.get("desc") or [None] * len(values)
+    descs = descs[-len(values) :]  # tokens of effects come first, and are no output by then
     inputs = [_base(n.meta.get("desc")) for n in graph.nodes if n.op == "placeholder"]
     tangents = [_base(d.output) for d in inputs if type(d).__name__ == "TangentAOTInput"]
     found: list[tuple[torch.fx.Node, str, Any]] = []

@@ -8,6 +8,7 @@ How a graph is compiled is ``inductor``'s; what was done to it is kept here, for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +23,15 @@ from nmcompile._dynamo import (
     watch,
 )
 from nmcompile.capture.regions import check_indices, region_of
+from nmcompile.errors import NMError
 from nmcompile.inductor.compile_graph import compile_graph
 from nmcompile.inductor.options import read_options
 from nmcompile.policy import Policy
-from nmcompile.reason import Reason
+from nmcompile.reason import Code, Reason
 from nmcompile.report.history import History
 from nmcompile.report.nothing_pruned import (
+    call_failed,
+    eager_backward,
     limit_is_reached,
     no_graph_arrived,
     warn_of,
@@ -72,7 +76,9 @@ def nm_sparse(
         # It holds the backward graphs that were pruned together with their forward, and whatever
         # ran eagerly, in which nothing tells a gradient from an activation.
         dense = replace(settings, policy=Policy.recipe("dense"))
-        return compile_graph(gm, example_inputs, dense)[0]
+        graph, reports = compile_graph(gm, example_inputs, dense)
+        _history.remark(eager_backward(reports))
+        return graph
     if differentiates(gm):
         warn_of_derivatives(settings.policy)
         settings = replace(settings, policy=Policy.recipe("dense"))
@@ -98,20 +104,26 @@ def _reached(wrapper: Any) -> None:
 
 
 def _started(attempt: Attempt) -> None:
-    if attempt.versions >= attempt.limit:
+    if attempt.limit is not None:
         _note(attempt, limit_is_reached(attempt.function, attempt.limit))
 
 
-def _ended(attempt: Attempt, unsupported: list[str]) -> None:
-    if not getattr(attempt.wrapper, "nm_reached", False):
-        name = type(attempt.whole).__name__ if attempt.whole is not None else attempt.function
+def _ended(attempt: Attempt, unsupported: list[str], error: BaseException | None) -> None:
+    if getattr(attempt.wrapper, "nm_reached", False):
+        return
+    name = type(attempt.whole).__name__ if attempt.whole is not None else attempt.function
+    if error is None:
         _note(attempt, no_graph_arrived(name, unsupported))
+        return
+    with suppress(NMError):  # the policy cannot be read, which may be the error
+        _note(attempt, call_failed(name, error))
 
 
 def _note(attempt: Attempt, reason: Reason) -> None:
     kwargs = attempt.wrapper.kwargs
     policy = read_options(kwargs.get("mode"), kwargs.get("options"), attempt.wrapper).policy
-    if _history.note(attempt.wrapper, policy, reason, attempt.whole):
+    is_news = _history.note(attempt.wrapper, policy, reason, attempt.whole)
+    if is_news and reason.code is not Code.FAILED:  # an error speaks for itself
         warn_of(reason, policy)
 
 

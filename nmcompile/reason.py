@@ -66,9 +66,14 @@ class Code(StrEnum):
     DECOMPOSED = "decomposed"
     FUSED_ACTIVATION = "fused-activation"
     USER_KERNEL = "user-kernel"
+    FUSED_LAYER = "fused-layer"
+    SOLVER = "solver"
+    SPARSE_OPERAND = "sparse-operand"
     CUSTOM_OPERATOR = "custom-operator"
     # What happened to all of a model.
     NO_GRAPH = "no-graph"
+    FAILED = "failed"
+    DENSE_FRAME = "dense-frame"
     SOME_EAGER = "some-eager"
     RECOMPILE_LIMIT = "recompile-limit"
 

@@ -80,8 +80,11 @@ def test_a_dense_policy_does_not_warn_and_an_error_speaks_for_itself() -> None:
     torch.compile(Recurrent(), backend="nm_sparse", options={"policy": "dense"})(x)
     assert [note.code for note in nmcompile.last_report().notes] == [Code.NO_GRAPH]
     torch._dynamo.reset()
-    with pytest.raises(Exception, match=r"RNN, GRU, or LSTM|fullgraph"):
+    with pytest.raises(Exception, match="RNN, GRU, or LSTM"):
         torch.compile(Recurrent(), backend="nm_sparse", fullgraph=True)(x)
+    (note,) = nmcompile.last_report().notes
+    assert note.code is Code.FAILED
+    assert "nothing of Recurrent was compiled: " in note.text
 
 
 @torch._dynamo.config.patch(recompile_limit=2)

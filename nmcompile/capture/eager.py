@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nmcompile._torch import HigherOrderOperator, TorchDispatchMode, is_composite, tree_leaves
-from nmcompile.graph.find_skipped import is_matrix, reason_of
+from nmcompile._torch import TorchDispatchMode, is_composite, tree_leaves
+from nmcompile.graph.find_skipped import is_matrix, name_of, reason_of
 from nmcompile.graph.flops import flops
 from nmcompile.reason import Reason
 
@@ -45,7 +45,7 @@ class Count:
 class EagerProducts(TorchDispatchMode):  # type: ignore[misc]
     """Counts the products that run inside of it, by layer."""
 
-    #: Graphs that are interpreted call them; what one runs eagerly is not looked into.
+    #: They are called without the mode, so that nothing inside of them is seen.
     supports_higher_order_operators = True
 
     def __init__(self, paths: dict[nn.Module, str]) -> None:
@@ -70,7 +70,7 @@ class EagerProducts(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._unseen or isinstance(func, HigherOrderOperator):
+        if self._unseen:
             return func(*args, **kwargs)
         if torch.is_inference_mode_enabled() and is_composite(func):  # its parts are looked at
             with self:
@@ -85,7 +85,7 @@ class EagerProducts(TorchDispatchMode):  # type: ignore[misc]
         reason = reason_of(func, sum(map(is_matrix, tensors)))
         if one is None and reason is None:
             return
-        layer = Layer(*self._where(), str(func.overloadpacket), reason)
+        layer = Layer(*self._where(), name_of(func), reason)
         count = self.found.setdefault(layer, Count())
         count.calls += 1
         if one is None or count.flops is None:

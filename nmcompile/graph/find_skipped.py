@@ -20,6 +20,9 @@ from nmcompile.graph.higher_order import held_graphs
 from nmcompile.graph.module_path import module_path
 from nmcompile.reason import Code, Reason
 
+_FUSED_LAYER = Reason(
+    Code.FUSED_LAYER, "a whole layer in one operator: its products never leave it"
+)
 #: Operator name (without overload) or a prefix that ends in "*" -> why it is not rewritten.
 _REASONS: dict[str, Reason] = {
     "aten._scaled_dot_product_*": Reason(
@@ -50,6 +53,24 @@ _REASONS: dict[str, Reason] = {
     ),
     "aten._addmm_activation": Reason(
         Code.FUSED_ACTIVATION, "product fused with its activation before this pass saw it"
+    ),
+    "aten._transformer_encoder_layer_fwd": _FUSED_LAYER,
+    "aten._native_multi_head_attention": _FUSED_LAYER,
+    "aten.conv_tbc*": _FUSED_LAYER,
+    "aten._cdist_*": Reason(Code.SOLVER, "distances: the product inside is not visible"),
+    **dict.fromkeys(
+        (
+            *("aten.linalg_inv_ex", "aten.linalg_lu*", "aten.linalg_ldl*", "aten.linalg_qr"),
+            *("aten.linalg_cholesky*", "aten.linalg_eig*", "aten.linalg_lstsq"),
+            *("aten.linalg_solve_triangular", "aten.linalg_householder*", "aten.linalg_matrix_exp"),
+            *("aten._linalg_solve*", "aten._linalg_svd", "aten._linalg_eig*", "aten._linalg_det"),
+            *("aten._linalg_slogdet", "aten.cholesky_*", "aten.triangular_solve", "aten.ormqr"),
+        ),
+        Reason(Code.SOLVER, "a solver or decomposition of matrices, which multiplies inside"),
+    ),
+    **dict.fromkeys(
+        ("aten._cslt_sparse_mm", "aten._sparse_semi_structured*", "aten._sparse_mm*"),
+        Reason(Code.SPARSE_OPERAND, "a product with an operand that is sparse already"),
     ),
     "triton_kernel_wrapper_*": Reason(
         Code.USER_KERNEL, "the user's own kernel: its inside is not visible"
@@ -107,7 +128,7 @@ def find_skipped(graph: fx.Graph) -> list[Skipped]:
 
 
 def _skipped(node: fx.Node, target: Any, reason: Reason) -> Skipped:
-    name, value = _name(target), node.meta.get("val")
+    name, value = name_of(target), node.meta.get("val")
     path, module_class = module_path(node)
     backward = bool(node.meta.get("fwd_nn_module_stack")) or "backward" in name
     sizes = tuple(map(str, value.shape)) if isinstance(value, torch.Tensor) else ()
@@ -122,7 +143,7 @@ def reason_of(target: Any, matrices: int) -> Reason | None:
         target: an operator, or another function that a graph calls.
         matrices: how many it reads.
     """
-    reason = _reason(_name(target))
+    reason = _reason(name_of(target))
     if reason is None and _is_custom(target) and matrices > 1:
         text = "custom operator: a product inside is not visible"
         reason = Reason(Code.CUSTOM_OPERATOR, text)
@@ -144,7 +165,8 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
     return [arg for arg in node.args if isinstance(arg, fx.Node)]
 
 
-def _name(target: Any) -> str:
+def name_of(target: Any) -> str:
+    """An operator as reports call it, without overload."""
     packet = getattr(target, "overloadpacket", None)
     if packet is not None:
         return str(packet)

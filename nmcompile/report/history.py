@@ -75,6 +75,11 @@ class History:
         notes.append(reason)
         return True
 
+    def remark(self, reason: Reason | None) -> None:
+        """Add to the newest report what happened beside its graphs; None: nothing."""
+        if reason is not None and self._newest is not None and reason not in self._newest.notes:
+            self._newest.notes.append(reason)
+
     def _entry(self, owner: Any, policy: Policy, whole: nn.Module | None) -> _Compilation:
         entry = self._compilations.get(id(owner)) if owner is not None else None
         if entry is None or entry.policy != policy:

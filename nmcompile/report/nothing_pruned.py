@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from nmcompile.errors import NMWarning, nearest
 from nmcompile.policy import Policy, Rule
 from nmcompile.reason import Code, Reason
-from nmcompile.report.report import Report
+from nmcompile.report.report import GraphReport, Report
 
 
 def warn_if_nothing_pruned(report: Report, policy: Policy) -> None:
@@ -57,6 +57,28 @@ def no_graph_arrived(name: str, unsupported: Sequence[str]) -> Reason:
         Code.NO_GRAPH,
         f"nothing of {name} was compiled: all of it ran eagerly, and dense{_said(unsupported)}. "
         "Compile the parts that can be, on their own: nmcompile.compile(model, policy, each=...)",
+    )
+
+
+def call_failed(name: str, error: BaseException) -> Reason:
+    """Of a call that raised before a graph of it arrived."""
+    said = (str(error).splitlines() or [""])[0]
+    return Reason(
+        Code.FAILED, f"nothing of {name} was compiled: {type(error).__name__} was raised: {said}"
+    )
+
+
+def eager_backward(reports: Sequence[GraphReport]) -> Reason | None:
+    """Of a backward that compiled autograd captured; None if it multiplies nothing.
+
+    It holds the backwards of graphs that are reported as well, so that nothing can be counted.
+    """
+    if not any(graph.sites for graph in reports):
+        return None
+    return Reason(
+        Code.DENSE_FRAME,
+        "compiled autograd: the backward of what ran eagerly is compiled with the backwards of the "
+        "graphs, and is dense, since nothing tells its gradients from activations",
     )
 
 

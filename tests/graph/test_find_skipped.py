@@ -62,6 +62,14 @@ def test_what_inductor_writes_as_multiplications_is_listed_as_the_product_it_was
     assert [(s.target, s.flops) for s in skipped] == [("aten.bmm", 64.0), ("aten.dot", 16.0)]
 
 
+def test_a_solver_is_listed_and_a_norm_is_not() -> None:
+    def solve(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.solve(a @ a.t(), b) / torch.linalg.vector_norm(b)
+
+    skipped = nmcompile.explain(solve, torch.randn(8, 8), torch.randn(8, 4)).skipped
+    assert [(s.target, s.reason.code) for s in skipped] == [("aten._linalg_solve_ex", Code.SOLVER)]
+
+
 def test_a_multiplication_of_the_users_is_no_product() -> None:
     x = torch.randn(4, 8)
     assert nmcompile.explain(lambda x: (x * x).sum(1), x).skipped == ()

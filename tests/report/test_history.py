@@ -89,3 +89,13 @@ def test_a_note_is_kept_once_and_a_report_says_it_without_a_graph() -> None:
     report = history.last()
     assert (report.notes, report.graphs, report.uncompiled) == ((reason,), (), ("",))
     assert reason.text in str(report)
+
+
+def test_a_remark_goes_to_the_newest_report() -> None:
+    history, reason = History(), Reason(Code.DENSE_FRAME, "dense")
+    history.remark(reason)
+    history.add(Owner(), FULL, [graph(site())])
+    history.remark(None)
+    for _ in range(2):
+        history.remark(reason)
+    assert history.last().notes == (reason,)
