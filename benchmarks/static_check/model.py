@@ -17,6 +17,8 @@ LIMITS = {("mse", 1): 1.25, ("mvue", 1): 1.75, ("mse", 2): 1.5, ("mvue", 2): 2.2
 # Weighted instructions per element and orientation, without a prologue.
 MOST_WEIGHTED = {"mse": 10.0, "mvue": 18.0}
 SIDE = 8192
+# Bytes an element of what is packed: all of it, or its metadata alone.
+_PACKED = {"packed": 1.125, "kept": 0.125}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ def judge(case: Case, machine: Machine) -> Result:
     operand, programs = spec.operands[0], len(spec.operands)
     per_element = programs / elements
     pipe, clocks = busiest(machine.opcodes, case.arch)
-    floor = _loaded(spec.inputs) + 2 * spec.dense_results + 1.125 * len(spec.dims)
+    floor = _loaded(spec.inputs) + sum(_PACKED.get(i.shape, 0) for i in spec.inputs)
+    floor += 2 * spec.dense_results + 1.125 * len(spec.dims)
     microseconds = ratio = None
     if device := DEVICES.get(case.arch):
         memory = floor / device.bandwidth

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nmcompile.codegen.kernel_spec import Input, KernelSpec
+from nmcompile.compressed import packing
 
 
 def evaluate(spec: KernelSpec, inputs: Sequence[Tensor], rows: int, columns: int) -> list[Tensor]:
@@ -28,6 +29,10 @@ def evaluate(spec: KernelSpec, inputs: Sequence[Tensor], rows: int, columns: int
 
 
 def _broadcast(given: Input, x: Tensor, rows: int, columns: int) -> Tensor:
+    if given.layout is not None:
+        read = packing.unpack if given.shape == "packed" else packing.unpack_mask
+        x = read(x, rows, columns, given.layout)
+        return x.float() if x.is_floating_point() else x
     shape = {
         "full": (rows, columns),
         "per_column": (1, columns),

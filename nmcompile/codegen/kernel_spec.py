@@ -17,8 +17,11 @@ from pydantic import BaseModel, ConfigDict
 from nmcompile.codegen.pointwise import constant
 from nmcompile.compressed.layouts import Layout
 
-#: How an input ``[R, C]`` lies: all of it, one row ``[C]``, one column ``[R]``, one number.
-Shape = Literal["full", "per_column", "per_row", "scalar"]
+#: How an input ``[R, C]`` lies: all of it, one row ``[C]``, one column ``[R]``, one number; or
+#: packed, of which the operand is read ("packed") or its keep mask ("kept").
+Shape = Literal["full", "per_column", "per_row", "scalar", "packed", "kept"]
+PACKED: tuple[Shape, ...] = ("packed", "kept")
+Orientations = Literal["rows", "columns", "both", "dense"]
 
 STORAGE = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -28,12 +31,16 @@ class _Frozen(BaseModel):
 
 
 class Input(_Frozen):
-    """One tensor that the prologue reads; ``source`` is the operator that it comes from."""
+    """One tensor that the prologue reads; ``source`` is the operator that it comes from.
+
+    ``layout`` is that of a packed tensor, whose ``dtype`` is that of its values.
+    """
 
     name: str
     shape: Shape
     dtype: str
     source: str
+    layout: Layout | None = None
 
 
 class Statement(_Frozen):
@@ -62,7 +69,7 @@ class Operand(_Frozen):
     Attributes:
         value: the name.
         dims: orientations of the results: 1 compresses the operand along its columns, 0 its
-            transpose.
+            transpose; none where it is computed alone (``keep_dense``).
         keep_dense: whether the operand is also written as it is, for its other readers.
     """
 
@@ -71,10 +78,12 @@ class Operand(_Frozen):
     keep_dense: bool = False
 
     @property
-    def orientations(self) -> Literal["rows", "columns", "both"]:
+    def orientations(self) -> Orientations:
         """Which tile function of ``codegen.device`` does it."""
         if len(self.dims) == 2:
             return "both"
+        if not self.dims:
+            return "dense"
         return "rows" if self.dims[0] == 1 else "columns"
 
 
@@ -85,7 +94,7 @@ class KernelSpec(_Frozen):
         inputs, statements: the elementwise prologue.
         operands: what is compressed, all in the same orientations: one, or several that are
             computed from the same inputs and so from one read of them.
-        n, m, method, layout: as of ``nm::compress``.
+        n, m, method, layout: as of ``nm::compress``; of no meaning where nothing is compressed.
         dtype: of the operands, ``"bfloat16"`` or ``"float16"``.
     """
 
@@ -109,7 +118,7 @@ class KernelSpec(_Frozen):
         return sum(operand.keep_dense for operand in self.operands)
 
     @property
-    def orientations(self) -> Literal["rows", "columns", "both"]:
+    def orientations(self) -> Orientations:
         """Which tile function of ``codegen.device`` does it."""
         return self.operands[0].orientations
 
@@ -137,6 +146,8 @@ class KernelSpec(_Frozen):
         """A readable name, unique up to the digest."""
         targets = {s.name: s.target.split(".")[1] for s in self.statements}
         values = "_".join(targets.get(o.value, "copy") for o in self.operands)
+        if not self.dims:
+            return f"compute_{values}"
         return f"compress_{self.orientations}_{self.method}_{self.n}_{self.m}_{values}"
 
     @property

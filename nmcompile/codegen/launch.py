@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec
+from nmcompile.codegen.kernel_spec import PACKED, STORAGE, KernelSpec
 from nmcompile.codegen.loader import load
 from nmcompile.codegen.printer import parameters
+from nmcompile.compressed import cusparselt
 from nmcompile.compressed.hardware import has_triton
 from nmcompile.masks.formats import Method
 
@@ -38,10 +39,17 @@ def result_shapes(spec: KernelSpec, rows: int, columns: int) -> list[tuple[int, 
 
 
 def operand_shape(spec: KernelSpec, inputs: Sequence[Tensor]) -> tuple[int, int]:
-    """``(R, C)``, from the first input that is a whole operand."""
-    full = next(x for i, x in zip(spec.inputs, inputs, strict=True) if i.shape == "full")
-    rows, columns = full.shape
-    return rows, columns
+    """``(R, C)``, from the first input that is a whole operand, or a packed one without padding."""
+    return _operand_shape(spec, [x.shape for x in inputs])
+
+
+def _operand_shape(spec: KernelSpec, shapes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    by_shape = {i.shape: shape for i, shape in zip(spec.inputs, shapes, strict=True)}
+    if "full" in by_shape:
+        rows, columns = by_shape["full"]
+        return rows, columns
+    rows, columns = next(by_shape[shape] for shape in PACKED if shape in by_shape)
+    return rows, columns * 16 // 9  # a value for two elements, and one of metadata for sixteen
 
 
 def constants(
@@ -84,6 +92,9 @@ def run(
         seed, streams: as of ``nm::compress``.
     """
     first = inputs[0]
+    for i, x in zip(spec.inputs, inputs, strict=True):
+        if i.layout is not None:
+            cusparselt.check_readable(x, i.layout)
     alike = tuple((x.shape, x.stride(), x.data_ptr() % 16) for x in inputs)
     seed_at = None if seed is None else seed.data_ptr() % 16
     prepared = _prepare(spec, first.device, alike, seed_at, all(map(_is_int32, streams)))
@@ -134,8 +145,7 @@ def _prepare(
     Whatever else Triton makes kernels of their own for is a key too: where the seed lies, and
     whether the streams are 32-bit numbers.
     """
-    full = next(k for k, i in enumerate(spec.inputs) if i.shape == "full")
-    rows, columns = alike[full][0]
+    rows, columns = _operand_shape(spec, [shape for shape, _, _ in alike])
     dtype = getattr(torch, spec.dtype)
     prepared = _Prepared(spec, dtype, result_shapes(spec, rows, columns))
     if rows * columns:

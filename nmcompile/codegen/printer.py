@@ -11,7 +11,7 @@ from typing import Protocol
 
 import jinja2
 
-from nmcompile.codegen.kernel_spec import Input, KernelSpec, Statement
+from nmcompile.codegen.kernel_spec import PACKED, Input, KernelSpec, Statement
 from nmcompile.codegen.pointwise import FUNCTIONS
 
 _LOADS = {
@@ -19,9 +19,11 @@ _LOADS = {
     "per_column": ("load_per_column", "load_per_column({name}, at, C, FIT, ISA)"),
     "per_row": ("load_per_row", "load_per_row({name}, 1, at, R)"),
     "scalar": ("load_scalar", "load_scalar({name})"),
+    "packed": ("load_packed", 'load_packed({name}, at, R, C, "{layout}", FIT)'),
+    "kept": ("load_kept", 'load_kept({name}, at, R, C, "{layout}", FIT)'),
 }
 #: Inputs that a fragment has four pieces of; of the others there is one.
-_IN_PIECES = ("full", "per_column")
+_IN_PIECES = ("full", "per_column", *PACKED)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def _(spec: KernelSpec) -> str:
     packed_names = [i.name for i in spec.inputs] + _dense(spec)
     packed_names += [f"{i.name}_stride" for i in spec.inputs if i.shape == "full"]
     imports = {"round_words" if o.statements else "load_words" for o in operands}
-    imports |= {_LOADS[i.shape][0] for o in operands if o.statements for i in o.inputs}
+    read = [i for o in operands if o.statements for i in o.inputs]
+    imports |= {_LOADS[i.shape][0] for i in read if i.shape not in PACKED}
     if _dense(spec):
         imports.add("store_dense")
     called = [f for f in FUNCTIONS if any(f"{f}(" in s.expression for s in spec.statements)]
@@ -79,11 +82,13 @@ def _(spec: KernelSpec) -> str:
         spec=spec,
         operands=operands,
         what=_describe(spec),
+        tile_function=f"{'compress' if spec.dims else 'compute'}_{spec.orientations}",
         spec_lines=textwrap.wrap(spec.to_json(), 90, break_on_hyphens=False),
         imports=sorted(imports),
+        unpacking=sorted({_LOADS[i.shape][0] for i in read if i.shape in PACKED}),
         functions=called,
         packed_names=packed_names,
-        load=lambda i: _LOADS[i.shape][1].format(name=i.name),
+        load=lambda i: _LOADS[i.shape][1].format(name=i.name, layout=i.layout),
         pieces=_pieces,
         parameters=parameters(spec),
         # Else the streams 0, 1 and 16 would each be a kernel of their own.
@@ -113,6 +118,8 @@ def _describe(spec: KernelSpec) -> str:
     targets = {s.name: s.target for s in spec.statements}
     targets |= {i.name: i.source for i in spec.inputs}
     values = " and ".join(targets[o.value] for o in spec.operands)
+    if not spec.dims:
+        return f"{values} [R, C] in {spec.dtype}"
     along = {"rows": "its columns", "columns": "its rows", "both": "its columns and its rows"}
     return (
         f"{values} [R, C] in {spec.dtype}, {spec.n}:{spec.m} {spec.method} along "

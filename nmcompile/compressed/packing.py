@@ -212,6 +212,14 @@ def unpack(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
     return blocks.view(r_pad, c_pad)[:rows, :columns].contiguous()
 
 
+def unpack_mask(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
+    """The keep mask ``[rows, columns]``, bool, of a packed tensor; errors as of ``unpack``."""
+    ones = packed.contiguous().clone()
+    split(ones, rows, columns, layout)[0].fill_(1)
+    kept: Tensor = unpack(ones, rows, columns, layout) != 0
+    return kept
+
+
 def kept_indices(packed: Tensor, rows: int, columns: int, layout: Layout) -> Tensor:
     """The two indices of every block, ``[R_pad, C_pad / 4, 2]`` int64, of a packed operand."""
     r_pad, c_pad = layout.padded(rows, columns)

@@ -38,6 +38,11 @@ class Order:
         """Whether the value has the operand's elements in memory without gaps."""
         return self.by_size(node) == ("full",)
 
+    def has_shape(self, node: fx.Node) -> bool:
+        """Whether the value is ``[R, C]``."""
+        sizes = node.meta["val"].shape
+        return len(sizes) == 2 and _same(sizes[0], self.rows) and _same(sizes[1], self.columns)
+
     def is_broadcast(self, node: fx.Node) -> bool:
         """Whether the node expands a smaller value over the operand."""
         return is_expanded(node) and self.lies(node.all_input_nodes[0], node) not in (None, "full")

@@ -5,6 +5,8 @@ shape in the graph (``[B, T, C]``, or ``[N, C, H, W]`` channels-last, for an ope
 what is smaller is read as a broadcast. Which producers these are is a question of bytes: those
 whose inputs are the fewest to read, where an input counts twice that would be written for the
 kernel alone. That is a minimum cut between the operands and what no kernel can compute.
+
+What is unpacked from a packed operand is read as it is packed, by its own bytes, and never written.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from nmcompile.graph.aten import (
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.memory import Memory, bytes_of, is_inlined
 from nmcompile.graph.order import Order, is_dense, is_expanded, is_same_memory, memory_order
+from nmcompile.graph.unpacked import Unpacked, as_input, bytes_read, is_unpadded, unpacked
 
 aten = torch.ops.aten
 
@@ -85,6 +88,10 @@ class Prologue:
         node = next(n for n, i in self._leaves.items() if i is given or i == given)
         if given.shape == "scalar":
             return node
+        call = self._packed(node)
+        if call is not None:
+            packed: fx.Node = call.packed
+            return packed
         if given.shape == "full":
             known = isinstance(self.order.columns, int)
             wanted = [-1, self.order.columns] if known else [self.order.rows, -1]
@@ -109,7 +116,7 @@ class Prologue:
         leaves = self._cut(fitting, memory)
         members = self._between(leaves, fitting)
         full = [n for n in leaves if self.order.is_whole(n)]
-        if not members or not full or len(leaves) > _MOST_INPUTS:
+        if not members or not self._gives_sizes(full) or len(leaves) > _MOST_INPUTS:
             return False
         self._members = sorted(members)
         reads = [(o, m) for m in self._members for o in self._operands(m) if o not in members]
@@ -121,8 +128,36 @@ class Prologue:
         for operand, member in reads:
             if operand not in self._leaves:
                 self._read(operand, self.order.lies(operand, member))
-        self.bytes = sum(_cost(leaf, memory) for leaf in leaves)
+        self.bytes = self._read_bytes(leaves, memory)
         return True
+
+    def _gives_sizes(self, full: list[fx.Node]) -> bool:
+        """Whether ``(R, C)`` can be told from these inputs."""
+        calls = [self._packed(node) for node in full]
+        return any(call is None or is_unpadded(call) for call in calls)
+
+    def _packed(self, node: fx.Node) -> Unpacked | None:
+        """How the value is unpacked, where the kernel reads what is packed instead."""
+        return unpacked(node) if self.order.has_shape(node) else None
+
+    def _cost(self, node: fx.Node, memory: Memory) -> int:
+        """Bytes of reading the value, and of writing it where that is for the kernel alone.
+
+        One byte more decides between a value that would be written and what it is computed from.
+        """
+        call = self._packed(node)
+        if call is not None:
+            return bytes_read(call)
+        return bytes_of(node) if memory.holds(node) else 2 * bytes_of(node) + 1
+
+    def _read_bytes(self, leaves: set[fx.Node], memory: Memory) -> int:
+        """Bytes of all inputs; of an operand and its mask, which lie in one tensor, one counts."""
+        found: dict[fx.Node, int] = {}
+        for leaf in leaves:
+            call = self._packed(leaf)
+            tensor = leaf if call is None else call.packed
+            found[tensor] = max(found.get(tensor, 0), self._cost(leaf, memory))
+        return sum(found.values())
 
     def _fitting(self) -> set[fx.Node]:
         """Every producer of the bases that a kernel could compute."""
@@ -154,7 +189,7 @@ class Prologue:
             if node in self.bases or view or not self._is_input(node):
                 flow.add_edge((node, "in"), (node, "out"))
             else:
-                flow.add_edge((node, "in"), (node, "out"), capacity=_cost(node, memory))
+                flow.add_edge((node, "in"), (node, "out"), capacity=self._cost(node, memory))
         try:
             _, (left, _) = networkx.minimum_cut(flow, "memory", "kernel")
         except networkx.NetworkXUnbounded:
@@ -220,8 +255,9 @@ class Prologue:
     def _read(self, node: fx.Node, shape: Shape | None) -> None:
         dtype = str(node.meta["val"].dtype).removeprefix("torch.")
         assert shape is not None
-        name = self._names.of(node)
-        self._leaves[node] = Input(name=name, shape=shape, dtype=dtype, source=_source(node))
+        name, call = self._names.of(node), self._packed(node)
+        given = Input(name=name, shape=shape, dtype=dtype, source=_source(node))
+        self._leaves[node] = given if call is None else as_input(call, name)
 
     def _expression(self, node: fx.Node) -> str | None:
         if node.target is aten.pow.Tensor_Scalar:
@@ -270,14 +306,6 @@ def _source(node: fx.Node) -> str:
     while is_item(node):
         node = node.all_input_nodes[0]
     return str(node.target) if node.op == "call_function" else "input"
-
-
-def _cost(node: fx.Node, memory: Memory) -> int:
-    """Bytes of reading the value, and of writing it where that is for the kernel alone.
-
-    One byte more decides between a value that would be written and what it is computed from.
-    """
-    return bytes_of(node) if memory.holds(node) else 2 * bytes_of(node) + 1
 
 
 def _is_pair(vertex: Any) -> bool:

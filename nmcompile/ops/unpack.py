@@ -24,10 +24,7 @@ def _decompress(call: Decompress) -> Tensor:
 
 
 def _unpack_mask(call: UnpackMask) -> Tensor:
-    layout, ones = Layout.parse(call.layout), call.packed.contiguous().clone()
-    packing.split(ones, call.rows, call.columns, layout)[0].fill_(1)
-    kept: Tensor = packing.unpack(ones, call.rows, call.columns, layout) != 0
-    return kept
+    return packing.unpack_mask(call.packed, call.rows, call.columns, Layout.parse(call.layout))
 
 
 def _compress_like(call: CompressLike) -> Tensor:

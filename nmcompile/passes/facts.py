@@ -21,6 +21,7 @@ from nmcompile.ops.schemas import (
     PruneRagged,
     UnpackMask,
 )
+from nmcompile.passes.compute_unpacked import computable
 from nmcompile.passes.free_layout import bound
 from nmcompile.passes.lower_kernels import can_lower, kernel_nodes
 from nmcompile.passes.lower_products import library_takes
@@ -114,6 +115,12 @@ def layouts_free(kernels: Kernels) -> Iterator[str]:
     """No layout is asked for in vain on the CPU."""
     for node in bound(kernels):
         yield f"{node} draws no random numbers and asks for the strides that were traced"
+
+
+def unpacked_in_kernels(kernels: Kernels) -> Iterator[str]:
+    """No value that Inductor writes for a product is computed from dense copies of packed ones."""
+    for node, _ in computable(kernels):
+        yield f"{node} is computed from operands that are unpacked for it"
 
 
 def kernels_generated(kernels: Kernels) -> Iterator[str]:

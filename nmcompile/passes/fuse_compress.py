@@ -33,6 +33,7 @@ from nmcompile.graph.aten import FLAT_VIEWS, item_index
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.memory import Memory, bytes_of, readers, reads_inside
 from nmcompile.graph.prologue import Prologue
+from nmcompile.graph.unpacked import bytes_read, unpacked
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Compress, FusedCompress
 from nmcompile.passes.plan import Kernels
@@ -201,7 +202,13 @@ def _moved(kernels: list[_Kernel], leaves: set[fx.Node], memory: Memory) -> int:
             dead.add(member)
     computed = [leaf for leaf in leaves if memory.holds(leaf)]
     inside = [leaf for leaf in computed if _is_computed_with(leaf, dead)]
-    return sum(k.bytes for k in kernels) + sum(map(bytes_of, inside))
+    return sum(k.bytes for k in kernels) + sum(map(_bytes_inside, inside))
+
+
+def _bytes_inside(leaf: fx.Node) -> int:
+    """Bytes that Inductor's kernels read for the value, and what it takes to have it unpacked."""
+    call = unpacked(leaf)
+    return bytes_of(leaf) if call is None else 2 * bytes_of(leaf) + bytes_read(call)
 
 
 def _is_computed_with(leaf: fx.Node, dead: set[fx.Node]) -> bool:

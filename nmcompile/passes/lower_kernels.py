@@ -74,9 +74,10 @@ def can_lower(node: fx.Node) -> bool:
         return False
     if node.target is not FusedCompress.operator:
         return masks.has_kernel(first.dtype)
-    layout = spec_of(FusedCompress.of(node).spec).layout
+    spec = spec_of(FusedCompress.of(node).spec)
+    layouts = {spec.layout, *(i.layout for i in spec.inputs if i.layout is not None)}
     with _torch.real_tensors():
-        return cusparselt.reads(layout, first)
+        return all(cusparselt.reads(layout, first) for layout in layouts)
 
 
 def mask_spec(node: fx.Node) -> masks.MaskSpec | None:

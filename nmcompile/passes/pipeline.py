@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nmcompile.passes import facts
 from nmcompile.passes.assign import assign
+from nmcompile.passes.compute_unpacked import compute_unpacked
 from nmcompile.passes.convolution_as_matmul import (
     backward_convolution_as_matmul,
     forward_convolution_as_matmul,
@@ -68,6 +69,8 @@ POST_GRAD: tuple[Pass, ...] = (
     Pass(share_pruned, leaves=[facts.one_read_for_all_masks]),
     # and where no random number follows memory, Inductor chooses the layout
     Pass(free_layout, leaves=[facts.layouts_free]),
+    # what products read of packed operands: one kernel, nothing dense in between
+    Pass(compute_unpacked, leaves=[facts.unpacked_in_kernels]),
     # elementwise producers and compression: one kernel
     Pass(fuse_compress, leaves=[facts.kernels_generated]),
     # of kernels that read the same, first the one after which most is free

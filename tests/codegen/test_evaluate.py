@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 from nmcompile.codegen.evaluate import evaluate
 from nmcompile.codegen.launch import operand_shape
+from nmcompile.compressed import packing
+from nmcompile.compressed.layouts import Layout
 from tests.kernels.specs import inputs_of, spec
 from tests.passes.fused import compress, fused, half
 
@@ -48,3 +50,15 @@ def test_a_mask_chooses_and_its_other_values_do_not_count() -> None:
     x[~mask] = torch.nan
     (found,) = evaluate(kind, [x, mask, skip], 4, 8)
     assert torch.equal(found, (torch.where(mask, x.float() * 1.25, 0.0) + skip).to(torch.bfloat16))
+
+
+def test_what_is_packed_is_read_as_it_was_before() -> None:
+    """Its mask, and with it the operand, of any layout."""
+    for layout in (Layout.CUSPARSELT_SM90, Layout.CUTLASS_SM80):
+        kind = spec("masked_packed", dims=(), layout=layout, dtype="bfloat16")
+        dy, packed, gate = inputs_of(kind, 5, 8)
+        mask = packing.unpack_mask(packed, 5, 8, layout)
+        pruned = packing.unpack(gate, 5, 8, layout)
+        expected = torch.where(mask, dy.float(), -1.0) * pruned.float()
+        (found,) = evaluate(kind, [dy, packed, gate], 5, 8)
+        assert torch.equal(found, expected.to(torch.bfloat16))

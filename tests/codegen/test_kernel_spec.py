@@ -34,6 +34,12 @@ def test_its_name_says_what_it_does(dims: tuple[int, ...], orientations: str) ->
     assert spec(dims=dims).name == f"compress_{orientations}_mse_2_4_copy"
 
 
+def test_a_kernel_that_compresses_nothing_computes() -> None:
+    kind = spec("packed_alone", dims=())
+    assert (kind.orientations, kind.dims, kind.dense_results) == ("dense", (), 1)
+    assert kind.name == "compute_where"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_spec_of_the_operator_itself_reads_one_operand(dtype: torch.dtype) -> None:
     kind = identity(dtype, (1, 0), 2, 4, "mse", "row_major")

@@ -12,9 +12,10 @@ import torch
 from nmcompile.codegen import launch
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.printer import parameters
-from nmcompile.compressed import packing
+from nmcompile.compressed import cusparselt, packing
+from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
-from tests.kernels.specs import all_specs, inputs_of, spec
+from tests.kernels.specs import UNPADDED, all_specs, inputs_of, spec
 
 EVERY = list(dict.fromkeys(all_specs()))
 CONSTANTS = {"ROWS", "COLUMNS", "FIT", "ISA"}
@@ -209,3 +210,21 @@ def test_for_which_operands_a_kernel_is_generated(
         assert launch.is_generated(torch.zeros(1, dtype=dtype), method) is (
             generated and has_triton
         )
+
+
+def test_sizes_follow_from_a_packed_input_alone() -> None:
+    for layout in [layout for layout in Layout if not layout.opaque]:
+        kind = spec("packed_alone", dims=(), layout=layout)
+        assert launch.operand_shape(kind, inputs_of(kind, *UNPADDED)) == UNPADDED
+
+
+def test_what_the_library_packed_itself_is_not_read(
+    kernel: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = spec("packed_alone", dims=())
+    inputs = inputs_of(kind, *UNPADDED)
+    launch.run(kind, inputs, None, [])
+    assert (kernel.given["R"], kernel.given["C"]) == UNPADDED
+    monkeypatch.setattr(cusparselt, "reads", lambda *_: False)
+    with pytest.raises(RuntimeError, match="cannot unpack"):
+        launch.run(kind, inputs, None, [])

@@ -7,6 +7,7 @@ import ast
 import pytest
 
 from nmcompile.codegen.printer import parameters, print_kernel
+from nmcompile.compressed.layouts import Layout
 from tests.kernels.specs import all_specs, spec
 
 
@@ -43,3 +44,11 @@ def test_both_orders_of_the_orientations_write_the_right_results() -> None:
     first, second = (print_kernel(spec(dims=d, method="mvue")) for d in ((1, 0), (0, 1)))
     assert "packed0, packed1, R, C, tl.load(seed), stream0, stream1," in first
     assert "packed1, packed0, R, C, tl.load(seed), stream1, stream0," in second
+
+
+def test_what_is_packed_is_loaded_in_its_own_layout() -> None:
+    source = print_kernel(spec("packed_alone", dims=(), layout=Layout.CUTLASS_SM80))
+    assert 'load_packed(gate, at, R, C, "cutlass_sm80", FIT)' in source
+    assert 'load_kept(mask, at, R, C, "cutlass_sm80", FIT)' in source
+    assert "compute_dense(\n        operand0, inputs, R, C, ROWS, COLUMNS, FIT, ISA," in source
+    assert "packed0" not in source

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nmcompile.graph.order import Order, is_dense, is_expanded, is_same_memory
@@ -62,3 +63,12 @@ def test_what_is_dense() -> None:
     x = half(4, 6, 8)
     assert all(map(is_dense, (x, x.permute(2, 0, 1), x[:2], x[:1, :2].transpose(0, 2))))
     assert not any(map(is_dense, (x[:, ::2], x[:, :, :4], x[:, :1].expand(4, 6, 8))))
+
+
+def test_a_value_has_the_shape_of_the_operand_or_its_size_alone() -> None:
+    graph = fx.Graph()
+    order = Order(8, 32)
+    for shape, same in (((8, 32), True), ((32, 8), False), ((2, 4, 32), False), ((256,), False)):
+        node = graph.placeholder("x")
+        node.meta["val"] = torch.empty(shape)
+        assert order.has_shape(node) is same

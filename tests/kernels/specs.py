@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from nmcompile.codegen.kernel_spec import Input, KernelSpec, Operand, Statement
+from nmcompile.codegen.kernel_spec import PACKED, Input, KernelSpec, Operand, Statement
 from nmcompile.codegen.pointwise import EXPRESSIONS
+from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
+from nmcompile.masks.formats import NMFormat
 
 aten = torch.ops.aten
 
@@ -22,7 +24,8 @@ def statement(name: str, target: Any, *arguments: Any) -> Statement:
 
 
 def given(name: str, shape: Any = "full", dtype: str = "float16") -> Input:
-    return Input(name=name, shape=shape, dtype=dtype, source="input")
+    layout = Layout.CUSPARSELT_SM90 if shape in PACKED else None
+    return Input(name=name, shape=shape, dtype=dtype, source="input", layout=layout)
 
 
 #: Inputs and statements of each prologue.
@@ -102,7 +105,23 @@ PROLOGUES: dict[str, tuple[tuple[Input, ...], tuple[Statement, ...]]] = {
             statement("result", aten.where.self, "off", 0.0, "dy"),
         ),
     ),
+    "masked_packed": (
+        (given("dy"), given("mask", "kept"), given("gate", "packed")),
+        (
+            statement("masked", aten.where.self, "mask", "dy", -1.0),
+            statement("result", aten.mul.Tensor, "masked", "gate"),
+        ),
+    ),
+    "packed_alone": (
+        (given("mask", "kept"), given("gate", "packed"), given("up", "packed")),
+        (
+            statement("both", aten.mul.Tensor, "gate", "up"),
+            statement("result", aten.where.self, "mask", "both", -1.0),
+        ),
+    ),
 }
+#: Without a whole input, kernels know the sizes of operands alone that need no padding.
+UNPADDED = (128, 128)
 SIZES = [(64, 128), (40, 72), (3, 5)]
 
 
@@ -122,7 +141,7 @@ def spec(
     value = statements[-1].name if statements else inputs[0].name
     operand = Operand(value=value, dims=dims, keep_dense=keep_dense and bool(statements))
     return KernelSpec(
-        inputs=inputs,
+        inputs=laid(inputs, layout),
         statements=statements,
         operands=(operand,),
         n=format[0],
@@ -131,6 +150,11 @@ def spec(
         layout=layout,
         dtype=dtype,
     )
+
+
+def laid(inputs: tuple[Input, ...], layout: Layout) -> tuple[Input, ...]:
+    """The inputs, those that are packed in this layout."""
+    return tuple(i.model_copy(update={"layout": layout}) if i.layout else i for i in inputs)
 
 
 def all_specs() -> Iterator[KernelSpec]:
@@ -147,12 +171,15 @@ def all_specs() -> Iterator[KernelSpec]:
 def fused_specs() -> Iterator[tuple[str, KernelSpec]]:
     """Every prologue once, by name; one more that keeps no dense result."""
     every_dims = [(1,), (0,), (1, 0)]
-    for k, name in enumerate(PROLOGUES):
+    with_sizes = [name for name in PROLOGUES if name != "packed_alone"]
+    for k, name in enumerate(with_sizes):
         yield name, spec(name, dims=every_dims[k % 3], method=("mse", "mvue")[k % 2])
     yield (
         "silu_mul_bias alone",
         spec("silu_mul_bias", dims=(0, 1), method="mvue", keep_dense=False),
     )
+    yield "masked_packed, computed alone", spec("masked_packed", dims=())
+    yield "masked_packed in both", spec("masked_packed", dims=(1, 0), method="mvue")
     for method in ("mse", "mvue"):
         yield f"two operands, {method}", two_operands(method)
 
@@ -191,6 +218,7 @@ def inputs_of(spec: KernelSpec, rows: int, columns: int, seed: int = 0) -> list[
         "per_column": (columns,),
         "per_row": (rows, 1),
         "scalar": (1,),
+        **dict.fromkeys(PACKED, (rows, columns)),
     }
     values = []
     for i in spec.inputs:
@@ -200,5 +228,9 @@ def inputs_of(spec: KernelSpec, rows: int, columns: int, seed: int = 0) -> list[
             flat[::7], flat[3::11], flat[4::11], flat[5::13] = 0, 1, -1, -0.0
             if not spec.statements:
                 flat[1::97], flat[2::101] = torch.nan, torch.inf
+        if i.layout is not None:
+            x = x.to(getattr(torch, i.dtype))
+            values.append(packing.compress(x, None, 0, NMFormat(2, 4), 1, "mse", i.layout))
+            continue
         values.append((x > 0) if i.dtype == "bool" else x.to(getattr(torch, i.dtype)))
     return values

@@ -268,6 +268,29 @@ def prune_again(kernels: Kernels) -> None:
     replace(Prune.of(first), dims=[0]).write(again)
 
 
+def unpacked() -> Kernels:
+    """A product that reads what is computed from a packed operand."""
+
+    def f(gradient: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+        doubled = nm.decompress(packed, 64, 32, "row_major") * 2.0
+        result: torch.Tensor = nm.mm(gradient, doubled, 64, "row_major", None, False, True)
+        return result
+
+    tensors = (torch.zeros(64, 36, dtype=torch.bfloat16), torch.zeros(64, 18, dtype=torch.bfloat16))
+    return Kernels(make_fx(f, tracing_mode="fake")(*tensors).graph, ("cpu",))
+
+
+def computed() -> Kernels:
+    kernels = unpacked()
+    run(POST_GRAD, kernels, "graph")
+    return kernels
+
+
+@case(computed, facts.unpacked_in_kernels, "is computed from operands that are unpacked for it")
+def unpack_for_inductor(kernels: Kernels) -> None:
+    kernels.graph = unpacked().graph
+
+
 @case(generated, facts.kernels_generated, "compress_default of torch.bfloat16 on cpu could be")
 def compress_what_no_kernel_does(kernels: Kernels) -> None:
     fused = FusedCompress.nodes(kernels.graph)[0]

@@ -68,7 +68,7 @@ def fit_of(
     aligned = (
         columns % 16 == 0
         and rows * columns < _LARGE
-        and tile_rows * max(columns, *strides) < _WIDE
+        and tile_rows * max([columns, *strides]) < _WIDE
         and all(stride % 8 == 0 for stride in strides)
         and all(address % 16 == 0 for address in addresses)
     )
@@ -97,9 +97,12 @@ def tile(orientations: str, method: str) -> Tile:
     both directions.
 
     Args:
-        orientations: "rows", "columns" or "both".
+        orientations: "rows", "columns", "both", or "dense" where nothing is compressed.
         method: "mse" or "mvue"; the same tiles suit both at present.
     """
-    return {"rows": Tile(64, 256, 8), "columns": Tile(256, 64, 4), "both": Tile(128, 128, 4)}[
-        orientations
-    ]
+    return {
+        "rows": Tile(64, 256, 8),
+        "dense": Tile(64, 256, 8),
+        "columns": Tile(256, 64, 4),
+        "both": Tile(128, 128, 4),
+    }[orientations]

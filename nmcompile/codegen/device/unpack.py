@@ -11,14 +11,14 @@ import triton.language as tl
 
 
 @triton.jit
-def nibble_number(r, g, rows, columns, LAYOUT: tl.constexpr):
-    """2 * byte + high nibble, of block g in row r of the padded ``[rows, columns]`` operand."""
+def nibble_place(r, g, rows, columns, LAYOUT: tl.constexpr):
+    """Byte of the metadata and its nibble, 0 or 1, of block g in row r of the padded operand."""
     if LAYOUT == "row_major":
-        number = r * (columns // 4) + g
+        byte, high = r * (columns // 8) + g // 2, g % 2
     elif LAYOUT == "cusparselt_sm90":
         tile = r // 64 * (columns // 32) + g // 8
         byte = tile * 256 + r % 64 // 16 * 64 + r % 8 * 8 + g % 4 * 2 + g % 8 // 4
-        number = 2 * byte + r // 8 % 2
+        high = r // 8 % 2
     else:
         word = r % 8 * 8 + r % 32 // 16 * 4 + g % 8 // 4 * 2 + r % 16 // 8
         if LAYOUT == "cutlass_sm80":
@@ -26,18 +26,24 @@ def nibble_number(r, g, rows, columns, LAYOUT: tl.constexpr):
         else:
             tile = g // 16 * (rows // 128) + r // 128
             word += tile * 512 + g % 16 // 8 * 256 + r % 128 // 32 * 64
-        number = 4 * word + g % 4
-    return number
+        byte, high = 2 * word + g % 4 // 2, g % 2
+    return byte, high
+
+
+@triton.jit
+def indices_in(byte, high):
+    """The two kept indices in a byte of metadata, ``high`` or low nibble."""
+    nibble = byte.to(tl.int32) >> (4 * high).to(tl.int32)
+    return nibble & 3, (nibble >> 2) & 3
 
 
 @triton.jit
 def kept_pair(blob, r, g, rows, columns, inside, LAYOUT: tl.constexpr):
     """The two indices of a block, and its place in the values (a word for each block)."""
     metadata = blob.to(tl.pointer_type(tl.int8)) + tl.cast(rows, tl.int64) * columns
-    number = nibble_number(r, g, rows, columns, LAYOUT)
-    byte = tl.load(metadata + number // 2, mask=inside, other=0).to(tl.int32)
-    nibble = byte >> (number % 2 * 4).to(tl.int32)
-    return nibble & 3, (nibble >> 2) & 3, r * (columns // 4) + g
+    at, high = nibble_place(r, g, rows, columns, LAYOUT)
+    i0, i1 = indices_in(tl.load(metadata + at, mask=inside, other=0), high)
+    return i0, i1, r * (columns // 4) + g
 
 
 @triton.jit
