@@ -6,7 +6,8 @@ what is smaller is read as a broadcast. Which producers these are is a question 
 whose inputs are the fewest to read, where an input counts twice that would be written for the
 kernel alone. That is a minimum cut between the operands and what no kernel can compute.
 
-What is unpacked from a packed operand is read as it is packed, by its own bytes, and never written.
+What is unpacked from a packed operand is read as it is packed, by its own bytes, and nothing that
+follows from it is written for a kernel.
 """
 
 from __future__ import annotations
@@ -183,10 +184,12 @@ class Prologue:
                 flow.add_edge((operand, "out"), (node, "in"))
                 if operand not in fitting:
                     flow.add_edge("memory", (operand, "in"))
+        unpacking = self._unpacking(fitting)
         for node in {n for n, _ in filter(_is_pair, flow)}:
             # What a view looks at is read rather than the view: another one may look there too.
             view = node in fitting and is_same_memory(node)
-            if node in self.bases or view or not self._is_input(node):
+            unpacked_for_it = node in unpacking and not memory.holds(node)
+            if node in self.bases or view or unpacked_for_it or not self._is_input(node):
                 flow.add_edge((node, "in"), (node, "out"))
             else:
                 flow.add_edge((node, "in"), (node, "out"), capacity=self._cost(node, memory))
@@ -195,6 +198,14 @@ class Prologue:
         except networkx.NetworkXUnbounded:
             return set()
         return {n for n, _ in filter(_is_pair, left) if (n, "out") not in left}
+
+    def _unpacking(self, fitting: set[fx.Node]) -> set[fx.Node]:
+        """What is computed from packed operands: Inductor would have them unpacked for it."""
+        found: set[fx.Node] = set()
+        for node in sorted(fitting):
+            if any(n in found or self._packed(n) is not None for n in self._operands(node)):
+                found.add(node)
+        return found
 
     def _between(self, leaves: set[fx.Node], fitting: set[fx.Node]) -> set[fx.Node]:
         """What is computed from the leaves."""

@@ -3,7 +3,7 @@
     before   g, u = nm.decompress(kept), nm.decompress(kept_1)
              h = where(nm.unpack_mask(kept), silu(g) * u, 0)
              nm.mm(dy_t, h)
-    after    h = nm.fused_compress([kept, kept, kept_1], spec)       a kernel that compresses nothing
+    after    h = nm.fused_compress([kept, kept, kept_1], spec)      a kernel that compresses nothing
              nm.mm(dy_t, h)
 
 An unpacked operand lies in memory in full; what is computed from it by such a kernel is all that is
@@ -33,9 +33,12 @@ aten = torch.ops.aten
 
 def compute_unpacked(kernels: Kernels) -> None:
     """Give every such value a kernel of its own; note their specs."""
-    for node, prologue in computable(kernels):
-        kernels.specs.append(_write(kernels.graph, node, prologue))
-    kernels.graph.eliminate_dead_code()
+    many = -1
+    while many != len(kernels.specs):  # what a kernel computes, Inductor need not read for it
+        many = len(kernels.specs)
+        kernels.graph.eliminate_dead_code()  # and what nobody reads is no reader
+        for node, prologue in computable(kernels):
+            kernels.specs.append(_write(kernels.graph, node, prologue))
 
 
 def computable(kernels: Kernels) -> Iterator[tuple[fx.Node, Prologue]]:

@@ -115,3 +115,27 @@ def test_another_shape_of_the_same_size_is_read_as_it_is() -> None:
     gm, (spec,) = fused(f, half(COLUMNS, ROWS), half(*PACKED), seed)
     assert {i.shape for i in spec.inputs} == {"full"}
     assert len(Decompress.nodes(gm.graph)) == 1
+
+
+def test_nothing_that_follows_from_what_is_packed_is_written_for_a_kernel() -> None:
+    """The sum of two masked gradients has as many bytes to read and to write as both."""
+
+    def f(kept: Any, first: Any, second: Any, third: Any) -> Any:
+        mask = nm.unpack_mask(kept, *KIND)
+        masked = [torch.where(mask, dx, 0.0) for dx in (first, second, third)]
+        return masked[0] + masked[1] + masked[2]
+
+    gm, (spec,) = fused(f, half(*PACKED), *(half(ROWS, COLUMNS, seed=k) for k in range(3)))
+    assert sorted(operators(spec)) == ["add", "add", "where", "where", "where"]
+    assert not UnpackMask.nodes(gm.graph)
+
+
+def test_what_a_kernel_computes_is_no_reader_of_what_another_computes() -> None:
+    """``first`` is read by Inductor's kernel of ``second`` until that is ours."""
+
+    def f(gradient: Any, kept: Any) -> Any:
+        first = nm.decompress(kept, *KIND).tanh()
+        return product(gradient, first), product(gradient, first * 2.0)
+
+    _, specs = fused(f, half(64, 36), half(*PACKED))
+    assert [operators(spec) for spec in specs] == [["tanh", "mul"], ["tanh"]]

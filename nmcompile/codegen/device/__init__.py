@@ -56,10 +56,10 @@ tile function. silu(gate) * up + bias, 2:4 MVUE in both orientations of a ``[R, 
 Tile functions: ``rows.compress_rows`` (blocks along the columns: the blob of x ``[R, C]``),
 ``columns.compress_columns`` (blocks along the rows: the blob of the transpose ``[C, R]``) and
 ``both.compress_both``; the first two take one blob and one stream. ``dense.compute_dense`` takes
-neither: what ``operand`` stores is all that is written. ``operand`` is called once for
-each fragment of the tile, and by ``compress_both`` a second time for the other orientation: the
-inputs then come from the cache, and ``store_dense`` does nothing. So no output may share memory
-with an input.
+neither: what ``operand`` stores is all that is written. ``operand`` is called once for each
+fragment of the tile, and by ``compress_both`` a second time for the other orientation: the inputs
+then come from the cache, and ``store_dense`` does nothing. So no output may share memory with an
+input.
 
 A kernel of several operands that share inputs gives each a program of its own at every tile
 (``if tl.program_id(0) % OPERANDS == k``, ``launch_grid(..., operands=OPERANDS)``), and hands their
@@ -71,8 +71,8 @@ prologue, ``return load_words(x, x_stride, at, R, C, FIT)``), ``load_per_row(ptr
 input type; 16-bit types and float32 are read 16 bytes at a time, flags eight. An input of one row
 or one column is a broadcast. Pieces outside the operand are zero before the prologue, and its
 result is zeroed there by ``round_words``. ``packed.load_packed(blob, at, R, C, LAYOUT, FIT)`` and
-``load_kept`` give the pieces of a packed ``[R, C]`` input and of its keep mask. ``functions`` has sigmoid and silu with half the
-instructions of ``tl.exp`` and a division.
+``load_kept`` give the pieces of a packed ``[R, C]`` input and of its keep mask. ``functions`` has
+sigmoid and silu with half the instructions of ``tl.exp`` and a division.
 
 Arguments: ``R, C`` and row strides are int32 (elements; the last dimension is contiguous); ``seed``
 a pointer to one int64; streams int32. Constexprs: METHOD "mse" or "mvue"; N 2 for 2:4, 1 for 1:2;
