@@ -114,6 +114,12 @@ def is_grad_of_tensor(placeholder: fx.Node) -> bool:
     return getattr(source, "member", None) == "grad"
 
 
+def source_of_input(placeholder: fx.Node) -> str:
+    """The expression that an input of a Dynamo graph stands for; empty where none is known."""
+    name = getattr(getattr(placeholder.meta.get("grapharg"), "source", None), "name", "")
+    return str(name() if callable(name) else name)
+
+
 #: The functions of ``torch.utils.checkpoint`` that run a forward once more.
 _RECOMPUTES = (
     "CheckpointFunction.backward",

@@ -16,12 +16,12 @@ from nmcompile._torch import FakeTensor, FakeTensorMode, is_composite, tree_map_
 from nmcompile.errors import NMError, nearest
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.aten import Convolution, is_product, operands, view_base
-from nmcompile.graph.dump import readable
 from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.passes import pipeline
 from nmcompile.passes.plan import Plan
 from nmcompile.passes.run import run
 from nmcompile.policy import Policy
+from nmcompile.report.nodes import Listing
 from nmcompile.report.report import GraphReport, Report
 
 aten = torch.ops.aten
@@ -71,12 +71,12 @@ def rewrite(
         return OperandKind.WEIGHT if held else OperandKind.ACTIVATION
 
     kinds = operand_kinds(graph, kind_of_input, _starts_gradient)
-    before = readable(graph)
+    before = Listing.of(graph, kinds, lambda node: str(node.target))
     plan = Plan(graph, kinds, chosen)
     run(pipeline.JOINT, plan, "graph")
     graph.lint()
     result.recompile()
-    report = GraphReport.of(plan, "", before, readable(graph))
+    report = GraphReport.of(plan, "", before, lambda node: str(node.target))
     result.meta["nm_report"] = Report.of(chosen, (report,))
     return result
 

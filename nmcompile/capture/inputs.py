@@ -8,6 +8,7 @@ joint graph depends on, module paths included: cache keys leave node metadata ou
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile._dynamo import is_grad_of_tensor
+from nmcompile._dynamo import is_grad_of_tensor, source_of_input
 from nmcompile._torch import OpOverload, input_origin, tree_map
 from nmcompile.capture.ranks import Ranks
 from nmcompile.capture.surroundings import doubt_of_surroundings
@@ -31,7 +32,8 @@ class Capture:
 
     ``ranks``: with whom its tensors are shared; None where there is one process. ``gradients``
     are inputs that are the ``.grad`` of a parameter. ``doubt``: why every input that is no weight
-    may be a gradient.
+    may be a gradient. ``names``: of its inputs, parameters
+    and buffers by their paths.
     """
 
     weights: frozenset[int]
@@ -39,6 +41,7 @@ class Capture:
     ranks: Ranks | None = None
     gradients: frozenset[int] = frozenset()
     doubt: Reason | None = None
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, gm: fx.GraphModule, inputs: Sequence[Any]) -> Capture:
@@ -56,7 +59,9 @@ class Capture:
         for line in (*_lines(gm, inputs, weights), str(sorted(gradients)), repr(doubt)):
             digest.update(line.encode())
             digest.update(b"\n")
-        return cls(weights, digest.hexdigest(), Ranks.of(inputs), gradients, doubt)
+        names = tuple(_name(p, i in weights) for i, p in enumerate(placeholders))
+        key = digest.hexdigest()
+        return cls(weights, key, Ranks.of(inputs), gradients, doubt, names)
 
     def kind_of_input(self, node: fx.Node) -> OperandKind | Reason | None:
         """The operand kind of an input of the joint or inference graph, or why it is unknown."""
@@ -74,6 +79,14 @@ class Capture:
             return _PARAMETER_GRADIENT
         return self.doubt or OperandKind.ACTIVATION if what == "plain" else None
 
+    def name_of_input(self, node: fx.Node) -> str:
+        """What an input of the joint graph is called in the model, as far as Dynamo knows."""
+        what, index = input_origin(node) or ("", None)
+        if what == "tangent":
+            return "gradient of an output"
+        known = what == "plain" and index is not None and index < len(self.names)
+        return self.names[index] if known and index is not None else str(node.target)
+
 
 _PARAMETER_GRADIENT = Reason(
     Code.PARAMETER_GRADIENT, "an operand depends on the .grad of a parameter, as in an optimizer"
@@ -89,6 +102,13 @@ def _gradients(gm: fx.GraphModule, inputs: Sequence[Any]) -> Iterator[int]:
         named = index < len(placeholders) and is_grad_of_tensor(placeholders[index])
         if isinstance(value, torch.Tensor) and (named or id(value) in owned):
             yield index
+
+
+def _name(placeholder: fx.Node, is_weight: bool) -> str:
+    source = source_of_input(placeholder)
+    if is_weight:
+        return normalise(source) or placeholder.name
+    return re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", source) or placeholder.name  # "args[0]"
 
 
 def _is_module_state(placeholder: fx.Node) -> bool:

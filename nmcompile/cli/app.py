@@ -45,6 +45,12 @@ GPU = Annotated[
     str | None,
     typer.Option("--target", "-t", metavar="GPU", help="Decide as for this GPU, such as h100."),
 ]
+Each = Annotated[
+    str | None,
+    typer.Option(
+        "--each", metavar="GLOB", help="Blocks such as layers.*: equal ones are one plan."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -71,7 +77,11 @@ def explain(
     target: Target,
     policy: PolicyOption = "full",
     gpu: GPU = None,
+    each: Each = None,
     as_json: AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also as a page, for a browser.")
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Exit 1 if a rule decided nothing or a product declined."),
@@ -79,12 +89,14 @@ def explain(
 ) -> None:
     """What a policy does to every product of a model, and why.
 
-    Example: nmcompile explain train.py:case --policy full --target h100
+    Example: nmcompile explain train.py:case --policy full --target h100 --html report.html
     """
     from nmcompile.cli import reports
 
-    report = reports.explained(target, policy, gpu)
+    report = reports.explained(target, policy, gpu, each)
     reports.show(report, as_json)
+    if html is not None:
+        message(f"page: {report.to_html(html, f'{target}, policy {policy}')}")
     found = reports.findings(report) if strict else []
     for line in found:
         message(line)
@@ -100,6 +112,7 @@ def diff(
         typer.Option("--policy", "-p", metavar="P", help="Twice: the one before, the one after."),
     ],
     gpu: GPU = None,
+    each: Each = None,
     as_json: AsJson = False,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="Exit 1 if any product differs.")
@@ -113,7 +126,7 @@ def diff(
 
     if len(policy) != 2:
         raise typer.BadParameter(f"give --policy twice, not {len(policy)} times")
-    before, after = (reports.explained(target, p, gpu) for p in policy)
+    before, after = (reports.explained(target, p, gpu, each) for p in policy)
     changes = reports.differences(before, after)
     reports.show_differences(changes, before, after, policy, as_json)
     if exit_code and changes:

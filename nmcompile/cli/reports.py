@@ -23,7 +23,7 @@ from nmcompile.report.report import Report
 from nmcompile.report.rows import Site
 
 
-def explained(target: str, policy: str, gpu: str | None) -> Report:
+def explained(target: str, policy: str, gpu: str | None = None, each: str | None = None) -> Report:
     """``nmcompile.explain`` of what TARGET names, with a sign of life on a terminal."""
     chosen = nmcompile.Policy.resolve(policy)  # before the model is made, which may take long
     with _alive() as progress:
@@ -31,7 +31,7 @@ def explained(target: str, policy: str, gpu: str | None) -> Report:
         named = load(target)
         progress.update(task, description=f"planning {target} under {policy}")
         return nmcompile.explain(
-            named.model, *named.args, policy=chosen, target=gpu, **named.kwargs
+            named.model, *named.args, policy=chosen, target=gpu, each=each, **named.kwargs
         )
 
 

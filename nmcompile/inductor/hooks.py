@@ -23,7 +23,6 @@ from nmcompile.codegen.loader import record_kernels
 from nmcompile.errors import owned
 from nmcompile.execution.targets import fingerprint
 from nmcompile.gemm import OperandKind
-from nmcompile.graph.dump import readable
 from nmcompile.graph.insert import mark_backward
 from nmcompile.graph.subgraphs import mark_planned
 from nmcompile.inductor.options import KERNELS, Settings
@@ -33,6 +32,7 @@ from nmcompile.ops.schemas import KeepMask, KeepMaskRagged, Prune, PruneRagged
 from nmcompile.passes import pipeline
 from nmcompile.passes.plan import Kernels, Plan
 from nmcompile.passes.run import run
+from nmcompile.report.nodes import Listing
 from nmcompile.report.report import GraphReport
 
 
@@ -80,7 +80,7 @@ class JointPass(_AfterTheUsers):
         place = place_of(graph, self.settings, self.capture)
         if place is None:
             return
-        before = readable(graph)
+        before = Listing.of(graph, place.kinds, self.capture.name_of_input)
         gradients = (n for n, kind in place.kinds.items() if kind is OperandKind.GRADIENT)
         mark_backward(gradients)
         chosen = self.settings
@@ -92,7 +92,7 @@ class JointPass(_AfterTheUsers):
         if self.build_kernels:
             _warm_up(graph)
         if plan.gemms or plan.skipped or not place.operator:
-            report = GraphReport.of(plan, self.digest, before, readable(graph))
+            report = GraphReport.of(plan, self.digest, before, self.capture.name_of_input)
             self.reports.append(report)
 
 

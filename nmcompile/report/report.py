@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 from rich.console import Console, ConsoleOptions, RenderResult
+from torch import fx
 
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.loader import recorded_kernels
 from nmcompile.codegen.masks import MaskSpec
+from nmcompile.errors import NMError
 from nmcompile.execution.targets import Target
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.find_skipped import Skipped
@@ -22,13 +25,17 @@ from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy
 from nmcompile.reason import Reason
 from nmcompile.report import text
+from nmcompile.report.nodes import Listing, Node
 from nmcompile.report.rows import EagerRow, Frozen, Site, UnitRow
 from nmcompile.report.saved import SavedTensor
 from nmcompile.report.totals import Totals, totals
 
 
 class GraphReport(Frozen):
-    """One compiled graph. ``before`` and ``after`` are its joint graph as readable code."""
+    """One compiled graph. ``before`` and ``after`` are its joint graph as readable code.
+
+    ``nodes_before`` and ``nodes_after`` are the same as data (``report.nodes.Node``).
+    """
 
     digest: str
     region: tuple[str, ...] = Field(
@@ -52,6 +59,8 @@ class GraphReport(Frozen):
     skipped: tuple[Skipped, ...]
     before: str
     after: str
+    nodes_before: tuple[Node, ...] = ()
+    nodes_after: tuple[Node, ...] = ()
     saved: tuple[SavedTensor, ...] | None = Field(
         default=None, description="what the forward keeps for the backward; of explain() alone"
     )
@@ -80,7 +89,20 @@ class GraphReport(Frozen):
         return hashlib.sha256(repr(sites).encode()).hexdigest()
 
     @classmethod
-    def of(cls, plan: Plan, digest: str, before: str, after: str) -> GraphReport:
+    def of(
+        cls,
+        plan: Plan,
+        digest: str,
+        before: Listing,
+        name_of_input: Callable[[fx.Node], str],
+    ) -> GraphReport:
+        """The report of a plan whose passes have run; ``before`` is its graph as it was."""
+        found: defaultdict[str, list[int]] = defaultdict(list)
+        placed: defaultdict[str, list[int]] = defaultdict(list)
+        for d in plan.decisions:
+            found[d.gemm.node.name].append(d.site)
+            placed[plan.products[d.site].node.name].append(d.site)
+        after = Listing.of(plan.graph, plan.kinds, name_of_input)
         return cls(
             digest=digest,
             region=plan.region.paths,
@@ -94,8 +116,10 @@ class GraphReport(Frozen):
             ),
             units=tuple(map(UnitRow.of, plan.units)),
             skipped=tuple(plan.skipped),
-            before=before,
-            after=after,
+            before=before.code,
+            after=after.code,
+            nodes_before=before.marked(found, None),
+            nodes_after=after.marked(placed, before),
         )
 
 
@@ -177,6 +201,21 @@ class Report(Frozen):
         if path is not None:
             Path(path).write_text(document)
         return document
+
+    def to_html(self, path: str | Path, title: str = "nmcompile report") -> Path:
+        """Write the report as one HTML file, which needs no network.
+
+        Raises:
+            NMError: fast-sugiyama is not installed, or the file cannot be written.
+        """
+        from nmcompile.report.page.page import page
+
+        text = page(self, title)
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise NMError(f"{path}: cannot be written: {error.strerror or error}") from error
+        return Path(path)
 
     def __str__(self) -> str:
         width = text.terminal_width()

@@ -38,8 +38,9 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
         *("uncompiled", "unused_rules"),
     ]
     assert sorted(data["graphs"][0]) == [
-        "after", "before", "calls", "digest", "kernel_specs", "modules", "operator", "region",
-        "saved", "sharing", "sites", "skipped", "times", "training", "units",
+        "after", "before", "calls", "digest", "kernel_specs", "modules", "nodes_after",
+        "nodes_before", "operator", "region", "saved", "sharing", "sites", "skipped", "times",
+        "training", "units",
     ]  # fmt: skip
     assert data["graphs"][0]["sites"][0] == {
         "site": 0,

@@ -1,0 +1,3 @@
+"""The page of a report."""
+
+from __future__ import annotations
