@@ -16,6 +16,7 @@ from nmcompile.masks import reference
 from nmcompile.masks.blocks import dense_copy
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.ops import schemas
+from nmcompile.ops.call import Call
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -26,6 +27,7 @@ def prune(
     dim: int | tuple[int, ...] = -1,
     method: str | Method = Method.MSE,
     generator: Generator | None = None,
+    offsets: Tensor | None = None,
 ) -> Tensor:
     """``x`` with at most n non-zeros in every block of m elements along ``dim``; dense, same shape.
 
@@ -42,6 +44,10 @@ def prune(
             ``"transposable"``: n:m along both dimensions, largest sum of kept magnitudes; m = 2
             or 4.
         generator: of the random methods; None takes PyTorch's default (``torch.manual_seed``).
+        offsets: ``[groups]`` int32 or int64, ascending, where groups along ``dim`` end (the tokens
+            of experts, as of ``torch.nn.functional.grouped_mm``): blocks start anew with each, the
+            last block of each is padded with zeros, and what lies behind the last offset is one
+            more. The host waits for none of them.
 
     Returns:
         A new tensor with the strides of ``torch.empty_like(x)``, without a gradient. A block that
@@ -51,12 +57,7 @@ def prune(
     Raises:
         TypeError, IndexError, FormatError, ValueError: for arguments that cannot be honoured.
     """
-    form, dims, how = _check(x, format, dim, method)
-    with torch.no_grad():
-        seed = _seed(x, how, generator)
-        call = schemas.Prune(x, seed, 0, form.n, form.m, dims, str(how))
-        result: Tensor = call.run()
-    return result
+    return _masked(schemas.Prune, x, _check(x, format, dim, method), generator, offsets)
 
 
 def keep_mask(
@@ -65,17 +66,42 @@ def keep_mask(
     dim: int | tuple[int, ...] = -1,
     method: str | Method = Method.MSE,
     generator: Generator | None = None,
+    offsets: Tensor | None = None,
 ) -> Tensor:
     """The boolean mask, True = kept, of ``prune`` with the same arguments and generator state.
 
     With ``"mvue"`` and the other random methods a kept element is also rescaled by ``prune``.
     """
-    form, dims, how = _check(x, format, dim, method)
+    return _masked(schemas.KeepMask, x, _check(x, format, dim, method), generator, offsets)
+
+
+def _masked(
+    op: type[schemas.Mask],
+    x: Tensor,
+    chosen: tuple[NMFormat, list[int], Method],
+    generator: Generator | None,
+    offsets: Tensor | None,
+) -> Tensor:
+    form, dims, how = chosen
     with torch.no_grad():
-        seed = _seed(x, how, generator)
-        call = schemas.KeepMask(x, seed, 0, form.n, form.m, dims, str(how))
+        rest = (_seed(x, how, generator), 0, form.n, form.m)
+        call: Call = op(x, *rest, dims, str(how))
+        if offsets is not None:
+            _check_offsets(offsets, dims, how)
+            ragged = schemas.PruneRagged if op is schemas.Prune else schemas.KeepMaskRagged
+            call = ragged(x, offsets, *rest, dims[0], str(how))
         result: Tensor = call.run()
     return result
+
+
+def _check_offsets(offsets: Tensor, dims: list[int], method: Method) -> None:
+    if method is Method.TRANSPOSABLE or len(dims) != 1:
+        raise ValueError("offsets are of groups along one dimension: name that dimension alone")
+    if offsets.dim() != 1 or offsets.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"offsets must be one dimension of int32 or int64, where each group ends, not "
+            f"{offsets.dim()} dimensions of {str(offsets.dtype).removeprefix('torch.')}"
+        )
 
 
 def inclusion_probability(

@@ -73,3 +73,30 @@ def test_the_result_carries_no_gradient():
 def test_messages(arguments, error, message):
     with pytest.raises(error, match=message):
         nm.prune(**({"x": torch.ones(4, 4)} | arguments))
+
+
+# Groups
+
+
+def test_blocks_of_groups_start_anew_at_every_offset():
+    x, offsets = torch.randn(12, 7), torch.tensor([3, 3, 9])
+    for masked in (nm.prune, nm.keep_mask):
+        expected = torch.cat([masked(group, dim=0) for group in (x[:3], x[3:9], x[9:])])
+        assert torch.equal(masked(x, dim=0, offsets=offsets), expected)
+
+    def draw(masked, offsets):
+        generator = torch.Generator().manual_seed(1)
+        return masked(x, dim=0, method="mvue", generator=generator, offsets=offsets)
+
+    pruned = draw(nm.prune, offsets)
+    assert torch.equal(pruned, draw(nm.prune, offsets.int()))
+    assert torch.equal(pruned != 0, draw(nm.keep_mask, offsets))
+
+
+def test_offsets_that_say_nothing():
+    x = torch.randn(8, 8)
+    for keys in ({"dim": (0, 1)}, {"method": "transposable"}):
+        with pytest.raises(ValueError, match="name that dimension alone"):
+            nm.prune(x, offsets=torch.tensor([3]), **keys)
+    with pytest.raises(TypeError, match=r"int32 or int64, .*, not 1 dimensions of float32"):
+        nm.prune(x, dim=0, offsets=torch.tensor([3.0]))

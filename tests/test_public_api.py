@@ -46,8 +46,8 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     nmcompile.recipe_names: "()",
     nmcompile.rewrite: "(gm, policy=None, *, weights=None)",
     nmcompile.targets: "()",
-    functional.prune: "(x, format='2:4', dim=-1, method='mse', generator=None)",
-    functional.keep_mask: "(x, format='2:4', dim=-1, method='mse', generator=None)",
+    functional.prune: "(x, format='2:4', dim=-1, method='mse', generator=None, offsets=None)",
+    functional.keep_mask: "(x, format='2:4', dim=-1, method='mse', generator=None, offsets=None)",
     functional.inclusion_probability: "(x, format='2:4', dim=-1, method='mvue')",
     functional.block_threshold: "(x, format='2:4', dim=-1)",
     functional.compress: (

@@ -24,8 +24,8 @@ def _by_group(call: Ragged) -> Tensor:
     length = padded_size(layout.size, call.offsets.numel(), call.m)
     aligned = dense.new_zeros(layout.outer, length, layout.inner)
     aligned.index_copy_(1, at, layout.view(dense))
-    result: Tensor = call.of_rows(aligned).run()
-    layout.write(result.index_select(1, at), out)
+    rows = out.permute(layout.perm).view(layout.outer, layout.size, layout.inner)
+    torch.index_select(call.of_rows(aligned).run(), 1, at, out=rows)
     return out
 
 
