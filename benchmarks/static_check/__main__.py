@@ -77,7 +77,8 @@ def chosen(options: argparse.Namespace) -> list[Case]:
     """The cases of a command line."""
     if options.specs:
         found = models.from_json(options.specs.read_text())
-        return [Case.of("sm_90", spec, model) for spec, model in found.items()]
+        cases = all_cases(tuple(options.arch or ()))
+        return cases + [Case.of("sm_90", spec, model) for spec, model in found.items()]
     cases = all_cases(tuple(options.arch or LAYOUTS))
     which = options.models or ("none" if options.kernel or options.sources else "few")
     if which != "none" and "sm_90" in (options.arch or LAYOUTS):
@@ -99,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         "--models", choices=("none", "few", "all"), help="whose kernels are checked on sm_90 too"
     )
     found.add_argument(
-        "--specs", type=Path, metavar="FILE", help="the kernels of models.to_json alone"
+        "--specs", type=Path, metavar="FILE", help="kernels of models.to_json, and those of --arch"
     )
     found.add_argument("--workers", type=int, default=2)
     return found

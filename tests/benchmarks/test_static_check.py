@@ -76,6 +76,8 @@ def test_kernels_of_a_file_are_checked_alone(tmp_path: Path) -> None:
     cases = command.chosen(options)
     assert [case.spec for case in cases] == list(kinds)
     assert [case.model for case in cases] == list(kinds.values())
+    options.arch = ["sm_90"]
+    assert command.chosen(options) == [*command.all_cases(("sm_90",)), *cases]
 
 
 def test_a_kernel_of_a_model_may_compute_much_but_not_spill() -> None:
@@ -107,9 +109,13 @@ def test_operands_of_one_kernel_have_programs_of_their_own() -> None:
 
 
 def test_rows_of_a_version_replace_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, seen = tmp_path / "versions.csv", []
+    out, seen, planned = tmp_path / "versions.csv", [], []
 
-    def examined(home: Path, specs: Path, workers: int) -> list[dict[str, str]]:
+    def specs() -> dict[KernelSpec, str]:
+        planned.append(1)
+        return {spec("gelu_tanh"): "a model, full"}
+
+    def examined(home: Path, specs: Path, workers: int, _: bool) -> list[dict[str, str]]:
         kinds: dict[KernelSpec, str] = models.from_json(specs.read_text())
         seen.append((home.name, len(kinds)))
         row = dict.fromkeys(versions.COLUMNS, "16") | {"kernel": "k", "failures": ""}
@@ -117,12 +123,13 @@ def test_rows_of_a_version_replace_its_own(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(versions, "installed", lambda version, folder: Path(version))
     monkeypatch.setattr(versions, "examined", examined)
-    monkeypatch.setattr(models, "specs", lambda: {spec("gelu_tanh"): "a model, full"})
+    monkeypatch.setattr(models, "specs", specs)
     for chosen, code in ((["3.6", "3.8"], 1), (["3.6"], 0)):
         with pytest.raises(typer.Exit) as ended:
             versions.main(chosen, tmp_path, 1, out)
         assert ended.value.exit_code == code
     assert seen == [("3.6", 1), ("3.8", 1), ("3.6", 1)]
+    assert planned == [1]  # a second run goes on with what the first one planned
     rows = records.read(out)
     assert sorted((r["triton"], r["failures"]) for r in rows) == [
         ("3.6", ""),
