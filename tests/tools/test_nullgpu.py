@@ -53,6 +53,12 @@ def test_the_log_is_asked() -> None:
     assert rehearse._spills("x", log.spills).value == 1
 
 
+def test_a_launch_is_on_the_device_that_is_current() -> None:
+    log = logs.Log(["TRITON 1,1,1 a", "TRITON 2,1,1 b @1", "KERNEL 1,1,1 c"])
+    assert log.elsewhere(0) == ["TRITON 2,1,1 b @1"]
+    assert log.elsewhere(1) == ["TRITON 1,1,1 a"]
+
+
 def test_only_what_is_logged_within_counts(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("NULL_LOG", str(tmp_path / "log"))
     with pytest.raises(RuntimeError, match="no log"), logs.recorded():

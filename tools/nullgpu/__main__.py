@@ -3,7 +3,8 @@
     sections   gpu_check from end to end: each case must come to its end (its checks of values fail,
                as they must), with no call that a GPU refuses and no kernel that spills
     steps      a Llama-like layer: memory, launches, waits and inputs, against dense
-    masks      every kind of mask: launches and waits
+    masks      every kind of mask: launches and waits, also inside of a CUDA graph
+    others     a small layer on GPUs of other compute capabilities, and on the second of two
 
 The exit status is 1 when an expectation fails.
 """
@@ -23,16 +24,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tools.nullgpu import others
 from tools.nullgpu.expectations import Measured, count, show
 from tools.nullgpu.log import read
 
-PARTS = ("sections", "steps", "masks")
+PARTS = ("sections", "steps", "masks", "others")
 app = typer.Typer(add_completion=False)
 
 
 @app.command(help=__doc__)
 def main(
-    parts: Annotated[str, typer.Option(help="Of: sections, steps, masks.")] = ",".join(PARTS),
+    parts: Annotated[str, typer.Option(help=f"Of: {', '.join(PARTS)}.")] = ",".join(PARTS),
     section: Annotated[str, typer.Option(help="Sections of gpu_check; all that it runs.")] = "",
     minutes: Annotated[float, typer.Option(help="For gpu_check, which compiles here.")] = 90,
     cache: Annotated[Path | None, typer.Option(help="Where compiled kernels are kept.")] = None,
@@ -57,6 +59,8 @@ def main(
             found += masks.expectations()
         own = read(Path(folder) / "own")
         found.append(_spills("layer and masks", own.spills))
+        if "others" in parts:
+            found += others.expectations(Path(folder))
     holds = show(found, console)
     console.print(f"{time.monotonic() - start:.0f} s")
     raise typer.Exit(0 if holds else 1)

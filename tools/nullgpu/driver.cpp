@@ -2,6 +2,7 @@
 //
 // Modules are read far enough to answer with each kernel's registers and local memory, so that
 // Triton counts spills, and Inductor chooses among configurations, as on the real thing.
+#include <dlfcn.h>
 #include <elf.h>
 
 #include <fstream>
@@ -68,7 +69,11 @@ Module* load(const char* image) {
 }
 
 int launch(void* function, unsigned x, unsigned y, unsigned z) {
-  note("TRITON %u,%u,%u %s", x, y, z, ((Kernel*)function)->name.c_str());
+  static auto* current = (int (*)(int*))dlsym(RTLD_DEFAULT, "cudaGetDevice");  // of this thread
+  int device = 0;
+  if (current) current(&device);
+  std::string where = device ? " @" + std::to_string(device) : "";
+  note("TRITON %u,%u,%u %s%s", x, y, z, ((Kernel*)function)->name.c_str(), where.c_str());
   bool fits = x && y && z && x <= 2147483647u && y <= 65535 && z <= 65535;
   if (!fits) note("BAD-GRID %u %u %u", x, y, z);
   return fits ? 0 : 1;  // CUDA_ERROR_INVALID_VALUE
@@ -82,8 +87,8 @@ EXPORT int null_generic(...) { return 0; }  // for any name that somebody looks 
 
 EXPORT int cuInit(unsigned) { return 0; }
 EXPORT int cuDriverGetVersion(int* v) { *v = 13000; return 0; }
-EXPORT int cuDeviceGetCount(int* n) { *n = 1; return 0; }
-EXPORT int cuDeviceGet(int* device, int) { *device = 0; return 0; }
+EXPORT int cuDeviceGetCount(int* n) { *n = device_count(); return 0; }
+EXPORT int cuDeviceGet(int* device, int n) { *device = n; return 0; }
 EXPORT int cuDeviceGetName(char* name, int size, int) { device_name(name, size); return 0; }
 EXPORT int cuDeviceGetAttribute(int* v, int number, int) { *v = attribute(number); return 0; }
 EXPORT int cuDevicePrimaryCtxGetState(int, unsigned* flags, int* active) {

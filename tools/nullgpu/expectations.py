@@ -20,6 +20,7 @@ LIMITS = {
     "launches per linear layer beyond dense, weights": 3,
     "launches of a mask": 2,
     "host waits of a mask": 0,
+    "launches elsewhere": 0,
 }
 
 

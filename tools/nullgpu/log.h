@@ -40,7 +40,28 @@ inline void device_name(char* out, size_t size) {
   snprintf(out, size, "%s", name.c_str());
 }
 
-// Attributes by number, alike in the driver's and the runtime's interface: those of an H100 SXM.
+// The compute capability times ten, from one such as "8.9".
+inline int capability() {
+  const char* given = getenv("NULL_CAPABILITY");
+  int major = 9, minor = 0;
+  if (given) sscanf(given, "%d.%d", &major, &minor);
+  return 10 * major + minor;
+}
+
+inline int device_count() {
+  const char* given = getenv("NULL_DEVICES");
+  return given ? atoi(given) : 1;
+}
+
+// Bytes of shared memory that a block may ask for (CUDA C++ Programming Guide, compute capabilities).
+inline int shared_memory() {
+  int here = capability();
+  if (here == 80) return 166912;
+  return here == 86 || here == 89 || here >= 120 ? 101376 : 232448;
+}
+
+// Attributes by number, alike in the driver's and the runtime's interface: those of an H100 SXM,
+// but for what depends on the compute capability.
 // Whatever is not written out is 1, which most capabilities ("supports ...") mean to be.
 inline int attribute(int number) {
   switch (number) {
@@ -58,10 +79,10 @@ inline int attribute(int number) {
     case 37: return 5120;                       // memory bus, bits
     case 38: return 50 << 20;                   // L2
     case 39: return 2048;                       // threads of a multiprocessor
-    case 75: return 9;                          // compute capability
-    case 76: return 0;
-    case 81: return 233472;                     // shared memory of a multiprocessor
-    case 97: return 232448;                     // shared memory of a block that asks for it
+    case 75: return capability() / 10;
+    case 76: return capability() % 10;
+    case 81: return shared_memory() + 1024;     // of a multiprocessor
+    case 97: return shared_memory();
     case 106: return 32;                        // blocks of a multiprocessor
     default: return 1;
   }

@@ -37,6 +37,11 @@ class Log:
         """Calls that a GPU would refuse."""
         return [x for x in self.lines if x.startswith(_NEVER)]
 
+    def elsewhere(self, device: int) -> list[str]:
+        """What Triton launched while another device than this one was current."""
+        launches = [line for line in self.lines if line.startswith("TRITON ")]
+        return [line for line in launches if int(line.partition(" @")[2] or 0) != device]
+
     @property
     def spills(self) -> dict[str, int]:
         """Bytes that each of the package's kernels spills, by name; the most that any variant does.

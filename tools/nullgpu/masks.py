@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nmcompile import functional
 from tools.nullgpu.expectations import Measured, count
-from tools.nullgpu.log import recorded
+from tools.nullgpu.log import Log, recorded
 
 SIZE = (4096, 4096)
 _PRUNED = (  # dtype, format, method
@@ -51,3 +51,17 @@ def expectations() -> Iterator[Measured]:
             mask(x)
         yield count("launches of a mask", name, log.launches)
         yield count("host waits of a mask", name, log.waits)
+        yield count("calls that a GPU refuses", f"{name}, captured", captured(mask, x))
+
+
+def captured(mask: Callable[[Tensor], Tensor], x: Tensor) -> list[str]:
+    """What a GPU refuses of the mask in a CUDA graph, or that the graph has nothing to launch."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with recorded() as log, torch.cuda.graph(graph):
+            mask(x)
+    except RuntimeError as error:
+        return [str(error)]
+    start = log.lines.index("CAPTURE begin")
+    inside = Log(log.lines[start : log.lines.index("CAPTURE end")])
+    return log.faults or ([] if inside.launches else ["nothing was captured"])

@@ -14,12 +14,17 @@ namespace {
 constexpr size_t TOTAL = 81559ull << 20;  // bytes of an H100
 std::mutex lock;
 std::atomic<size_t> used{0}, handles{4096};
+thread_local int current = 0;  // device
 std::atomic<int> capturing{0};
 std::atomic<unsigned long long> captures{0};
 
 // Never destroyed: torch frees memory while the process ends.
 std::map<const void*, size_t>& allocations() {
   static auto* found = new std::map<const void*, size_t>;
+  return *found;
+}
+std::map<const void*, int>& devices() {  // where an allocation lies
+  static auto* found = new std::map<const void*, int>;
   return *found;
 }
 std::map<const void*, std::string>& kernel_names() {
@@ -39,6 +44,7 @@ void* take(size_t n, bool on_device = true) {
   if (p == MAP_FAILED) return nullptr;
   std::lock_guard<std::mutex> guard(lock);
   allocations()[p] = n;
+  devices()[p] = current;
   used += n;
   return p;
 }
@@ -49,6 +55,7 @@ void give(void* p) {
   if (found == allocations().end()) return;
   munmap(p, found->second);
   used -= found->second;
+  devices().erase(p);
   allocations().erase(found);
 }
 
@@ -90,9 +97,9 @@ constexpr size_t LARGEST_COPY = 1 << 20, LARGEST_FILL = 1 << 22;
 
 // -- the device ---------------------------------------------------------------------------------
 
-EXPORT cudaError_t cudaGetDeviceCount(int* n) { *n = 1; return cudaSuccess; }
-EXPORT cudaError_t cudaGetDevice(int* n) { *n = 0; return cudaSuccess; }
-EXPORT cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+EXPORT cudaError_t cudaGetDeviceCount(int* n) { *n = device_count(); return cudaSuccess; }
+EXPORT cudaError_t cudaGetDevice(int* n) { *n = current; return cudaSuccess; }
+EXPORT cudaError_t cudaSetDevice(int n) { current = n; return cudaSuccess; }
 EXPORT cudaError_t cudaInitDevice(int, unsigned, unsigned) { return cudaSuccess; }
 EXPORT cudaError_t cudaDriverGetVersion(int* v) { *v = 13000; return cudaSuccess; }
 EXPORT cudaError_t cudaRuntimeGetVersion(int* v) { *v = 13000; return cudaSuccess; }
@@ -266,6 +273,7 @@ EXPORT cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void
   bool ours = found != allocations().begin() &&
               (--found, (const char*)p < (const char*)found->first + found->second);
   a->type = ours ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+  a->device = ours ? devices()[found->first] : 0;
   a->devicePointer = ours ? (void*)p : nullptr;
   return cudaSuccess;
 }
@@ -319,7 +327,7 @@ EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
   memset(a, 0, sizeof *a);
   a->maxThreadsPerBlock = attribute(1);
   a->numRegs = 32;
-  a->ptxVersion = a->binaryVersion = 90;
+  a->ptxVersion = a->binaryVersion = capability();
   a->maxDynamicSharedSizeBytes = attribute(97);
   return cudaSuccess;
 }

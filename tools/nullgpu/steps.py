@@ -34,14 +34,14 @@ class Step(NamedTuple):
     wide: list[str]
 
 
-def measure(recipe: str | None, shape: LlamaShape = SHAPE) -> Step:
+def measure(recipe: str | None, shape: LlamaShape = SHAPE, device: str = "cuda") -> Step:
     """The third step of a layer; ``recipe`` None is dense.
 
     ``peak`` is in bytes, beyond the parameters, the input and the gradient of the output.
     """
     torch._dynamo.reset()
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device(device):
         layer = LlamaBlock(shape).to(torch.bfloat16)
         x = torch.zeros(shape.batch, shape.context, shape.width, dtype=torch.bfloat16)
         angles = torch.zeros(shape.context, shape.width // shape.heads, dtype=torch.bfloat16)
@@ -63,12 +63,12 @@ def measure(recipe: str | None, shape: LlamaShape = SHAPE) -> Step:
     if recipe and not any(s.execution == "sparse" for s in nmcompile.last_report().sites):
         raise RuntimeError(f"{recipe}: nothing runs sparse, so nothing would be shown")
     step()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
     with recorded() as log:
         step()
-    return Step(torch.cuda.max_memory_allocated() - before, log, sorted(wide))
+    return Step(torch.cuda.max_memory_allocated(device) - before, log, sorted(wide))
 
 
 def expectations() -> Iterator[Measured]:
