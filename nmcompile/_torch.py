@@ -128,6 +128,25 @@ def compute_once(node: torch.fx.Node) -> None:
     node.meta["inductor_realize_to_strides"] = True
 
 
+def seed_of_draw(node: torch.fx.Node) -> tuple[torch.fx.Node, int] | None:
+    """Of which of Inductor's seeds, ``[count]`` int64, a ``randint`` of a graph makes its number.
+
+    None for every other node. The seeds themselves are 64-bit numbers of PyTorch's generator.
+    """
+    module = "torch._inductor.inductor_prims"
+    if node.target is not private(module, "randint"):
+        return None
+    number = node.args[3]
+    if not isinstance(number, torch.fx.Node):
+        return None
+    if number.target is not private(module, "lookup_seed"):
+        return None
+    seeds, index = number.args
+    assert isinstance(seeds, torch.fx.Node)
+    assert isinstance(index, int)
+    return seeds, index
+
+
 def call_cusparselt_for(operator: Any) -> None:
     """Let Inductor call cuSPARSELt's product itself wherever a graph calls ``operator``.
 

@@ -1,4 +1,4 @@
-"""One random number for all masks of a graph, and the masks that it gave before."""
+"""One random number for all masks of a graph, which Inductor draws."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
+from torch._inductor import inductor_prims as prims
 from torch._inductor.utils import run_fw_bw_and_get_code
 
-from nmcompile import _torch
 from nmcompile.passes.plan import Kernels
 from nmcompile.passes.realise_seeds import realise_seeds, seeds
 from tests.passes.fused import compress, half, nm
+
+aten = torch.ops.aten
 
 
 def test_the_seeds_that_masks_read_are_found() -> None:
@@ -31,6 +33,48 @@ def test_the_seeds_that_masks_read_are_found() -> None:
     assert marked == ["randint"]
 
 
+def drawn(count: int, index: int) -> fx.GraphModule:
+    """A graph as Inductor makes it of ``randint``; what reads the seed is pruned."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = half(8, 32)
+    numbers = graph.call_function(prims.seeds, (count, torch.device("cpu")))
+    numbers.meta["val"] = torch.empty(count, dtype=torch.int64)
+    number = graph.call_function(prims.lookup_seed, (numbers, index))
+    number.meta["val"] = torch.empty((), dtype=torch.int64)
+    bounds = (-(2**63), 2**63 - 1, [1])
+    seed = graph.call_function(prims.randint, (*bounds, number))
+    seed.meta["val"] = torch.empty(1, dtype=torch.int64)
+    arguments = (x, seed, 1, 2, 4, [1], "mvue")
+    pruned = graph.call_function(nm.prune.default, arguments)
+    pruned.meta["val"] = half(8, 32)
+    graph.output(pruned)
+    return fx.GraphModule({}, graph)
+
+
+def test_what_is_computed_from_a_seed_is_in_memory_once() -> None:
+    gm = drawn(1, 0)
+    (seed,) = gm.graph.find_nodes(op="call_function", target=prims.randint)
+    (pruned,) = seed.users
+    with gm.graph.inserting_after(seed):
+        own = gm.graph.call_function(nm.rank_seed.default, (seed, 1))
+    own.meta["val"] = seed.meta["val"]
+    pruned.update_arg(1, own)
+    realise_seeds(Kernels(gm.graph))
+    assert [n.name for n in gm.graph.nodes if "inductor_realize_to_strides" in n.meta] == [own.name]
+    assert [n.target for n in own.all_input_nodes] == [aten.slice.Tensor]
+
+
+def test_a_seed_is_a_view_of_inductors() -> None:
+    gm = drawn(3, 2)
+    realise_seeds(Kernels(gm.graph))
+    targets = [node.target for node in gm.graph.nodes if node.op == "call_function"]
+    assert targets == [prims.seeds, aten.slice.Tensor, nm.prune.default]
+    (view,) = gm.graph.find_nodes(op="call_function", target=aten.slice.Tensor)
+    assert view.args[1:] == (0, 2, 3)
+    assert not any("inductor_realize_to_strides" in n.meta for n in gm.graph.nodes)
+
+
 class Net(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(*(m for _ in range(3) for m in (nn.Linear(32, 32), nn.ReLU())))
@@ -47,11 +91,10 @@ def step(backend: str = "nm_sparse") -> tuple[list[str], list[torch.Tensor]]:
 
 
 @pytest.mark.slow
-def test_the_number_is_drawn_once_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seed_is_one_of_inductors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call of PyTorch's generator a graph, and no kernel that makes a number of it."""
     code, gradients = step()
-    assert sum(text.count("randint64_cpu(") for text in code) == 1
-    monkeypatch.setattr(_torch, "compute_once", lambda node: None)
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
-    with _torch.inductor_config.patch(force_disable_caches=True):
-        _, before = step()
-    assert all(torch.equal(a, b) for a, b in zip(gradients, before, strict=True))
+    assert "".join(code).count("aten.randint.low_out(") == 1
+    assert not any("randint64_cpu(" in text for text in code)
+    _, again = step()
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
