@@ -17,8 +17,8 @@ from pathlib import Path
 from tools.nullgpu.expectations import Measured, count
 from tools.nullgpu.log import read
 
-#: By name: the device, and what makes the null GPU into it. No GPU of 12.0 has figures to decide by:
-#: those of another one, by its name.
+#: By name: the device, and what makes the null GPU into it. No GPU of 12.0 has figures to decide
+#: by: its name is that of one that has some.
 PLACES = {
     "8.0": ("cuda", {"NULL_CAPABILITY": "8.0", "NULL_NAME": "NVIDIA A100-SXM4-80GB"}),
     "8.9": ("cuda", {"NULL_CAPABILITY": "8.9", "NULL_NAME": "NVIDIA L40S"}),
