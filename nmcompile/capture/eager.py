@@ -20,6 +20,10 @@ from nmcompile.graph.find_skipped import is_matrix, name_of, reason_of
 from nmcompile.graph.flops import flops
 from nmcompile.reason import Reason
 
+aten = torch.ops.aten
+#: Their first argument is added to the product.
+_ADDED = (aten.addmm, aten.addmv, aten.baddbmm, aten.addbmm)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -109,8 +113,15 @@ class EagerProducts(TorchDispatchMode):  # type: ignore[misc]
 
 
 def _products_of_step(func: Any, tensors: list[torch.Tensor]) -> int:
-    """The product itself, and one more in the backward for each operand with a gradient."""
-    if not torch.is_grad_enabled():
+    """The product itself, and one more in the backward for each operand with a gradient.
+
+    What a recurrent layer multiplies by is one operand. The gradient of a factor of a scalar
+    product, and that of the matrix beside a vector, are multiplications without a sum.
+    """
+    packet = func.overloadpacket
+    if not torch.is_grad_enabled() or packet in (aten.dot, aten.vdot):
         return 1
-    left, *right = tensors[1:] if "addmm" in str(func) or "addmv" in str(func) else tensors
-    return 1 + left.requires_grad + any(t.requires_grad for t in right)
+    wanted = [t.requires_grad for t in (tensors[1:] if packet in _ADDED else tensors)]
+    if packet in (aten.mv, aten.addmv):
+        return 1 + wanted[1]
+    return 1 + (sum(wanted) if packet is aten._trilinear else wanted[0] + any(wanted[1:]))

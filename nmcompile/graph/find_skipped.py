@@ -57,11 +57,14 @@ _REASONS: dict[str, Reason] = {
     "aten._transformer_encoder_layer_fwd": _FUSED_LAYER,
     "aten._native_multi_head_attention": _FUSED_LAYER,
     "aten.conv_tbc*": _FUSED_LAYER,
-    "aten._cdist_*": Reason(Code.SOLVER, "distances: the product inside is not visible"),
+    **dict.fromkeys(
+        ("aten._cdist_*", "aten._euclidean_dist"),
+        Reason(Code.SOLVER, "distances: the product inside is not visible"),
+    ),
     **dict.fromkeys(
         (
             *("aten.linalg_inv_ex", "aten.linalg_lu*", "aten.linalg_ldl*", "aten.linalg_qr"),
-            *("aten.linalg_cholesky*", "aten.linalg_eig*", "aten.linalg_lstsq"),
+            *("aten.linalg_cholesky*", "aten.linalg_eig*", "aten.linalg_lstsq", "aten.linalg_pinv"),
             *("aten.linalg_solve_triangular", "aten.linalg_householder*", "aten.linalg_matrix_exp"),
             *("aten._linalg_solve*", "aten._linalg_svd", "aten._linalg_eig*", "aten._linalg_det"),
             *("aten._linalg_slogdet", "aten.cholesky_*", "aten.triangular_solve", "aten.ormqr"),
@@ -69,7 +72,10 @@ _REASONS: dict[str, Reason] = {
         Reason(Code.SOLVER, "a solver or decomposition of matrices, which multiplies inside"),
     ),
     **dict.fromkeys(
-        ("aten._cslt_sparse_mm", "aten._sparse_semi_structured*", "aten._sparse_mm*"),
+        (
+            *("aten._cslt_sparse_mm", "aten._sparse_semi_structured*", "aten._sparse_mm*"),
+            *("aten._sparse_addmm", "aten.sparse_sampled_addmm"),
+        ),
         Reason(Code.SPARSE_OPERAND, "a product with an operand that is sparse already"),
     ),
     "triton_kernel_wrapper_*": Reason(

@@ -68,6 +68,21 @@ def _grouped(given: dict[str, Any], result: list[int]) -> int:
     return 2 * math.prod(left) * right[-1]
 
 
+def _batches(given: dict[str, Any], result: Any) -> int:
+    left: list[int] = given["batch1"]
+    return 2 * math.prod(left) * int(given["batch2"][-1])
+
+
+def _distances(given: dict[str, Any], result: Any) -> int:
+    left: list[int] = given["x1"]
+    return 2 * math.prod(left) * int(given["x2"][-2])
+
+
+def _window(given: dict[str, Any], result: list[int]) -> int:
+    window, inputs, _ = given["weight"]
+    return 2 * math.prod(result) * int(window) * int(inputs)
+
+
 def _trilinear(given: dict[str, Any], result: Any) -> int:
     """A sum over products of three tensors: two multiplications or additions for each of them."""
     spread = [_expanded(given[f"i{i}"], given[f"expand{i}"]) for i in (1, 2, 3)]
@@ -105,6 +120,9 @@ _FORMULAS: dict[Any, Callable[[dict[str, Any], Any], int]] = {
     aten._grouped_mm: _grouped,
     aten._scaled_grouped_mm: _grouped,
     aten._int_mm: _grouped,
+    aten.addbmm: _batches,
+    aten._euclidean_dist: _distances,
+    aten.conv_tbc: _window,
     aten._trilinear: _trilinear,
     aten.mkldnn_rnn_layer: _recurrent,
     aten._cudnn_rnn: _recurrent,

@@ -51,6 +51,20 @@ def test_without_gradients_and_under_inference_mode_there_is_the_product_alone()
         assert counted(fc, lambda: fc(x)) == expected
 
 
+def test_what_autograd_multiplies_with_a_sum() -> None:
+    a, b = (torch.randn(8, requires_grad=True) for _ in range(2))
+    w = torch.randn(4, 8, requires_grad=True)
+    bilinear, x = nn.Bilinear(8, 8, 5), torch.randn(3, 8, requires_grad=True)
+    for run, products, one in (
+        (lambda: a.dot(b), 1, 2 * 8),
+        (lambda: w.mv(a), 2, 2 * 4 * 8),
+        (lambda: torch.addmv(a[:4], w, b), 2, 2 * 4 * 8),
+        (lambda: bilinear(x, x), 4, 2 * 3 * 5 * 8 * 8),
+    ):
+        ((_, flops),) = counted(bilinear, run).values()
+        assert flops == products * one
+
+
 def test_what_is_fused_is_listed_without_a_size() -> None:
     q = torch.randn(1, 2, 4, 8)
     mode = EagerProducts({})

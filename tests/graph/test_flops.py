@@ -24,6 +24,9 @@ R = torch.randn
         (aten.mv.default, (R(4, 8), R(8)), 2 * 4 * 8),
         (aten.addmv.default, (R(4), R(4, 8), R(8)), 2 * 4 * 8),
         (aten.dot.default, (R(8), R(8)), 2 * 8),
+        (aten.addbmm.default, (R(4, 6), R(3, 4, 8), R(3, 8, 6)), 2 * 3 * 4 * 8 * 6),
+        (aten._euclidean_dist.default, (R(4, 8), R(6, 8)), 2 * 4 * 6 * 8),
+        (aten.conv_tbc.default, (R(10, 2, 8), R(3, 8, 5), R(5)), 2 * 8 * 2 * 5 * 3 * 8),
         # A bilinear layer of 8 and 6 inputs and 5 outputs, as torch calls it.
         (
             aten._trilinear.default,
