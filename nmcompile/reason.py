@@ -18,6 +18,7 @@ class Code(StrEnum):
     KEEPS_ALL = "keeps-all"
     # Dense, since no mask fits.
     DTYPE = "dtype"
+    NO_CAST = "no-cast"
     WINDOWED = "windowed"
     TOO_SHORT = "too-short"
     EXACT_NEEDS_WEIGHT = "exact-needs-weight"
@@ -44,6 +45,8 @@ class Code(StrEnum):
     MASKED_RESULT = "masked-result"
     READS_PRUNED = "reads-pruned"
     READS_UNPRUNED = "reads-unpruned"
+    # What an 8-bit operand's mask meets.
+    FIXED_SCALE = "fixed-scale"
     # What made a role a guess, so that the product is dense.
     DOUBLE_GRADIENT = "double-gradient"
     NO_FORWARD = "no-forward"

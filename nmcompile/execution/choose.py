@@ -24,6 +24,7 @@ from nmcompile.execution.units import Unit, decide
 from nmcompile.gemm import Gemm, Op, Pruning, Role, size_hint
 from nmcompile.graph.aten import argument
 from nmcompile.graph.convolution import Geometry
+from nmcompile.graph.float8 import Cast, cast_of
 from nmcompile.graph.grouped import is_grouped
 from nmcompile.policy import Policy, Rule
 from nmcompile.reason import Code, Reason, sentence
@@ -223,6 +224,9 @@ def _obstacle(gemm: Gemm, pruning: Pruning, target: Target, dtype: str) -> Reaso
         return Reason(Code.NO_DEVICE, target.reason)
     if (nm.n, nm.m) not in ((2, 4), (1, 2)):
         return Reason(Code.SPARSE_FORMAT, f"sparse tensor cores take 2:4 and 1:2, not {nm}")
+    if isinstance(cast_of(gemm.node, pruning.operand.arg), Cast):
+        text = "fp8 is simulated so far: the GPU's own sparse product in fp8 is not called yet"
+        return Reason(Code.EIGHT_BIT, text)
     if dtype not in _SIXTEEN_BITS and not target.decodes:
         return _dtype_obstacle(dtype)
     if is_grouped(gemm.node):

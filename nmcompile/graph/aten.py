@@ -26,6 +26,13 @@ OPERANDS: dict[Any, tuple[str, str]] = {
     aten.bmm.default: ("self", "mat2"),
     aten.baddbmm.default: ("batch1", "batch2"),
     aten._grouped_mm.default: ("self", "mat2"),
+    aten._scaled_mm.default: ("self", "mat2"),
+    aten._scaled_mm_v2.default: ("self", "mat2"),
+}
+#: The names of the scales of its operands, left and right, where a product multiplies by them.
+_SCALES: dict[Any, tuple[str, str]] = {
+    aten._scaled_mm.default: ("scale_a", "scale_b"),
+    aten._scaled_mm_v2.default: ("scale_a", "scale_b"),
 }
 #: The name of what is added to such a product.
 _ADDED = {aten.addmm.default: "self", aten.baddbmm.default: "self"}
@@ -42,6 +49,18 @@ def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     return argument(node, left), argument(node, right)
 
 
+def is_scaled_product(node: fx.Node) -> bool:
+    """Whether the product takes operands of a few bits, and the scales that belong to them."""
+    return node.target in _SCALES
+
+
+def scale_name(node: fx.Node, operand: str) -> str | None:
+    """The name of the scale, or the list of scales, of an operand; None where it has none."""
+    if not is_scaled_product(node):
+        return None
+    return _SCALES[node.target][OPERANDS[node.target].index(operand)]
+
+
 def added(node: fx.Node) -> Any:
     """What a matrix product adds: the bias of addmm; None where there is none."""
     return argument(node, _ADDED[node.target]) if node.target in _ADDED else None
@@ -50,6 +69,12 @@ def added(node: fx.Node) -> Any:
 def argument(node: fx.Node, name: str) -> Any:
     """The argument of that name, which must be given by position."""
     return node.args[_torch.argument_names(node.target).index(name)]
+
+
+def optional_argument(node: fx.Node, name: str, default: Any = None) -> Any:
+    """The argument of that name; ``default`` where it is not given."""
+    place = _torch.argument_names(node.target).index(name)
+    return node.args[place] if place < len(node.args) else node.kwargs.get(name, default)
 
 
 def set_argument(node: fx.Node, name: str, value: Any) -> None:

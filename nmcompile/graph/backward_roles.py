@@ -16,7 +16,8 @@ from dataclasses import replace
 from torch import fx
 
 from nmcompile.gemm import Gemm, Op, OperandKind, Role, size_hint
-from nmcompile.graph.aten import argument, view_base
+from nmcompile.graph.aten import view_base
+from nmcompile.graph.float8 import source_of
 from nmcompile.graph.grouped import is_grouped
 from nmcompile.graph.operand_kinds import Kinds
 from nmcompile.graph.weight_gradients import becomes_gradient, weight_gradients
@@ -171,4 +172,4 @@ def _belong_together(backward: Gemm, forward: Gemm) -> bool:
 
 
 def _base(gemm: Gemm, arg: str) -> fx.Node:
-    return view_base(argument(gemm.node, arg))
+    return view_base(source_of(gemm.node, arg))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from nmcompile.gemm import Gemm, Op, Operand, OperandKind, Role, Unknown
@@ -33,6 +34,7 @@ from nmcompile.graph.aten import (
 )
 from nmcompile.graph.backward_roles import assign_roles
 from nmcompile.graph.convolution import Geometry
+from nmcompile.graph.float8 import source_of
 from nmcompile.graph.gathered import gathered_rows
 from nmcompile.graph.grouped import grouped_products, is_grouped
 from nmcompile.graph.module_path import module_path
@@ -65,8 +67,9 @@ def _matmul(node: fx.Node, kinds: Kinds) -> list[Gemm]:
     a_shape, b_shape = a.meta["val"].shape, b.meta["val"].shape
     rank = len(a_shape)
     batch = a_shape[0] if rank == 3 else 1
-    m, k = a_shape[-2:]
+    m, k = a_shape[-2], a_shape[-1] * _numbers_a_place(a)
     tile = (rank - 2, rank - 1)
+    a, b = source_of(node, left), source_of(node, right)  # a cast for the backward is no new value
     lhs = Operand(_matrix_kind(kinds, a), left, (rank - 1,), _static(k), tile_dims=tile)
     rhs = Operand(_matrix_kind(kinds, b), right, (rank - 2,), _static(k), tile_dims=tile)
     if lhs.kind is rhs.kind is WEIGHT and _is_linear_layer(a, b):
@@ -74,6 +77,10 @@ def _matmul(node: fx.Node, kinds: Kinds) -> list[Gemm]:
     has_one_weight = (lhs.kind is WEIGHT) != (rhs.kind is WEIGHT)
     op = Op.LINEAR if has_one_weight else Op.MATMUL
     return [_gemm(kinds, node, op, Role.FPROP, lhs, rhs, (batch, m, b_shape[-1], k))]
+
+
+def _numbers_a_place(operand: fx.Node) -> int:
+    return 2 if operand.meta["val"].dtype is torch.float4_e2m1fn_x2 else 1
 
 
 def _is_linear_layer(x: fx.Node, w_t: fx.Node) -> bool:
@@ -133,7 +140,7 @@ def _gemm(
 ) -> Gemm:
     path, module_class = module_path(node)
     tensor = argument(node, lhs.arg).meta["val"]
-    involved = (argument(node, lhs.arg), argument(node, rhs.arg), node)
+    involved = (source_of(node, lhs.arg), source_of(node, rhs.arg), node)
     return Gemm(
         node=node,
         op=op,

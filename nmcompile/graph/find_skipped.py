@@ -35,9 +35,9 @@ _REASONS: dict[str, Reason] = {
     "flex_attention*": Reason(
         Code.FUSED_ATTENTION, "fused attention: the products inside never leave the kernel"
     ),
-    "aten._scaled_grouped_mm*": Reason(Code.GROUPED, "grouped matmul in 8-bit floating point"),
-    "aten._scaled_mm*": Reason(
-        Code.EIGHT_BIT, "8-bit floating point: 2:4 kernels take 16-bit and 32-bit operands"
+    "aten._scaled_grouped_mm*": Reason(
+        Code.GROUPED,
+        "grouped matmul in 8-bit floating point: its experts' casts are not followed yet",
     ),
     "aten._int_mm": Reason(Code.INTEGER, "integer product"),
     "aten._weight_int*": Reason(Code.QUANTISED, "product with a quantised weight"),

@@ -10,6 +10,8 @@ from nmcompile.execution.choose import Execution, Request, choose
 from nmcompile.execution.cost import Predicted
 from nmcompile.execution.targets import target_of
 from nmcompile.gemm import Gemm, Op, Operand, Pruning, Role, size_hint
+from nmcompile.graph.aten import argument
+from nmcompile.graph.float8 import NoCast, cast_of
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.passes.plan import Decision, Plan, Product
 from nmcompile.passes.requests import reads_pruned, request
@@ -168,15 +170,29 @@ def _pruning(gemm: Gemm, rule: Rule | None) -> Pruning:
         kinds = " and ".join(str(o.kind) for o in gemm.operands)
         text = f"no {rule.prune} operand: this product has {kinds}"
         raise _Dense(Code.NO_SUCH_OPERAND, text)
-    if gemm.dtype not in _FLOATS:
-        text = f"{gemm.dtype} operands: masks exist for {', '.join(_FLOATS)}"
-        raise _Dense(Code.DTYPE, text)
+    _check_dtype(gemm, operand)
     _check_blocks(operand, rule.method, rule.format)
     exact = rule.backward == "exact"
     if exact and gemm.op is Op.MATMUL:
         text = 'backward = "exact" needs a product with a weight; this one has none'
         raise _Dense(Code.EXACT_NEEDS_WEIGHT, text)
     return Pruning(operand, rule.format, rule.method, exact)
+
+
+def _check_dtype(gemm: Gemm, operand: Operand) -> None:
+    """Whether there is a value to prune: the operand, or what it was cast to 8 bits from."""
+    cast = cast_of(gemm.node, operand.arg)
+    if isinstance(cast, NoCast):
+        text = (
+            f"no mask fits this {operand.kind}, {cast.why}: a mask is taken in high precision, "
+            "before scale and cast"
+        )
+        raise _Dense(Code.NO_CAST, text)
+    value = cast.source if cast else argument(gemm.node, operand.arg)
+    dtype = str(value.meta["val"].dtype).removeprefix("torch.")
+    if dtype not in _FLOATS:
+        text = f"{dtype} operands: masks exist for {', '.join(_FLOATS)}"
+        raise _Dense(Code.DTYPE, text)
 
 
 def _check_blocks(operand: Operand, method: Method, nm: NMFormat) -> None:

@@ -30,11 +30,13 @@ from nmcompile.graph.aten import (
     set_argument,
     view_arguments,
 )
+from nmcompile.graph.float8 import Cast, cast_of
 from nmcompile.graph.insert import Inserter
+from nmcompile.graph.recast import recast
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Decompress, KeepMask, UnpackMask
 from nmcompile.passes.plan import Compressed, Decision, Plan, Simulated, Sparse
-from nmcompile.passes.prune_operands import mask_operand
+from nmcompile.passes.prune_operands import as_operand, mask_operand
 from nmcompile.reason import Code, Reason
 
 
@@ -62,7 +64,8 @@ def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> Reason:
     else:
         # A compressed block names n elements, also where another mask keeps fewer (at the ragged
         # edge of a transposable one): its places are then no mask of the gradient.
-        mask = mask_operand(plan, KeepMask, forward, done.original)
+        original = as_operand(plan, forward, done.original).value
+        mask = mask_operand(plan, KeepMask, forward, original)
     if not isinstance(result.meta["val"], torch.Tensor):  # one node computes both gradients
         output = INPUT_GRADIENT if backward.gemm.role is Role.DGRAD else WEIGHT_GRADIENT
         (result,) = items(result, output)
@@ -105,6 +108,11 @@ def _read_pruned(plan: Plan, forward: Decision, backward: Decision) -> Reason:
     done, node = plan.results[forward.site], plan.products[backward.site].node
     kind = forward.pruning.operand.kind
     operand = next(o for o in backward.gemm.operands if o.kind is kind)
+    said = Reason(Code.READS_PRUNED, f"reads the pruned {kind} of fprop (backward = exact)")
+    cast = cast_of(node, operand.arg)
+    if isinstance(cast, Cast) and cast.source is done.original and isinstance(done, Simulated):
+        recast(Inserter(plan.graph), node, operand.arg, cast, done.pruned)
+        return said
     chain: list[fx.Node] = []
     value: fx.Node = argument(node, operand.arg)
     while value is not done.original and is_view(value):
@@ -124,4 +132,4 @@ def _read_pruned(plan: Plan, forward: Decision, backward: Decision) -> Reason:
         for view in reversed(chain):
             value = insert.call(node, view.target, value, *view_arguments(view))
     set_argument(node, operand.arg, value)
-    return Reason(Code.READS_PRUNED, f"reads the pruned {kind} of fprop (backward = exact)")
+    return said

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from nmcompile.codegen.kernel_spec import STORAGE
 from nmcompile.gemm import Role
 from nmcompile.graph.aten import CONVERSIONS, OPERANDS, argument, is_product, is_view, view_base
+from nmcompile.graph.float8 import source_of
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import (
     Compress,
@@ -161,7 +162,7 @@ def _unpruned(plan: Plan, roles: set[Role]) -> Iterator[str]:
             yield f"site {d.site} is not pruned"
         elif isinstance(result, Simulated):
             assert product.operand is not None
-            operand = argument(product.node, product.operand.arg)
+            operand = source_of(product.node, product.operand.arg)
             made = view_base(operand).target  # channel groups are reshaped
             if made not in (Prune.operator, PruneRagged.operator):
                 yield f"{product.node} of site {d.site} reads the unpruned {product.operand.kind}"

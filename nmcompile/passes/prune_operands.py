@@ -9,6 +9,12 @@
              pruned = nm.prune(dy_t, seed, site, 2, 4, [1], "mvue")
              mm(pruned, x)
 
+The operand of a product in 8-bit floating point is cast again, from what it was cast from:
+
+    before   q = cast(x [T,I], scale(x));             _scaled_mm(q, w_t, 1 / scale(x), ...)
+    after    pruned = nm.prune(x, None, site, 2, 4, [1], "mse")
+             p = cast(pruned, scale(pruned));         _scaled_mm(p, w_t, 1 / scale(pruned), ...)
+
 The blocks of a product that reduces over groups of rows start anew with each group:
 
     before   _grouped_mm(dy_t [O,S], x [S,I], offs)
@@ -28,23 +34,54 @@ from torch import fx
 
 from nmcompile.gemm import Operand, size_hint
 from nmcompile.graph.aten import argument, set_argument
+from nmcompile.graph.float8 import Cast, NoCast, cast_of
 from nmcompile.graph.insert import Inserter, in_backward
+from nmcompile.graph.recast import Frame, recast
 from nmcompile.masks.formats import Method
 from nmcompile.ops.call import Call
 from nmcompile.ops.schemas import KeepMaskRagged, Mask, Prune, PruneRagged, RankSeed
 from nmcompile.passes.plan import Decision, Plan, Simulated
+from nmcompile.reason import Code, Reason
 
 aten = torch.ops.aten
+
+_FIXED_SCALE = Reason(
+    Code.FIXED_SCALE,
+    "the scale to fp8 does not follow the pruned operand (it is fixed, or from earlier steps): "
+    "what the mask raises past its range saturates",
+)
 
 
 def simulated_product(plan: Plan, d: Decision) -> Simulated:
     """Let the product of a decision read the pruned operand."""
     product = plan.products[d.site]
     assert product.operand is not None
-    original = argument(product.node, product.operand.arg)
+    node, arg = product.node, product.operand.arg
+    cast = cast_of(node, arg)
+    assert not isinstance(cast, NoCast), f"{node} was decided, and {cast.why}"
+    if cast is not None:
+        frame = as_operand(plan, d, cast.source)
+        pruned = mask_operand(plan, Prune, d, frame.value)
+        with frame.insert.before(node):
+            pruned = frame.undo(pruned)
+        recast(frame.insert, node, arg, cast, pruned)
+        if d.pruning is not None and d.pruning.method.random and not cast.is_dynamic:
+            plan.notes[d.site].append(_FIXED_SCALE)
+        return Simulated(node, cast.source, pruned)
+    original = argument(node, arg)
     pruned = mask_operand(plan, Prune, d, original)
-    set_argument(product.node, product.operand.arg, pruned)
-    return Simulated(product.node, original, pruned)
+    set_argument(node, arg, pruned)
+    return Simulated(node, original, pruned)
+
+
+def as_operand(plan: Plan, d: Decision, source: fx.Node) -> Frame:
+    """What the decision's operand is cast from, in the order in which the product reads it."""
+    product, insert = plan.products[d.site], Inserter(plan.graph)
+    assert product.operand is not None
+    cast = cast_of(product.node, product.operand.arg)
+    steps = cast.steps if isinstance(cast, Cast) else ()
+    with insert.before(product.node):
+        return Frame.of(insert, product.node, steps, source)
 
 
 def mask_operand(plan: Plan, op: type[Mask], d: Decision, x: fx.Node) -> fx.Node:

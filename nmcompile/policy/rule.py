@@ -23,7 +23,7 @@ from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.policy.model import PolicyModel
 from nmcompile.policy.toml import Source
 
-DType = Literal["float16", "bfloat16", "float32", "float64"]
+DType = Literal["float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"]
 Execution = Literal["simulate", "sparse", "auto"]
 Fallback = Literal["dense", "simulate", "error"]
 Backward = Literal["straight-through", "exact"]
@@ -92,7 +92,8 @@ class Rule(PolicyModel):
         class_: the same on the class name of the innermost module; ``class`` in TOML.
         op: None is linear, conv and grouped for a rule that prunes, every op for a dense rule.
         role: None is every role whose product has the pruned operand, or all for a dense rule.
-        dtype: ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``.
+        dtype: ``"float16"``, ``"bfloat16"``, ``"float32"``, ``"float64"``, ``"float8_e4m3fn"`` or
+            ``"float8_e5m2"``: of the left operand.
         min_flops: least dense FLOPs, 2*M*N*K; a product of unknown size counts as large enough.
 
     Decision:

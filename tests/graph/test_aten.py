@@ -29,11 +29,14 @@ from nmcompile.graph.aten import (
     is_item,
     is_matrix_transpose,
     is_product,
+    is_scaled_product,
     is_view,
     item_index,
     items,
     operands,
+    optional_argument,
     permutation,
+    scale_name,
     set_argument,
     view_arguments,
     view_base,
@@ -65,8 +68,40 @@ PRODUCTS = {
 }
 
 
+SCALED = {
+    aten._scaled_mm.default: lambda a, b, s, t: (a, b, s, t, None, None, torch.float32),
+    aten._scaled_mm_v2.default: lambda a, b, s, t: (
+        *(a, b, [s], [0], [0], [t], [0], [0], None, torch.float32),
+    ),
+}
+
+
 def test_there_is_an_example_of_every_product() -> None:
-    assert set(PRODUCTS) == set(OPERANDS)
+    assert {*PRODUCTS, *SCALED} == set(OPERANDS)
+
+
+@pytest.mark.parametrize("target", SCALED, ids=str)
+def test_a_product_of_scaled_operands(target: Any) -> None:
+    def multiply(a: Tensor, b: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        result: Tensor = target(*SCALED[target](a, b.t(), s, t))
+        return result
+
+    a, b = (torch.randn(16, 32).to(torch.float8_e4m3fn) for _ in range(2))
+    s, t = torch.tensor(2.0), torch.tensor(0.25)
+    expected = (a.float() * s) @ (b.float() * t).t()
+    torch.testing.assert_close(multiply(a, b, s, t), expected, rtol=1e-2, atol=1e-2)
+    (node,) = filter(is_product, make_fx(multiply, tracing_mode="fake")(a, b, s, t).graph.nodes)
+    assert is_scaled_product(node)
+    assert added(node) is None
+    assert [n.name for n in map(view_base, operands(node))] == ["a_1", "b_1"]
+    names = (scale_name(node, "self"), scale_name(node, "mat2"))
+    assert [str(argument(node, n)).strip("[]") for n in names if n] == ["s_1", "t_1"]
+
+
+def test_only_scaled_operands_have_scales() -> None:
+    node = call_of(aten.mm.default, torch.randn(3, 4), torch.randn(4, 5))
+    assert not is_scaled_product(node)
+    assert scale_name(node, "self") is None
 
 
 @pytest.mark.parametrize("target", PRODUCTS, ids=str)
@@ -101,6 +136,15 @@ def test_an_argument_is_read_and_written_by_its_name() -> None:
     assert node.args == (bias, left, other)
     assert list(other.users) == [node]
     assert not right.users  # type: ignore[union-attr]
+
+
+def test_an_argument_that_may_be_missing() -> None:
+    pad = aten.constant_pad_nd.default
+    x = torch.randn(3, 4)
+    assert optional_argument(call_of(pad, x, [0, 1]), "value", 0) == 0
+    assert optional_argument(call_of(pad, x, [0, 1], 2.0), "value", 0) == 2.0
+    clamp = call_of(aten.clamp.default, x, max=1.0)
+    assert [optional_argument(clamp, n) for n in ("min", "max")] == [None, 1.0]
 
 
 def test_an_argument_that_the_schema_does_not_have_is_an_error() -> None:
