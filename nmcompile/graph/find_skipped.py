@@ -123,7 +123,7 @@ def find_skipped(graph: fx.Graph) -> list[Skipped]:
             continue
         if is_grouped(node):
             continue  # a product that is found
-        if _is_written_out(node):
+        if is_written_out(node):
             found.append(_skipped(node, node.meta["original_aten"], _DECOMPOSED))
             continue
         values = [] if held_graphs(node) else [n.meta.get("val") for n in node.all_input_nodes]
@@ -156,7 +156,7 @@ def reason_of(target: Any, matrices: int) -> Reason | None:
     return reason
 
 
-def _is_written_out(node: fx.Node) -> bool:
+def is_written_out(node: fx.Node) -> bool:
     """Whether it multiplies what a product multiplied before it was decomposed."""
     original = getattr(node.meta.get("original_aten"), "overloadpacket", None)
     is_multiplication = node.target is torch.ops.aten.mul.Tensor

@@ -12,7 +12,8 @@ A sparse product's activation is saved compressed, 9/16 of its bytes in 16 bits:
 
 Where only the library can read what is packed, the backward reads the mask and the pruned operand
 as after a simulated product. For a pruned weight it is dw that is masked, and dgrad that reads the
-pruned weight.
+pruned weight. A backward product that reduces over one element is a multiplication by now, and gets
+the same.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from nmcompile.graph.aten import (
     set_argument,
     view_arguments,
 )
+from nmcompile.graph.find_skipped import is_written_out
 from nmcompile.graph.float8 import Cast, cast_of
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.recast import recast
@@ -51,6 +53,39 @@ def exact_backward(plan: Plan) -> None:
             if backward.gemm.forward is forward.gemm.node:
                 rewrite = _mask_result if backward.gemm.role is masked_role else _read_pruned
                 plan.notes[backward.site].append(rewrite(plan, forward, backward))
+        for node in _multiplications(forward):
+            plan.notes[forward.site].append(_as_multiplication(plan, forward, node))
+
+
+def _multiplications(forward: Decision) -> list[fx.Node]:
+    """What autograd made of the forward product and Inductor wrote without a product."""
+    product = forward.gemm.node
+    number = product.meta.get("seq_nr")
+    return [
+        n
+        for n in product.graph.nodes
+        if number is not None and n.meta.get("seq_nr") == number and is_written_out(n)
+    ]
+
+
+def _as_multiplication(plan: Plan, forward: Decision, node: fx.Node) -> Reason:
+    """Let it read the pruned operand, or mask it if it is the gradient of that."""
+    assert forward.pruning is not None
+    kind, done = forward.pruning.operand.kind, plan.results[forward.site]
+    for factor in dict.fromkeys(node.all_input_nodes):
+        pruned = _through_views(plan, node, factor, done)
+        if pruned is not None:
+            node.replace_input_with(factor, pruned)
+            text = f"a backward product of one term reads the pruned {kind} (backward = exact)"
+            return Reason(Code.READS_PRUNED, text)
+    value = done.original.meta["val"]
+    if str(node.meta["val"].shape) != str(value.shape) or value.dim() != 3:
+        text = f"a backward product of one term is that of the unpruned {kind}"
+        return Reason(Code.READS_UNPRUNED, text)
+    mask = mask_operand(plan, KeepMask, forward, done.original)
+    plan.masked[forward.site] = _masked(plan, node, mask)
+    text = f"a backward product of one term is masked like the {kind} (backward = exact)"
+    return Reason(Code.MASKED_RESULT, text)
 
 
 def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> Reason:
@@ -69,17 +104,24 @@ def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> Reason:
     if not isinstance(result.meta["val"], torch.Tensor):  # one node computes both gradients
         output = INPUT_GRADIENT if backward.gemm.role is Role.DGRAD else WEIGHT_GRADIENT
         (result,) = items(result, output)
-    users = list(result.users)
-    with insert.before(result.next):
-        if backward.gemm.op is not Op.CONV and _is_transposed(forward, backward):
-            rank = len(result.meta["val"].shape)
+    if backward.gemm.op is not Op.CONV and _is_transposed(forward, backward):
+        rank = len(result.meta["val"].shape)
+        with insert.before(result.next):
             mask = insert.permute(result, mask, [*range(rank - 2), rank - 1, rank - 2])
-        masked = insert.masked(result, mask, result)
-    for user in users:
-        user.replace_input_with(result, masked)
-    plan.masked[forward.site] = masked
+    plan.masked[forward.site] = _masked(plan, result, mask)
     text = f"the result is masked like the {pruning.operand.kind} of fprop (backward = exact)"
     return Reason(Code.MASKED_RESULT, text)
+
+
+def _masked(plan: Plan, result: fx.Node, mask: fx.Node) -> fx.Node:
+    """What every reader of ``result`` reads in its place."""
+    users, insert = list(result.users), Inserter(plan.graph)
+    with insert.before(max(result, mask).next):
+        masked = insert.masked(result, mask, result)
+    for user in users:
+        if user is not mask:
+            user.replace_input_with(result, masked)
+    return masked
 
 
 def _unpacked(
@@ -113,14 +155,27 @@ def _read_pruned(plan: Plan, forward: Decision, backward: Decision) -> Reason:
     if isinstance(cast, Cast) and cast.source is done.original and isinstance(done, Simulated):
         recast(Inserter(plan.graph), node, operand.arg, cast, done.pruned)
         return said
+    value = _through_views(plan, node, argument(node, operand.arg), done)
+    if value is None:
+        text = f"reads the unpruned {kind}: it is no view of the operand of fprop"
+        return Reason(Code.READS_UNPRUNED, text)
+    set_argument(node, operand.arg, value)
+    return said
+
+
+def _through_views(
+    plan: Plan, node: fx.Node, value: fx.Node, done: Simulated | Sparse
+) -> fx.Node | None:
+    """The pruned operand as ``value`` looks at the operand; None where it looks at anything else.
+
+    It is made in front of ``node``.
+    """
     chain: list[fx.Node] = []
-    value: fx.Node = argument(node, operand.arg)
     while value is not done.original and is_view(value):
         chain.append(value)
         value = value.all_input_nodes[0]
     if value is not done.original:
-        text = f"reads the unpruned {kind}: it is no view of the operand of fprop"
-        return Reason(Code.READS_UNPRUNED, text)
+        return None
     insert = Inserter(plan.graph)
     with insert.before(node):
         if isinstance(done, Simulated):
@@ -131,5 +186,4 @@ def _read_pruned(plan: Plan, forward: Decision, backward: Decision) -> Reason:
             value = _unpacked(insert, node, Decompress, done.compressed)
         for view in reversed(chain):
             value = insert.call(node, view.target, value, *view_arguments(view))
-    set_argument(node, operand.arg, value)
-    return said
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import expecttest
+import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -90,3 +91,32 @@ def test_a_masked_gradient_lies_in_memory_as_it_did() -> None:
     mask = nmcompile.functional.keep_mask(w.view(4, 8))
     dy = 2 * x[:, 0] @ (w.view(4, 8) * mask).t()
     torch.testing.assert_close(result(w, x), (dy.t() @ x[:, 0] * mask).view(32))
+
+
+@pytest.mark.parametrize("kind", ["activation", "weight"])
+def test_a_gradient_of_one_token_is_a_multiplication_and_as_exact(kind: str) -> None:
+    """Experts by gathered weights: the weight gradient of a token has one term, and no product."""
+
+    class Gathered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 12, 8))
+
+        def forward(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            return torch.bmm(self.weight[ids], x.unsqueeze(-1)).squeeze(-1)
+
+    model, x = Gathered(), torch.randn(6, 8, requires_grad=True)
+    ids, dy = torch.tensor([0, 2, 2, 0, 0, 2]), torch.randn(6, 12)
+    report = nmcompile.explain(model, x, ids, policy=exact(kind))
+    assert [s.pruned for s in report.sites if s.role == "fprop"] == [kind]
+    assert "of one term" in report.sites[0].reason
+    torch.compile(model, backend="nm_sparse", options={"policy": exact(kind)})(x, ids).backward(dy)
+    w = model.weight.detach()[ids]
+    pruned = nmcompile.functional.prune
+    x_read = pruned(x.detach()) if kind == "activation" else x.detach()
+    w_read = pruned(w) if kind == "weight" else w
+    dx, dw = torch.einsum("to,toi->ti", dy, w_read), dy[:, :, None] * x_read[:, None]
+    dx, dw = (dx * (x_read != 0), dw) if kind == "activation" else (dx, dw * (w_read != 0))
+    torch.testing.assert_close(x.grad, dx)
+    expected = torch.zeros(3, 12, 8).index_add(0, ids, dw)
+    torch.testing.assert_close(model.weight.grad, expected)
