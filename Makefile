@@ -64,7 +64,8 @@ rehearse: $(NULLGPU_PYTHON) ## the GPU path on a GPU that does nothing (an hour;
 
 carry:                ## gather what gpu_check needs elsewhere: wheels and compiled kernels, in $(CARRY)
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version $(CARRY_PYTHON) \
-	    --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any \
+	    --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+	    --platform manylinux2014_x86_64 --platform any \
 	    -c constraints.txt -d $(CARRY)/wheels -r benchmarks/gpu_check/requirements.txt
 	$(PYTHON) -m benchmarks.gpu_check.caches $(NULLGPU)/cache/triton $(CARRY)/triton
 

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from nmcompile import functional
     from nmcompile.backend import last_report, nm_sparse
     from nmcompile.dry_run import explain
-    from nmcompile.errors import FormatError, NMError, NMWarning, OptionError, PolicyError
+    from nmcompile.errors import (
+        ArgumentError,
+        FormatError,
+        NMError,
+        NMWarning,
+        OptionError,
+        PolicyError,
+    )
     from nmcompile.execution.targets import targets
     from nmcompile.in_place import compile
     from nmcompile.masks.formats import NMFormat
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
     from nmcompile.traced_graph import rewrite
 
 __all__ = [
+    "ArgumentError",
     "FormatError",
     "NMError",
     "NMFormat",
@@ -42,6 +50,7 @@ __all__ = [
 
 #: Where the public names live, but for modules.
 _HOMES = {
+    "ArgumentError": "errors",
     "FormatError": "errors",
     "NMError": "errors",
     "NMFormat": "masks.formats",

@@ -6,6 +6,7 @@ the torch version (``_torch.private``) or, where nothing but a report depends on
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,12 +35,14 @@ class Caller:
     among the arguments of the function in hand: ``whole`` itself, or a part of it where a graph
     break (or a hook) made Dynamo compile that part on its own. Nothing and empty where unknown.
     ``prefix`` is what a data-parallel wrapper around ``whole`` adds to the paths inside of it.
+    ``function`` is the plain function that the user compiled, where it is no module.
     """
 
     wrapper: Any = None
     whole: nn.Module | None = None
     roots: tuple[nn.Module, ...] = ()
     prefix: str = ""
+    function: Any = None
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Caller:
@@ -54,7 +57,7 @@ class Caller:
         roots = tuple(v for v in scope if isinstance(v, nn.Module))
         prefix = "module" if any(isinstance(r, _COPIES) for r in roots) else ""
         unwrapped = tuple(r.module if isinstance(r, _COPIES) else r for r in roots)
-        return cls(wrapper, _whole(frames), unwrapped, prefix)
+        return cls(wrapper, _whole(frames), unwrapped, prefix, _compiled_function(frames))
 
     @property
     def in_whole(self) -> bool:
@@ -156,6 +159,13 @@ def _whole(frames: list[Any]) -> nn.Module | None:
         modules = [v for v in _closed_over(fn) if isinstance(v, nn.Module)]
         return _module(getattr(fn, "__self__", modules[0] if len(modules) == 1 else None))
     return None
+
+
+def _compiled_function(frames: list[Any]) -> Any:
+    """The plain function of the nearest call of something that ``torch.compile`` returned."""
+    wrappers = (f.f_locals.get("fn") for f in frames if f.f_code.co_name == "compile_wrapper")
+    fn = next(wrappers, None)
+    return fn if inspect.isfunction(fn) else None
 
 
 def _closed_over(fn: Any) -> Iterator[Any]:

@@ -17,7 +17,6 @@ from torch import fx
 from nmcompile._dynamo import (
     Attempt,
     Caller,
-    differentiates,
     ends_in_graph_break,
     in_compiled_autograd,
     watch,
@@ -35,7 +34,6 @@ from nmcompile.report.nothing_pruned import (
     limit_is_reached,
     no_graph_arrived,
     warn_of,
-    warn_of_derivatives,
 )
 from nmcompile.report.report import Report
 from nmcompile.report.uncompiled import parameters_in
@@ -67,7 +65,7 @@ def nm_sparse(
             the paths of the modules that share the code (``nmcompile.compile`` writes it).
 
     Raises:
-        PolicyError, OptionError: what is wrong with the options or the policy file.
+        ArgumentError, PolicyError, OptionError: what is wrong with the options or the policy file.
     """
     caller = Caller.of(nm_sparse)
     _reached(caller.wrapper)
@@ -79,12 +77,9 @@ def nm_sparse(
         graph, reports = compile_graph(gm, example_inputs, dense)
         _history.remark(eager_backward(reports))
         return graph
-    if differentiates(gm):
-        warn_of_derivatives(settings.policy)
-        settings = replace(settings, policy=Policy.recipe("dense"))
     if settings.region.paths:  # one of many regions, which share their policy and its report
         graph, reports = compile_graph(gm, example_inputs, settings)
-        _history.add(settings.policy, settings.policy, reports)
+        _history.add(settings.policy, settings.policy, reports, alive=caller.whole)
         return graph
     check_indices(settings.policy, caller.whole)
     settings = replace(settings, region=region_of(caller))
@@ -93,7 +88,8 @@ def nm_sparse(
     held: set[str] = set()
     if caller.whole is not None:
         held = parameters_in(caller.whole, example_inputs, settings.region)
-    _history.add(caller.wrapper, settings.policy, reports, complete, caller.whole, held)
+    alive = caller.function if caller.whole is None else caller.whole
+    _history.add(caller.wrapper, settings.policy, reports, complete, caller.whole, held, alive)
     return graph
 
 

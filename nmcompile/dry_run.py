@@ -21,12 +21,13 @@ from nmcompile._dynamo import (
 from nmcompile.capture.eager import EagerProducts
 from nmcompile.capture.fakes import off_meta
 from nmcompile.capture.regions import Region, region_of
-from nmcompile.errors import NMError, OptionError
+from nmcompile.errors import ArgumentError, NMError, OptionError, shown
 from nmcompile.execution.targets import Target, named
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import Planned, plan_only
 from nmcompile.policy import Policy
 from nmcompile.policy.blocks import alike_blocks
+from nmcompile.policy.paths import named_modules
 from nmcompile.report.nothing_pruned import no_graph_arrived, some_ran_eagerly
 from nmcompile.report.report import GraphReport, Report
 from nmcompile.report.rows import EagerRow
@@ -69,9 +70,12 @@ def explain(
         kwargs: its keyword inputs.
 
     Raises:
+        ArgumentError: the model cannot be called.
         OptionError: a target that is not known, or an ``each`` that matches no module.
         PolicyError: the policy cannot be read, or asks for what a site cannot have.
     """
+    if not callable(model):
+        raise ArgumentError(f"explain takes a module or a function, not {shown(model)}")
     chosen = Policy.resolve(policy)
     place = None if target is None else named(target)
     plain = getattr(model, "_orig_mod", model)  # an already compiled module is explained afresh
@@ -94,7 +98,7 @@ class _Planning:
     def __init__(self, policy: Policy, target: Target | None, model: Any) -> None:
         self.policy, self.target, self.model = policy, target, model
         self.whole = model if isinstance(model, nn.Module) else None
-        paths = {m: p for p, m in self.whole.named_modules()} if self.whole is not None else {}
+        paths = {m: p for _, p, m in named_modules(self.whole)} if self.whole is not None else {}
         self.eager = EagerProducts(paths)
         self.graphs: list[GraphReport] = []
         self.calls: list[int] = []
@@ -107,12 +111,13 @@ class _Planning:
             yield torch.compile(_fresh(self.model), backend=self._backend(), dynamic=False)
             return
         if self.whole is None:
-            raise OptionError(f"each = {each!r} names modules, and {self.model!r} is none")
+            given, model = shown(each), shown(self.model)
+            raise OptionError(f"each = {given} names modules, and {model} is none")
         replaced = []
         try:
-            for paths in alike_blocks(self.whole, each, self.policy):
-                backend = self._backend(Region(tuple(paths)))
-                blocks = [self.whole.get_submodule(path) for path in paths]
+            for group in alike_blocks(self.whole, each, self.policy):
+                backend = self._backend(Region(tuple(group)))
+                blocks = list(group.values())
                 for block, call in zip(blocks, _sharing(blocks), strict=True):
                     replaced.append((block, block._compiled_call_impl))
                     planned: Any = torch.compile(call, backend=backend, dynamic=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -45,6 +45,10 @@ class PolicyError(NMError, ValueError):
         self.problems = tuple(problems) or (Problem(message),)
 
 
+class ArgumentError(NMError, TypeError):
+    """An argument of a public function that is no such thing; the message says what to write."""
+
+
 class OptionError(NMError, ValueError):
     """An option of the backend that does not exist or has the wrong type."""
 
@@ -69,12 +73,38 @@ def owned(part: str) -> Iterator[None]:
 def nearest(word: str, known: Iterable[str]) -> str:
     """A sentence fragment with the nearest valid word, or with all of them when none is near."""
     words = sorted(set(known))
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:_LONG], words, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    more = [f"and {len(words) - _MOST} more"] if len(words) > _MOST else []
-    return f"known: {', '.join(words[:_MOST] + more)}"
+    return f"known: {', '.join(first(words))}"
+
+
+def first(texts: Sequence[str], what: str = "") -> list[str]:
+    """The first of many texts, and how many more there are (of ``what``)."""
+    more = len(texts) - _MOST
+    return [*texts[:_MOST], *([f"and {more:,} more{what}"] if more > 0 else [])]
+
+
+def shown(value: object) -> str:
+    """``repr`` of any value for a message: on one line, cut where it is long, never an error."""
+    try:
+        text = repr(value)
+    except Exception as error:  # whatever a user's own class raises
+        if isinstance(value, int) and isinstance(error, ValueError):
+            return "an int that is too long to show"  # of more than 4,300 digits
+        return f"a {type(value).__name__} that cannot be shown"
+    return shorten(text)
+
+
+def shorten(text: str) -> str:
+    """A text on one line, without its middle if it is long."""
+    line = " ".join(text[: 10 * _LONG].split("\n"))
+    if len(text) <= _LONG:
+        return line
+    return f"{line[: _LONG - 10]}[...]{text[-5:]}"
 
 
 #: A large model has hundreds of paths.
 _MOST = 20
+#: Values in messages are no longer; nor are words that are compared with known ones.
+_LONG = 200

@@ -6,17 +6,21 @@ where masks go. Write ``x * keep_mask(x)`` for the product rule with a fixed mas
 
 from __future__ import annotations
 
+import operator
+from contextlib import suppress
+
 import torch
 from torch import Generator, Tensor
 
 from nmcompile.compressed.layouts import Layout
 from nmcompile.compressed.packing import Compressed, check_format
-from nmcompile.errors import FormatError, nearest
+from nmcompile.errors import ArgumentError, FormatError, shown
 from nmcompile.masks import reference
 from nmcompile.masks.blocks import dense_copy
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.ops import schemas
 from nmcompile.ops.call import Call
+from nmcompile.policy.words import meant
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -55,7 +59,8 @@ def prune(
         as inf or NaN (as in a block whose magnitudes add up to 2^126 or more).
 
     Raises:
-        TypeError, IndexError, FormatError, ValueError: for arguments that cannot be honoured.
+        ArgumentError (a TypeError), IndexError, FormatError, ValueError: for arguments that cannot
+            be honoured.
     """
     return _masked(schemas.Prune, x, _check(x, format, dim, method), generator, offsets)
 
@@ -97,8 +102,10 @@ def _masked(
 def _check_offsets(offsets: Tensor, dims: list[int], method: Method) -> None:
     if method is Method.TRANSPOSABLE or len(dims) != 1:
         raise ValueError("offsets are of groups along one dimension: name that dimension alone")
+    if not isinstance(offsets, Tensor):
+        raise ArgumentError(f"offsets are a tensor: write torch.tensor({shown(offsets)})")
     if offsets.dim() != 1 or offsets.dtype not in (torch.int32, torch.int64):
-        raise TypeError(
+        raise ArgumentError(
             f"offsets must be one dimension of int32 or int64, where each group ends, not "
             f"{offsets.dim()} dimensions of {str(offsets.dtype).removeprefix('torch.')}"
         )
@@ -175,7 +182,8 @@ def compress(
         ``Compressed``, without a gradient: 9/16 of the bytes of a 16-bit ``x``, and padding.
 
     Raises:
-        TypeError, IndexError, FormatError, ValueError: for arguments that cannot be honoured.
+        ArgumentError (a TypeError), IndexError, FormatError, ValueError: for arguments that cannot
+            be honoured.
     """
     check_format(NMFormat.parse(format), str(method))
     form, dims, how = _check(x, format, dim, method)
@@ -195,19 +203,10 @@ def _check(
     x: Tensor, format: str | NMFormat, dim: int | tuple[int, ...], method: str | Method
 ) -> tuple[NMFormat, list[int], Method]:
     form = NMFormat.parse(format)
-    try:
-        how = Method(method)
-    except ValueError:
-        raise ValueError(
-            f"{method!r} is not a pruning method: {nearest(str(method), map(str, Method))}"
-        ) from None
-    if x.dtype not in _DTYPES:
-        known = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
-        raise TypeError(f"cannot prune a tensor of dtype {x.dtype}: it must be one of {known}")
-    if x.dim() == 0:
-        raise IndexError("cannot prune a tensor without dimensions: blocks need one to run along")
+    _check_tensor(x)
+    how = _method(method)
     tiles = how is Method.TRANSPOSABLE
-    dims = _dims(x, (-2, -1) if tiles and dim == -1 else dim)
+    dims = _dims(x, (-2, -1) if tiles and dim == -1 and type(dim) is int else dim)
     if tiles and len(dims) != 2:
         raise ValueError(f"a transposable mask needs two dimensions, dim={dim} names {len(dims)}")
     if tiles and form.m not in (2, 4):
@@ -217,19 +216,56 @@ def _check(
     return form, dims, how
 
 
+def _check_tensor(x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise ArgumentError(f"masks are of tensors: write torch.tensor(...) of {shown(x)}")
+    if x.is_nested:
+        raise ArgumentError("masks are of dense tensors: write x.to_padded_tensor(0.0)")
+    if x.layout is not torch.strided:
+        layout = str(x.layout).removeprefix("torch.")
+        raise ArgumentError(f"masks are of dense tensors: write x.to_dense(), this one is {layout}")
+    if x.dtype not in _DTYPES:
+        known = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
+        raise ArgumentError(f"cannot prune a tensor of dtype {x.dtype}: it must be one of {known}")
+    if x.dim() == 0:
+        raise IndexError("cannot prune a tensor without dimensions: blocks need one to run along")
+
+
+def _method(method: object) -> Method:
+    if isinstance(method, str):
+        with suppress(ValueError):
+            return Method(method)
+    raise ValueError(
+        f"{shown(method)} is not a pruning method: {meant('method', str(method), map(str, Method))}"
+    )
+
+
 def _dims(x: Tensor, dim: int | tuple[int, ...]) -> list[int]:
     """The dimensions that are meant, none of them negative."""
-    given = (dim,) if isinstance(dim, int) else tuple(dim)
-    for d in given:
+    given = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
+    if any(isinstance(d, bool) or not hasattr(d, "__index__") for d in given):
+        raise ArgumentError(
+            f"dim = {shown(dim)}: write the number of a dimension, such as -1, or several of them, "
+            "such as (0, 2)"
+        )
+    numbers = [operator.index(d) for d in given]
+    for d in numbers:
         if not -x.dim() <= d < x.dim():
-            raise IndexError(f"dimension {d} of a tensor with {x.dim()} dimensions does not exist")
-    dims = [d % x.dim() for d in given]
+            raise IndexError(
+                f"dimension {shown(d)} of a tensor with {x.dim()} dimensions does not exist"
+            )
+    dims = [d % x.dim() for d in numbers]
     if not dims or len(set(dims)) != len(dims):
         raise ValueError(f"dim={dim} must name one or more different dimensions")
     return dims
 
 
 def _seed(x: Tensor, method: Method, generator: Generator | None) -> Tensor | None:
+    if generator is not None and not isinstance(generator, Generator):
+        raise ArgumentError(
+            f"generator = {shown(generator)}: write torch.Generator().manual_seed(3), or leave it "
+            "out to use torch.manual_seed"
+        )
     if not method.random:
         if generator is not None:
             raise ValueError(f'method "{method}" draws no random numbers: leave out the generator')

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nmcompile._dynamo import compiled_function_is_skipped
+from nmcompile.errors import ArgumentError, OptionError, shown
 from nmcompile.policy import Policy
 from nmcompile.policy.blocks import alike_blocks
 
@@ -40,25 +41,44 @@ def compile(
     Args:
         model: any module; it is changed in place.
         policy: a recipe's name, a path, a ``Policy`` or a mapping; None means ``full``.
-        each: glob on ``model.named_modules()``, or ``"re:..."``: compile each outermost module that
-            matches, instead of the whole model.
+        each: glob on paths of ``model.named_modules()``, or ``"re:..."``: compile each outermost
+            module that matches, instead of the whole model.
         dynamic, fullgraph: as in ``torch.compile``.
-        options: further options of the backend and of Inductor.
+        options: further options of the backend and of Inductor; the policy may be one of them.
 
     Raises:
+        ArgumentError: ``model`` is no module.
         PolicyError: the policy cannot be read.
-        OptionError: ``each`` matches no module.
+        OptionError: ``each`` matches no module; a policy is given twice.
     """
-    chosen = Policy.resolve(policy)
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"nmcompile.compile changes a module in place, and {shown(model)} is none: compile "
+            'anything else with torch.compile(..., backend="nm_sparse")'
+        )
+    given = dict(_options(options))
+    if policy is not None and given.get("policy") is not None:
+        raise OptionError(
+            "a policy is given twice, as an argument and in options: leave out one of the two"
+        )
+    chosen = Policy.resolve(given.get("policy") if policy is None else policy)
+    given["policy"] = chosen
     keys = {"backend": "nm_sparse", "dynamic": dynamic, "fullgraph": fullgraph}
-    given = {**(options or {}), "policy": chosen}
     if each is None:
         _in_place([model], {**keys, "options": given})
         return model
     for group in alike_blocks(model, each, chosen):
-        options = {**given, "nm.region": tuple(group)}
-        _in_place([model.get_submodule(path) for path in group], {**keys, "options": options})
+        shared = {**given, "nm.region": tuple(group)}
+        _in_place(list(group.values()), {**keys, "options": shared})
     return model
+
+
+def _options(options: object) -> Mapping[str, Any]:
+    if options is not None and not isinstance(options, Mapping):
+        raise ArgumentError(
+            f'options = {shown(options)}: write a mapping, such as {{"nm.autotune": True}}'
+        )
+    return options or {}
 
 
 def _in_place(modules: list[nn.Module], keys: dict[str, Any]) -> None:

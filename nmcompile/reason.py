@@ -55,6 +55,7 @@ class Code(StrEnum):
     IN_ENGINE = "in-engine"
     IN_FUNCTION = "in-function"
     IN_OPTIMIZER = "in-optimizer"
+    TAKES_DERIVATIVES = "takes-derivatives"
     PARAMETER_GRADIENT = "parameter-gradient"
     BACKWARD_VALUE = "backward-value"
     # What multiplies and is no product of the graph.

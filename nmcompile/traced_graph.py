@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -13,7 +12,7 @@ from torch import fx
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from nmcompile._torch import FakeTensor, FakeTensorMode, is_composite, tree_map_only
-from nmcompile.errors import NMError, nearest
+from nmcompile.errors import ArgumentError, NMError, nearest, shown
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.aten import Convolution, is_product, operands, view_base
 from nmcompile.graph.operand_kinds import operand_kinds
@@ -21,6 +20,7 @@ from nmcompile.passes import pipeline
 from nmcompile.passes.plan import Plan
 from nmcompile.passes.run import run
 from nmcompile.policy import Policy
+from nmcompile.policy.pattern import matching
 from nmcompile.report.nodes import Listing
 from nmcompile.report.report import GraphReport, Report
 
@@ -50,10 +50,16 @@ def rewrite(
             weight gradient it computes), and everything held by the module.
 
     Raises:
+        ArgumentError: not a graph.
         NMError: a pattern that names no placeholder, a graph without ``meta["val"]``, or one
             whose products are still inside of larger operators (``aten.linear``).
         PolicyError: the policy cannot be read, or asks for what a site cannot have.
     """
+    if not isinstance(gm, fx.GraphModule):
+        raise ArgumentError(
+            f"nmcompile.rewrite takes the graph that make_fx(function)(*inputs) traces, not "
+            f'{shown(gm)}; a module or a function is for torch.compile(..., backend="nm_sparse")'
+        )
     chosen = Policy.resolve(policy)
     result = fx.GraphModule(gm, copy.deepcopy(gm.graph))
     graph = result.graph
@@ -137,10 +143,21 @@ def _starts_gradient(node: fx.Node) -> bool:
 def _named(graph: fx.Graph, weights: str | list[str]) -> set[fx.Node]:
     placeholders = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
     found: set[fx.Node] = set()
-    for pattern in [weights] if isinstance(weights, str) else weights:
-        names = fnmatch.filter(placeholders, pattern)
+    patterns = [weights] if isinstance(weights, str) else weights
+    if not isinstance(patterns, (list, tuple, set)) or not all(
+        isinstance(p, str) for p in patterns
+    ):
+        raise ArgumentError(
+            f"weights = {shown(weights)}: write the name of a placeholder, or a list of them"
+        )
+    for pattern in patterns:
+        try:
+            names = matching(pattern, placeholders)
+        except ValueError as error:
+            raise ArgumentError(f"weights: {error}") from error
         if not names:
-            raise NMError(f"weights: no placeholder {pattern!r}: {nearest(pattern, placeholders)}")
+            hint = nearest(pattern, placeholders)
+            raise NMError(f"weights: no placeholder {shown(pattern)}: {hint}")
         found.update(placeholders[name] for name in names)
     return found
 

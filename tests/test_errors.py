@@ -6,6 +6,7 @@ import pytest
 
 from nmcompile import errors
 from nmcompile.errors import (
+    ArgumentError,
     FormatError,
     NMError,
     NMWarning,
@@ -13,6 +14,7 @@ from nmcompile.errors import (
     PolicyError,
     nearest,
     owned,
+    shown,
 )
 
 
@@ -25,7 +27,8 @@ def test_an_error_is_caught_as_ours_and_as_a_value_error(error: type[Exception])
 def test_every_class_says_what_its_cause_is() -> None:
     found = [c for c in vars(errors).values() if isinstance(c, type)]
     classes = [c for c in found if issubclass(c, (NMError, NMWarning))]
-    assert set(classes) == {FormatError, NMError, NMWarning, OptionError, PolicyError}
+    known = {ArgumentError, FormatError, NMError, NMWarning, OptionError, PolicyError}
+    assert set(classes) == known
     assert all("__doc__" in vars(c) and c.__doc__ for c in classes)
 
 
@@ -69,3 +72,32 @@ def test_of_many_words_some_are_listed_and_the_rest_counted() -> None:
     paths = [f"layers.{i:03}" for i in range(300)]
     assert nearest("head", paths) == f"known: {', '.join(paths[:20])}, and 280 more"
     assert nearest("head", []) == "known: "
+
+
+def test_words_that_are_compared_may_be_long() -> None:
+    assert nearest("x" * 10_000_000, ["fprop"]) == "known: fprop"
+
+
+class Rude:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_any_value_can_be_shown() -> None:
+    nested: list[object] = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert shown("a\nb") == "'a\\nb'"
+    assert shown([1, 2]) == "[1, 2]"
+    assert shown(10**5000) == "an int that is too long to show"
+    assert shown(Rude()) == "a Rude that cannot be shown"
+    assert shown(nested) == "a list that cannot be shown"
+    assert shown("x" * 10_000_000) == f"'{'x' * 189}[...]xxxx'"
+    assert "\n" not in shown(Lines())
+    while nested:  # 100,000 nested lists are too deep to be freed at once
+        (nested,) = nested or [[]]
+
+
+class Lines:
+    def __repr__(self) -> str:
+        return "a\nb"

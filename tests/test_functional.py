@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nmcompile import functional as nm
-from nmcompile.errors import FormatError
+from nmcompile.errors import ArgumentError, FormatError
 
 
 def test_prune_is_the_mask_applied():
@@ -54,6 +54,10 @@ def test_the_result_carries_no_gradient():
     assert not nm.prune(torch.randn(4, 4, requires_grad=True)).requires_grad
 
 
+NESTED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+
+@pytest.mark.parametrize("function", [nm.prune, nm.keep_mask, nm.compress])
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -68,11 +72,37 @@ def test_the_result_carries_no_gradient():
         ({"dim": 0, "method": "transposable"}, ValueError, "two dimensions"),
         ({"method": "mvu"}, ValueError, "did you mean 'mvue'"),
         ({"generator": torch.Generator()}, ValueError, "leave out the generator"),
+        ({"generator": 3}, ArgumentError, r"write torch.Generator\(\).manual_seed\(3\)"),
+        ({"x": [1.0, 2.0]}, ArgumentError, r"write torch.tensor\(...\) of \[1.0, 2.0\]"),
+        ({"x": None}, ArgumentError, "masks are of tensors"),
+        ({"x": torch.eye(4).to_sparse()}, ArgumentError, r"x.to_dense\(\), this one is sparse_coo"),
+        ({"x": torch.eye(4).to_sparse_csr()}, ArgumentError, "this one is sparse_csr"),
+        ({"x": NESTED}, ArgumentError, "to_padded_tensor"),
+        ({"dim": None}, ArgumentError, "dim = None: write the number of a dimension"),
+        ({"dim": "1"}, ArgumentError, "dim = '1': write"),
+        ({"dim": 1.0}, ArgumentError, "dim = 1.0: write"),
+        ({"dim": (0, None)}, ArgumentError, r"dim = \(0, None\): write"),
+        ({"dim": True}, ArgumentError, "dim = True: write"),
+        ({"dim": 10**5000}, IndexError, "does not exist"),
+        ({"format": None}, FormatError, "None is not an N:M format: write two integers"),
+        ({"format": (2.0, 4.0)}, FormatError, "write two integers"),
+        ({"format": "1" * 5000 + ":4"}, FormatError, "write two integers"),
+        ({"method": None}, ValueError, "None is not a pruning method: known: approx-mvue"),
+        ({"method": "topk"}, ValueError, "did you mean 'mse'"),
+        ({"method": ["mse"]}, ValueError, "is not a pruning method"),
     ],
 )
-def test_messages(arguments, error, message):
+def test_messages(function, arguments, error, message):
+    if function is nm.compress and {"format", "method"} & arguments.keys():
+        message = "."  # it takes fewer of them, and says so in its own words
     with pytest.raises(error, match=message):
-        nm.prune(**({"x": torch.ones(4, 4)} | arguments))
+        function(**({"x": torch.ones(4, 4)} | arguments))
+
+
+@pytest.mark.parametrize("dim", [0, torch.tensor(0), (0,), [0]])
+def test_whatever_counts_as_an_index_is_one(dim):
+    x = torch.randn(8, 4)
+    assert torch.equal(nm.prune(x, dim=dim), nm.prune(x, dim=0))
 
 
 # Groups
@@ -100,3 +130,5 @@ def test_offsets_that_say_nothing():
             nm.prune(x, offsets=torch.tensor([3]), **keys)
     with pytest.raises(TypeError, match=r"int32 or int64, .*, not 1 dimensions of float32"):
         nm.prune(x, dim=0, offsets=torch.tensor([3.0]))
+    with pytest.raises(ArgumentError, match=r"write torch.tensor\(\[3, 8\]\)"):
+        nm.prune(x, dim=0, offsets=[3, 8])

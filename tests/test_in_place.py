@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import nmcompile
-from nmcompile import Policy, Rule
+from nmcompile import ArgumentError, OptionError, Policy, Rule
 
 
 class Block(nn.Module):
@@ -46,7 +46,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 
 def test_a_whole_model(calls: Calls) -> None:
-    model, options = Net(), {"max_fusion_size": 8, "policy": "dense"}
+    model, options = Net(), {"max_fusion_size": 8}
     assert nmcompile.compile(model, "full", dynamic=True, options=options) is model
     ((module, keys),) = calls
     assert module is model
@@ -56,7 +56,7 @@ def test_a_whole_model(calls: Calls) -> None:
         "fullgraph": False,
         "options": {"max_fusion_size": 8, "policy": Policy.recipe("full")},
     }
-    assert options == {"max_fusion_size": 8, "policy": "dense"}
+    assert options == {"max_fusion_size": 8}
 
 
 def regions(calls: Calls) -> list[tuple[str, ...]]:
@@ -91,3 +91,37 @@ def test_blocks_that_rules_treat_differently_do_not(
         f"layers.{i}" for i in range(4)
     ]
     assert {keys["options"]["policy"] for _, keys in calls} == {policy}
+
+
+@pytest.mark.parametrize("policy", ["dense", {"rule": [{"dense": True}]}, Policy(rules=[])])
+def test_the_policy_may_be_one_of_the_options(calls: Calls, policy: Any) -> None:
+    nmcompile.compile(Net(), options={"policy": policy, "nm.autotune": False})
+    ((_, keys),) = calls
+    assert keys["options"] == {"policy": Policy.resolve(policy), "nm.autotune": False}
+
+
+def test_a_policy_that_is_given_twice_is_an_error(calls: Calls) -> None:
+    with pytest.raises(OptionError, match="a policy is given twice, as an argument and in options"):
+        nmcompile.compile(Net(), "full", options={"policy": "full"})
+    nmcompile.compile(Net(), "dense", options={"policy": None})
+    assert calls[0][1]["options"]["policy"] == Policy.recipe("dense")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"model": lambda x: x}, ArgumentError, r'torch.compile\(..., backend="nm_sparse"\)'),
+        ({"model": Net}, ArgumentError, "changes a module in place"),
+        ({"options": 3}, ArgumentError, "options = 3: write a mapping"),
+        ({"each": 3}, ArgumentError, "each = 3: write a glob in quotes"),
+        ({"each": "layer.*"}, OptionError, "matches no module: did you mean 'layers.3'"),
+        ({"each": "re:(a"}, OptionError, "invalid regular expression '\\(a': missing"),
+        ({"each": "re:(?=a)"}, OptionError, "it looks ahead or behind"),
+    ],
+)
+def test_what_cannot_be_compiled(
+    calls: Calls, arguments: Any, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        nmcompile.compile(**({"model": Net()} | arguments))
+    assert calls == []

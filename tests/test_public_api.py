@@ -17,6 +17,7 @@ from nmcompile import Policy, Report, Rule, functional
 from nmcompile.masks.formats import NMFormat
 
 NAMES = [
+    "ArgumentError",
     "FormatError",
     "NMError",
     "NMFormat",

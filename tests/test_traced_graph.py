@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import nmcompile
-from nmcompile import NMError
+from nmcompile import ArgumentError, NMError
 from tests.graph.training_step import traced
 
 
@@ -27,6 +27,21 @@ def test_a_pattern_that_names_nothing() -> None:
     gm, *_ = traced(nn.Linear(16, 8), torch.randn(4, 16))
     with pytest.raises(NMError, match=r"no placeholder 'parms_\*': did you mean 'params_"):
         nmcompile.rewrite(gm, "full", weights="parms_*")
+
+
+@pytest.mark.parametrize("what", [nn.Linear(4, 4), lambda x: x, None])
+def test_what_is_no_graph(what: Any) -> None:
+    with pytest.raises(
+        ArgumentError, match=r"takes the graph that make_fx\(function\)\(\*inputs\)"
+    ):
+        nmcompile.rewrite(what)
+
+
+@pytest.mark.parametrize("weights", [3, [3], {"w": 1}])
+def test_weights_that_are_no_names(weights: Any) -> None:
+    gm, *_ = traced(nn.Linear(16, 8), torch.randn(4, 16))
+    with pytest.raises(ArgumentError, match="write the name of a placeholder, or a list of them"):
+        nmcompile.rewrite(gm, weights=weights)
 
 
 def test_a_graph_without_values() -> None:

@@ -19,10 +19,11 @@ from torch import fx
 from nmcompile._dynamo import is_grad_of_tensor, source_of_input
 from nmcompile._torch import OpOverload, input_origin, tree_map
 from nmcompile.capture.ranks import Ranks
-from nmcompile.capture.surroundings import doubt_of_surroundings
+from nmcompile.capture.surroundings import doubt as doubt_of
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.module_path import normalise
 from nmcompile.graph.subgraphs import OUTSIDE_UNKNOWN
+from nmcompile.policy.paths import without_wrappers
 from nmcompile.reason import Code, Reason
 
 
@@ -54,7 +55,7 @@ class Capture:
             or (i < len(placeholders) and _is_module_state(placeholders[i]))
         )
         gradients = frozenset(_gradients(gm, inputs))
-        doubt = doubt_of_surroundings()
+        doubt = doubt_of(gm)
         digest = hashlib.sha256()
         for line in (*_lines(gm, inputs, weights), str(sorted(gradients)), repr(doubt)):
             digest.update(line.encode())
@@ -137,7 +138,8 @@ def _lines(gm: fx.GraphModule, inputs: Sequence[Any], weights: frozenset[int]) -
             yield f"graph {name}"
             for node in module.graph.nodes:
                 stack = node.meta.get("nn_module_stack") or {}
-                where = [f"{normalise(p)}:{_qualified(c)}" for p, c in list(stack.values())[-1:]]
+                last = [(without_wrappers(normalise(p)), c) for p, c in list(stack.values())[-1:]]
+                where = [f"{path}:{_qualified(c)}" for path, c in last]
                 yield f"{node.op} {node.name} {_qualified(node.target)} {where} {_stable(node)}"
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from nmcompile._dynamo import Caller
 from nmcompile.errors import PolicyError, nearest
 from nmcompile.policy import Policy
+from nmcompile.policy.paths import named_modules, own_names, without_wrappers
 
 #: A component of a pattern that is a number: "layers.3", "layers.[0-3]", r"re:layers\.3\..*".
 _INDEX = re.compile(r"(?:^|re:|\.)\(?(?:\d+|\[[\d-]+\])\)?(?=\\?\.|\||\*|$)")
@@ -37,12 +38,14 @@ class Region:
     """The modules that share one compiled graph; without paths, the compiled module is the root.
 
     ``prefix`` is what a wrapper adds to the paths inside of it, and what is not shown. ``advice``
-    says how to keep apart what a policy treats differently.
+    says how to keep apart what a policy treats differently. ``own`` are paths inside that look as
+    if a wrapper had added to them (``policy.paths``).
     """
 
     paths: tuple[str, ...] = ()
     prefix: str = ""
     advice: str = _COMPILE_EACH
+    own: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -53,7 +56,7 @@ class Region:
         """The path of a module inside of the region, for all of its modules at once."""
         if self.prefix and f"{inside}.".startswith(f"{self.prefix}."):
             inside = inside[len(self.prefix) + 1 :]
-        return ".".join(filter(None, (self.name, inside)))
+        return ".".join(filter(None, (self.name, without_wrappers(inside, self.own))))
 
     def each(self, shown: str) -> tuple[str, ...]:
         """What a shown path stands for: one path in every module of the region."""
@@ -81,11 +84,14 @@ def called_region(outer: Region, callers: Sequence[str], inside: Iterable[str]) 
     if not under:
         return None
     each = [path for caller in callers for path in outer.each(outer.shown(caller))]
-    return Region(tuple(sorted(each, key=_natural)), under[0], _NO_REGION)
+    head = f"{under[0]}."
+    own = tuple(path.removeprefix(head) for path in outer.own if path.startswith(head))
+    return Region(tuple(sorted(each, key=_natural)), under[0], _NO_REGION, own)
 
 
 def _natural(path: str) -> list[tuple[int, str]]:
-    return [(int(word), "") if word.isdigit() else (-1, word) for word in path.split(".")]
+    words = path.split(".")
+    return [(int(word), "") if _NUMBER.fullmatch(word) else (-1, word) for word in words]
 
 
 def region_of(caller: Caller) -> Region:
@@ -95,12 +101,13 @@ def region_of(caller: Caller) -> Region:
     Modules of one class with equal parameters reuse each other's code.
     """
     whole, roots = caller.whole, caller.roots
+    own = tuple(name for root in roots for name in own_names(root))
     if whole is None or len(roots) != 1 or roots[0] is whole:
-        return Region(prefix=caller.prefix)
+        return Region(prefix=caller.prefix, own=own)
     like = _kind(roots[0])
-    alike = [p for p, m in whole.named_modules() if m is roots[0] or _kind(m) == like]
+    alike = [p for _, p, m in named_modules(whole) if m is roots[0] or _kind(m) == like]
     known = any(m is roots[0] for m in whole.modules())
-    return Region(tuple(alike) if known else (), caller.prefix)
+    return Region(tuple(alike) if known else (), caller.prefix, own=own)
 
 
 def _kind(module: nn.Module) -> object:
@@ -120,7 +127,7 @@ def check_indices(policy: Policy, whole: nn.Module | None) -> None:
     """
     if whole is None:
         return
-    known = [path for path, _ in whole.named_modules() if path]
+    known = [path for _, path, _ in named_modules(whole) if path]
     for rule in policy.rules:
         if rule.module is None or not _INDEX.search(rule.module):
             continue
@@ -162,9 +169,12 @@ def _shared(lists: list[list[str]]) -> list[str]:
     return [words[0] for words in same]
 
 
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
 def _ranges(words: list[str]) -> list[str]:
     """``0 1 2 5`` as ``0..2 5``; words that are no numbers stay as they are."""
-    if not all(word.isdigit() for word in words):
+    if not all(_NUMBER.fullmatch(word) for word in words):
         return words
     runs: list[list[int]] = []
     for number in sorted(map(int, words)):

@@ -6,7 +6,9 @@ named here inputs are taken for activations.
 
 from __future__ import annotations
 
-from nmcompile._dynamo import surroundings
+from torch import fx
+
+from nmcompile._dynamo import differentiates, surroundings
 from nmcompile.reason import Code, Reason
 
 _CODES = {
@@ -29,7 +31,20 @@ _TEXTS = {
 }
 
 
-def doubt_of_surroundings() -> Reason | None:
-    """Why an input of the function that Dynamo is compiling now may be a gradient, if it may."""
+_DIFFERENTIATES = Reason(
+    Code.TAKES_DERIVATIVES,
+    "the graph takes derivatives itself (torch.func.grad, torch.autograd.grad inside of it), and "
+    "nothing tells its gradients from activations. Compile the forward alone, or trace the step "
+    "with make_fx for nmcompile.rewrite",
+)
+
+
+def doubt(gm: fx.GraphModule) -> Reason | None:
+    """Why an input of the graph that Dynamo is compiling now may be a gradient, if it may.
+
+    Or, where the graph takes derivatives itself, any value in it.
+    """
     what, name = surroundings()
-    return Reason(_CODES[what], _TEXTS[what].format(name=name or "a function")) if what else None
+    if what:
+        return Reason(_CODES[what], _TEXTS[what].format(name=name or "a function"))
+    return _DIFFERENTIATES if differentiates(gm) else None

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import re
 
 from torch import fx
 
-# Dynamo writes "L['self'].layers.0.fc", "G['model'].fc", "L['self']._modules['fc']" or
-# "L['f'].__closure__[0].cell_contents.fc". The leading variable is none of the model's modules.
-_ROOT = re.compile(r"^(?:[LG]\[[^\]]*\])+(?:\.__closure__\[\d+\]\.cell_contents)*")
-# A name that is no identifier, in a functional call: "getattr(L['self'].layers, '0')".
-_GETATTR = re.compile(r"getattr\(([^()]*), ['\"]([^'\"]*)['\"]\)")
-#: What PyTorch's own wrappers put into a path; policies are written for the model inside.
-_WRAPPED = re.compile(
-    r"(?:^|\.)(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.|$)"
-)
-_ITEM = re.compile(r"(?:\._(?:modules|parameters|buffers))?\[['\"]?([^\]'\"]*)['\"]?\]")
+# Dynamo writes a source expression, "L['self'].layers.0.fc", of these parts:
+#   a variable and what is taken out of it, which is none of the model's modules;
+_ROOT = re.compile(r"[LG](?=\[)")
+#   an attribute, as repr() writes its name, without quotes (there are none in it, nor brackets);
+_NAME = re.compile(r"\.([^.\[\]'\"]*)")
+#   an item: "[0]", "['fc']", of "_modules" as well where the name holds quotes or brackets;
+_ITEM = re.compile(r"""\[(\d+|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\]""")
+#   a call, in a functional call: "getattr(L['self'].layers, '0')".
+_GETATTR = "getattr("
+_END = re.compile(r"""(?:, )?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\)""")
+#: Attributes that hold a module's children and parameters, and what leads there.
+_TABLES = {"_modules", "_parameters", "_buffers", "__dict__"}
 
 
 def module_path(node: fx.Node) -> tuple[str, str]:
@@ -28,12 +32,55 @@ def module_path(node: fx.Node) -> tuple[str, str]:
     return normalise(path), name.rsplit(".", 1)[-1]
 
 
-def normalise(path: str) -> str:
-    """Turn Dynamo's source expression into a dotted module path."""
-    while path != (path := _GETATTR.sub(r"\1.\2", path)):
-        pass
-    # A module that defines __getattr__ is written "L['self'].__dict__['_modules']['fc']".
-    path = _ROOT.sub("", path).replace(".__dict__", "").replace("['_modules']", "._modules")
-    path = _ITEM.sub(r".\1", path)
-    path = _WRAPPED.sub("", path.strip(".").replace("..", "."))
-    return path.strip(".")
+@functools.lru_cache(maxsize=65536)
+def normalise(source: str) -> str:
+    """Turn Dynamo's source expression into a dotted module path.
+
+    What cannot be read stays as it is.
+    """
+    try:
+        names, rest = _names(source)
+    except (ValueError, SyntaxError, RecursionError):
+        return source
+    return source if rest else ".".join(names)
+
+
+def _names(source: str) -> tuple[list[str], str]:
+    """The names that an expression at the beginning of ``source`` goes through, and what follows.
+
+    Names of the path alone: neither the variable that the model is in nor the tables of a module.
+    """
+    if source.startswith(_GETATTR):
+        names, rest = _names(source[len(_GETATTR) :])
+        end = _END.match(rest)
+        if end is None:
+            raise ValueError(source)
+        return _steps([*names, ast.literal_eval(end[1])], rest[end.end() :])
+    root = _ROOT.match(source)
+    rest = source[root.end() :] if root else f".{source}"
+    while root and (item := _ITEM.match(rest)):
+        rest = rest[item.end() :]
+    while root and (closed := _CLOSURE.match(rest)):
+        rest = rest[closed.end() :]
+    return _steps([], rest)
+
+
+_CLOSURE = re.compile(r"\.__closure__\[\d+\]\.cell_contents")
+
+
+def _steps(names: list[str], rest: str) -> tuple[list[str], str]:
+    """Go on with attributes and items."""
+    while rest:
+        if item := _ITEM.match(rest):
+            step, rest = str(ast.literal_eval(item[1])), rest[item.end() :]
+        elif attribute := _NAME.match(rest):
+            step, rest = attribute[1], rest[attribute.end() :]
+            if rest[:1] in ("'", '"'):  # of a getattr: its comma looks like a part of the name
+                step, rest = step.removesuffix(", "), f", {rest}"
+            if "\\" in step:
+                step = ast.literal_eval(f"'{step}'")
+        else:
+            break
+        if step and step not in _TABLES:
+            names.append(step)
+    return names, rest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import fx
 from nmcompile import _torch
 from nmcompile.capture.inputs import Capture
 from nmcompile.capture.ranks import check_plans, check_seeds
+from nmcompile.errors import NMWarning
 from nmcompile.inductor.hooks import JointPass, PostPass
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import plan_only
@@ -42,6 +44,9 @@ def compile_graph(
         reports = plan_only(spare, inputs, settings).reports
     if reports is not known:
         stored.save(reports)
+    else:
+        for text in dict.fromkeys(text for report in reports for text in report.warnings):
+            warnings.warn(text, NMWarning, stacklevel=2)
     if capture.ranks is not None:
         ours = (settings.policy.to_toml(), settings.autotune, settings.kernels, settings.region)
         decided = [report.decisions_digest for report in reports]

@@ -9,7 +9,7 @@ from typing import Any
 
 from nmcompile import _torch
 from nmcompile.capture.regions import Region
-from nmcompile.errors import OptionError, nearest
+from nmcompile.errors import ArgumentError, OptionError, nearest, shown
 from nmcompile.execution.targets import Target
 from nmcompile.policy import Policy
 
@@ -55,15 +55,20 @@ class ReadPolicy(str):
 
     Dynamo reuses compiled code when the options compare equal. Python asks the subclass first, so
     a fresh ``"policy.toml"`` in a later ``torch.compile`` call compares by the file as it is then.
+    A recompilation takes the policy that was read at first.
     """
 
-    __slots__ = ("digest",)
+    __slots__ = ("digest", "policy")
     digest: str
+    policy: Policy
 
-    def __new__(cls, text: str, digest: str) -> ReadPolicy:
+    def __new__(cls, text: str, policy: Policy) -> ReadPolicy:
         self = super().__new__(cls, text)
-        self.digest = digest
+        self.digest, self.policy = policy.digest, policy
         return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # of copies
+        return str(self), self.policy
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, str) or str.__ne__(self, other):
@@ -97,19 +102,23 @@ def read_options(
             under which nothing could be pruned.
         PolicyError: the policy cannot be read.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise ArgumentError(
+            f'options = {shown(options)}: write a mapping, such as {{"policy": "full"}}'
+        )
     options = dict(options or {})
     known = {name.replace("-", "_") for name in _torch.inductor_option_names()}
     for name in options:
         if not isinstance(name, str) or (name not in OURS and name.replace("-", "_") not in known):
             hint = nearest(str(name), {*known, *OURS})
             raise OptionError(
-                f"unknown option {name!r} of backend nm_sparse: {hint} "
+                f"unknown option {shown(name)} of backend nm_sparse: {hint} "
                 f"(nmcompile's own: {', '.join(OURS)}; all others are Inductor's)"
             )
     source = options.pop("policy", None)
-    policy = Policy.resolve(source)
+    policy = source.policy if isinstance(source, ReadPolicy) else Policy.resolve(source)
     if isinstance(source, (str, os.PathLike)) and wrapper is not None:
-        pinned = ReadPolicy(os.fspath(source), policy.digest)
+        pinned = ReadPolicy(os.fspath(source), policy)
         kept = {**wrapper.kwargs["options"], "policy": pinned}
         wrapper.kwargs = {**wrapper.kwargs, "options": kept}
     autotune = _choice(options, "nm.autotune", False, (False, True))
@@ -128,12 +137,14 @@ def read_options(
 
 def _region(paths: Any) -> Region:
     if not isinstance(paths, (list, tuple)) or not all(isinstance(p, str) and p for p in paths):
-        raise OptionError(f"nm.region = {paths!r}: write the paths of the modules that share code")
+        raise OptionError(
+            f"nm.region = {shown(paths)}: write the paths of the modules that share code"
+        )
     return Region(tuple(paths))
 
 
 def _choice(options: dict[str, Any], name: str, default: Any, words: tuple[Any, ...]) -> Any:
     value = options.pop(name, default)
-    if value not in words or type(value) is not type(default):
-        raise OptionError(f"{name} = {value!r}: write one of {', '.join(map(repr, words))}")
+    if type(value) is not type(default) or value not in words:
+        raise OptionError(f"{name} = {shown(value)}: write one of {', '.join(map(repr, words))}")
     return value

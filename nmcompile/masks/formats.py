@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from nmcompile.errors import FormatError
+from nmcompile.errors import FormatError, shown
 
 MAX_M = 32
+#: How a format is written.
+PATTERN = r"[ \t\r\n]*([0-9]{1,9})[ \t\r\n]*:[ \t\r\n]*([0-9]{1,9})[ \t\r\n]*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +26,15 @@ class NMFormat:
     m: int
 
     def __post_init__(self) -> None:
+        for name, value in (("n", self.n), ("m", self.m)):
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                given = f"NMFormat({shown(self.n)}, {shown(self.m)})"
+                raise FormatError(f"{given}: N and M are integers, such as NMFormat(2, 4)")
+            object.__setattr__(self, name, operator.index(value))  # NumPy's integers as well
         if not 1 <= self.n <= self.m <= MAX_M:
+            form = f"{shown(self.n)}:{shown(self.m)}"
             raise FormatError(
-                f"{self.n}:{self.m} is not an N:M format: 1 <= N <= M <= {MAX_M} must hold, "
+                f"{form} is not an N:M format: 1 <= N <= M <= {MAX_M} must hold, "
                 'for example "2:4" keeps 2 of every 4 elements'
             )
 
@@ -34,9 +43,10 @@ class NMFormat:
         """Read ``"2:4"`` (an ``NMFormat`` is returned as it is)."""
         if isinstance(text, NMFormat):
             return text
-        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text) if isinstance(text, str) else None
+        match = re.fullmatch(PATTERN, text) if isinstance(text, str) else None
         if match is None:
-            raise FormatError(f'{text!r} is not an N:M format: write two integers, such as "2:4"')
+            given = shown(text)
+            raise FormatError(f'{given} is not an N:M format: write two integers, such as "2:4"')
         return cls(int(match[1]), int(match[2]))
 
     @property

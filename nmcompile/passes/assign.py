@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
-from nmcompile.errors import NMWarning, PolicyError
+from nmcompile.errors import PolicyError
 from nmcompile.execution.choose import Execution, Request, choose
 from nmcompile.execution.cost import Predicted
 from nmcompile.execution.targets import target_of
@@ -49,12 +48,10 @@ def assign(plan: Plan) -> None:
     declined = [d for d in plan.decisions if d.declined]
     if declined and not any(d.pruning for d in plan.decisions):
         first = declined[0].execution.reason
-        warnings.warn(
+        plan.warn(
             f"nothing is pruned: none of {len(declined)} products that the policy prunes runs "
             f"sparse here, and the fallback is dense; the first one: {first}. "
-            'Write execution = "simulate" or fallback = "simulate" to prune them anyway',
-            NMWarning,
-            stacklevel=2,
+            'Write execution = "simulate" or fallback = "simulate" to prune them anyway'
         )
 
 
@@ -65,7 +62,7 @@ def _warn_of_guesses(plan: Plan) -> None:
     """
     guessed = [gemm for gemm in plan.gemms if gemm.guess is not None and _is_meant(gemm, plan)]
     for why in dict.fromkeys(gemm.guess for gemm in guessed):
-        warnings.warn(f"products are dense whose role is unknown: {why}", NMWarning, stacklevel=2)
+        plan.warn(f"products are dense whose role is unknown: {why}")
 
 
 #: Where a product of two unknown operands may be a weight gradient.

@@ -6,6 +6,7 @@ number of the site.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from nmcompile.capture.regions import Region
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.masks import MaskSpec
 from nmcompile.compressed.layouts import Layout
+from nmcompile.errors import NMWarning
 from nmcompile.execution.choose import Execution
 from nmcompile.execution.targets import Target
 from nmcompile.execution.units import Unit
@@ -132,9 +134,15 @@ class Plan:
     products: dict[int, Product] = field(default_factory=dict)
     results: dict[int, Simulated | Sparse] = field(default_factory=dict)
     masked: dict[int, fx.Node] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     notes: dict[int, list[Reason]] = field(default_factory=lambda: defaultdict(list))
     seeds: dict[tuple[bool, str], fx.Node] = field(default_factory=dict)
     pruned: dict[Any, fx.Node] = field(default_factory=dict)  # of what is compressed, by its mask
+
+    def warn(self, text: str) -> None:
+        """Warn the user, now and whenever the compiled graph comes out of a cache."""
+        self.warnings.append(text)
+        warnings.warn(text, NMWarning, stacklevel=2)
 
     def reasons(self, decision: Decision) -> tuple[Reason, ...]:
         """Why the product is what it is, and what was done for it besides."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nmcompile.errors import PolicyError, Problem, nearest
+from nmcompile.errors import PolicyError, Problem, first, shorten, shown
+from nmcompile.policy.words import meant, meant_key
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -35,7 +36,8 @@ class PolicyModel(BaseModel):
             super().__init__(**keys)
         except ValidationError as error:
             found = [p for details in error.errors() for p in _problems(type(self), details)]
-            raise PolicyError("\n".join(p.text for p in found), found) from error
+            lines = first([p.text for p in found], " problems")
+            raise PolicyError("\n".join(lines), found) from error
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def unknown_key(table: type[PolicyModel], key: str) -> str:
     for other in PolicyModel.__subclasses__():
         if key in keys_of(other):
             return f"key {show(key)} is in the wrong place: move it {other._place}"
-    return f"unknown key {show(key)}: {nearest(key.lower(), keys_of(table))}"
+    return f"unknown key {show(key)}: {meant_key(key, keys_of(table))}"
 
 
 def wrong_value(table: type[PolicyModel], key: str, value: object) -> str:
@@ -76,8 +78,7 @@ def wrong_value(table: type[PolicyModel], key: str, value: object) -> str:
     if not known.words:
         return f"{key} = {show(value)}: write {known.expected}"
     if isinstance(value, str):
-        # Lower case, so that "MVUE" is near to "mvue".
-        return f"{key} = {show(value)}: {nearest(value.lower(), known.words)}"
+        return f"{key} = {show(value)}: {meant(key, value, known.words)}"
     words = ", ".join(f'"{word}"' for word in known.words)
     many = " or a list of them" if known.many else ""
     return f"{key} = {show(value)}: write one of {words}{many}"
@@ -85,7 +86,9 @@ def wrong_value(table: type[PolicyModel], key: str, value: object) -> str:
 
 def show(value: object) -> str:
     """A value as TOML writes it, on one line."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else repr(value)
+    if isinstance(value, (str, bool)):
+        return shorten(json.dumps(value, ensure_ascii=False))
+    return shown(value)
 
 
 def _problems(table: type[PolicyModel], details: ErrorDetails) -> list[Problem]:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import tomli_w
-from pydantic import Field, field_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator
+from pydantic_core import CoreSchema
 
-from nmcompile.errors import NMWarning, PolicyError, Problem, nearest
+from nmcompile.errors import NMWarning, PolicyError, Problem, first, nearest, shown
+from nmcompile.policy.json_schema import complete_policy
 from nmcompile.policy.model import PolicyModel, keys_of, show, unknown_key, wrong_value
 from nmcompile.policy.rule import Execution, Fallback, Rule, Site
 from nmcompile.policy.toml import (
@@ -33,6 +35,8 @@ from nmcompile.policy.toml import (
 )
 
 DEFAULT_RECIPE = "full"
+#: Every product of a model is held against every rule; a pattern says what many rules would.
+MAX_RULES = 2000
 
 
 class Policy(PolicyModel):
@@ -74,14 +78,29 @@ class Policy(PolicyModel):
     def __init__(self, /, **keys: Any) -> None:
         super().__init__(**keys)
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler(core_schema)
+        complete_policy(handler.resolve_ref_schema(schema), RECIPES, MAX_RULES)
+        return schema
+
     @field_validator("extends")
     @classmethod
     def _check_extends(cls, extends: str | None) -> str | None:
         if extends is not None and extends not in RECIPES:
             raise ValueError(
-                f"recipe {extends!r} does not exist: {nearest(extends.lower(), RECIPES)}"
+                f"recipe {shown(extends)} does not exist: {nearest(extends.lower(), RECIPES)}"
             )
         return extends
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _check_number(cls, rules: object) -> object:
+        if isinstance(rules, (list, tuple)) and len(rules) > MAX_RULES:
+            raise ValueError(_too_many(rules))
+        return rules
 
     @field_validator("rules")
     @classmethod
@@ -104,6 +123,8 @@ class Policy(PolicyModel):
         Raises:
             PolicyError: one that lists every problem of the text.
         """
+        if not isinstance(text, str):
+            raise PolicyError(f"{origin}: the text of a policy is a str, not {shown(text)}")
         table = parse_toml(text, origin)
         problem = _schema_problem(table)
         if problem and "schema" in table:
@@ -114,7 +135,7 @@ class Policy(PolicyModel):
     @classmethod
     def recipe(cls, name: str) -> Policy:
         """A built-in recipe. Raises ``PolicyError`` with the nearest name for an unknown one."""
-        return _recipe(name)
+        return _recipe(str(name))
 
     @classmethod
     def resolve(cls, value: str | os.PathLike[str] | Policy | Mapping[str, Any] | None) -> Policy:
@@ -139,12 +160,13 @@ class Policy(PolicyModel):
             is_path = value.endswith(".toml") or any(s in value for s in separators)
             if not is_path and not os.path.isfile(value):
                 raise PolicyError(
-                    f"{value!r} is neither a recipe nor a file: {nearest(value.lower(), RECIPES)} "
+                    f"{shown(value)} is neither a recipe nor a file: "
+                    f"{nearest(value.lower(), RECIPES)} "
                     "(the path of a policy file ends in .toml)"
                 )
         elif not isinstance(value, os.PathLike):
             raise PolicyError(
-                f"a policy is a recipe's name, a path, a Policy or a mapping, not {value!r}"
+                f"a policy is a recipe's name, a path, a Policy or a mapping, not {shown(value)}"
             )
         return cls.load(value)
 
@@ -159,6 +181,8 @@ class Policy(PolicyModel):
         """The policy that a table holds; ``text`` is the file that it was read from."""
         entries = table.get("rule", ())
         entries = entries if isinstance(entries, (list, tuple)) else ()
+        if len(entries) > MAX_RULES:
+            raise PolicyError(f"{origin}: {_too_many(entries)}")
         lines = rule_lines(text, len(entries)) if text is not None else (None,) * len(entries)
         version = _schema_problem(table) if text is not None else None
         wrong = [(origin, p) for p in (*filter(None, [version]), *_file_problems(table))]
@@ -180,9 +204,12 @@ class Policy(PolicyModel):
             wrong += ((origin, p) for p in error.problems)
             cause = error
         if wrong:
-            head = f"{origin}: {len(wrong)} problems\n  " if len(wrong) > 1 else ""
-            message = head + "\n  ".join(f"{where}: {p.text}" for where, p in wrong)
-            raise PolicyError(message, [locate(p, text or "", p.line) for _, p in wrong]) from cause
+            head = f"{origin}: {len(wrong):,} problems\n  " if len(wrong) > 1 else ""
+            lines_of = first([f"{where}: {p.text}" for where, p in wrong], " problems")
+            found = [locate(p, text or "", p.line) for _, p in wrong[: len(lines_of)]]
+            if len(lines_of) < len(wrong):
+                found[-1] = Problem(lines_of[-1])
+            raise PolicyError(head + "\n  ".join(lines_of), found) from cause
         _warn_of_shadowed(rules)
         return policy
 
@@ -252,11 +279,18 @@ def _schema_problem(table: Mapping[Any, object]) -> Problem | None:
     return None
 
 
+def _too_many(rules: Sequence[object]) -> str:
+    return f"{len(rules):,} rules: at most {MAX_RULES:,} are read; let patterns name many modules"
+
+
 def _read_rule(entry: object) -> Rule:
     if isinstance(entry, Rule):
         return entry
     if not isinstance(entry, Mapping):
-        raise PolicyError(f"{entry!r} is not a rule: write its keys below a [[rule]] header")
+        raise PolicyError(f"{shown(entry)} is not a rule: write its keys below a [[rule]] header")
+    for name, field in Rule.model_fields.items():
+        if field.alias and name in entry:  # a name in Python alone
+            raise PolicyError(unknown_key(Rule, name), [Problem(unknown_key(Rule, name), name)])
     return Rule(**{str(key): value for key, value in entry.items()})
 
 
@@ -265,13 +299,12 @@ def _unlisted(value: object) -> object:
 
 
 def _warn_of_shadowed(rules: Sequence[Rule]) -> None:
-    first: dict[Hashable, Rule] = {}
+    earlier: dict[Hashable, Rule] = {}
+    found = []
     for rule in rules:
-        earlier = first.setdefault(rule.conditions, rule)
-        if earlier is not rule:
-            warnings.warn(
-                f"{rule.label} decides nothing: {earlier.label} has the same conditions "
-                "and comes first",
-                NMWarning,
-                stacklevel=2,
-            )
+        twin = earlier.setdefault(rule.conditions, rule)
+        if twin is not rule:
+            why = f"{twin.label} has the same conditions and comes first"
+            found.append(f"{rule.label} decides nothing: {why}")
+    for text in first(found, " such rules"):
+        warnings.warn(text, NMWarning, stacklevel=2)

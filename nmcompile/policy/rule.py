@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
-import re
 from collections.abc import Hashable
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import (
     BeforeValidator,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
     PlainValidator,
     PrivateAttr,
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import CoreSchema
 
 from nmcompile.gemm import KINDS_OF_ROLE, Op, OperandKind, Role
 from nmcompile.masks.formats import Method, NMFormat
+from nmcompile.policy.json_schema import complete_rule
 from nmcompile.policy.model import PolicyModel
+from nmcompile.policy.pattern import matcher
 from nmcompile.policy.toml import Source
 
 DType = Literal["float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"]
@@ -58,20 +60,13 @@ def _listed(value: object) -> object:
 
 
 def _pattern(value: str | None) -> str | None:
-    if value is not None and value.startswith("re:"):
-        try:
-            re.compile(value[3:])
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"invalid regular expression {value[3:]!r}: {error}") from error
+    if value is not None:
+        matcher(value)
     return value
 
 
 def _matches(pattern: str | None, text: str) -> bool:
-    if pattern is None:
-        return True
-    if pattern.startswith("re:"):
-        return re.fullmatch(pattern[3:], text) is not None
-    return fnmatch.fnmatchcase(text, pattern)
+    return pattern is None or matcher(pattern)(text)
 
 
 def _quoted(words: tuple[Role, ...] | tuple[OperandKind, ...]) -> str:
@@ -88,7 +83,8 @@ class Rule(PolicyModel):
 
     Conditions (None holds always, except as noted):
         module: glob on the module's path as in ``model.named_modules()``, case-sensitive; ``*``
-            crosses dots. ``"re:..."`` is a regular expression for the whole path.
+            crosses dots. ``"re:..."`` is a regular expression for the whole path, in the syntax of
+            RE2 (which matches in linear time: no look-around, no back-references).
         class_: the same on the class name of the innermost module; ``class`` in TOML.
         op: None is linear, conv and grouped for a rule that prunes, every op for a dense rule.
         role: None is every role whose product has the pruned operand, or all for a dense rule.
@@ -143,6 +139,14 @@ class Rule(PolicyModel):
     # Declared again, since a type checker would else want tuples and enums where words will do.
     def __init__(self, /, **keys: Any) -> None:
         super().__init__(**keys)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler(core_schema)
+        complete_rule(handler.resolve_ref_schema(schema))
+        return schema
 
     _check_pattern = field_validator("module", "class_")(_pattern)
 

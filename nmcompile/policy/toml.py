@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nmcompile.errors import PolicyError, Problem, nearest
+from nmcompile.errors import PolicyError, Problem, nearest, shown
 
 RECIPES = (
     "dense",
@@ -27,6 +27,9 @@ RECIPES = (
 )
 
 _HEADER = re.compile(r"\s*\[")
+#: Of a file: a thousand rules written by hand have a tenth of them.
+MAX_BYTES = 1_000_000
+
 _RULE_HEADER = re.compile(r"""\s*\[\[\s*(rule|"rule"|'rule')\s*\]\]""")
 
 
@@ -60,7 +63,9 @@ def recipe_names() -> tuple[str, ...]:
 def recipe_text(name: str) -> str:
     """The TOML source of a built-in recipe. Raises ``PolicyError`` for an unknown name."""
     if name not in RECIPES:
-        raise PolicyError(f"recipe {name!r} does not exist: {nearest(name.lower(), RECIPES)}")
+        raise PolicyError(
+            f"recipe {shown(name)} does not exist: {nearest(str(name).lower(), RECIPES)}"
+        )
     # A colon is not legal in a file name everywhere.
     file = resources.files("nmcompile.policy") / "recipes" / f"{name.replace(':', '-')}.toml"
     return file.read_text(encoding="utf-8")
@@ -69,7 +74,11 @@ def recipe_text(name: str) -> str:
 def read_text(path: Path) -> str:
     """The text of a policy file. Raises ``PolicyError`` if it is no readable UTF-8 file."""
     try:
-        return path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise PolicyError(f"{path}: no policy: at most {MAX_BYTES:,} bytes of a file are read")
+        return content.decode("utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError as error:
         raise PolicyError(f"{path}: no such policy file (in {Path.cwd()})") from error
     except IsADirectoryError as error:
@@ -97,6 +106,8 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
         raise PolicyError(f"{origin}: {text}", [problem]) from error
     except RecursionError as error:
         raise PolicyError(f"{origin}: not a policy: values nested too deeply") from error
+    except ValueError as error:  # int() of thousands of digits
+        raise PolicyError(f"{origin}: not a policy: a number is too long: {error}") from error
 
 
 def rule_lines(text: str, count: int) -> tuple[int | None, ...]:

@@ -37,7 +37,10 @@ class _Compilation:
 
 
 class History:
-    """Reports grouped by the ``torch.compile`` call that they belong to (several graph breaks)."""
+    """Reports grouped by the ``torch.compile`` call that they belong to (several graph breaks).
+
+    Of a call whose module or function is gone, the reports are kept while they are the newest.
+    """
 
     def __init__(self) -> None:
         self._compilations: dict[int, _Compilation] = {}
@@ -51,14 +54,16 @@ class History:
         complete: bool = False,
         whole: nn.Module | None = None,
         parameters: Collection[str] = (),
+        alive: Any = None,
     ) -> None:
         """Record the graphs that were just compiled for ``owner`` (None: a call of its own).
 
         ``complete``: nothing more follows of what the user compiled, so that a policy which pruned
         nothing by now is worth a warning, once. ``whole``: the module that the user compiled.
         ``parameters``: those of its parameters that the graphs read.
+        ``alive``: the module or function without which the call is gone.
         """
-        entry = self._entry(owner, policy, whole)
+        entry = self._entry(owner, policy, whole, alive)
         entry.graphs.extend(graphs)
         entry.parameters.update(parameters)
         if complete and not entry.judged:
@@ -80,16 +85,25 @@ class History:
         if reason is not None and self._newest is not None and reason not in self._newest.notes:
             self._newest.notes.append(reason)
 
-    def _entry(self, owner: Any, policy: Policy, whole: nn.Module | None) -> _Compilation:
+    def _entry(
+        self, owner: Any, policy: Policy, whole: nn.Module | None, alive: Any = None
+    ) -> _Compilation:
         entry = self._compilations.get(id(owner)) if owner is not None else None
         if entry is None or entry.policy != policy:
             entry = _Compilation(owner, policy)
             if owner is not None:
                 self._compilations[id(owner)] = entry
+            if (ends := whole if alive is None else alive) is not None:
+                # Dynamo itself keeps every owner, which is the backend with its options.
+                weakref.finalize(ends, self._forget, entry).atexit = False
         if whole is not None:
             entry.whole = weakref.ref(whole)
         self._newest = entry
         return entry
+
+    def _forget(self, entry: _Compilation) -> None:
+        if self._compilations.get(id(entry.owner)) is entry:
+            del self._compilations[id(entry.owner)]
 
     def last(self) -> Report:
         """See :func:`nmcompile.last_report`."""

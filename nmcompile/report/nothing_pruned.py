@@ -38,17 +38,15 @@ def warn_if_nothing_pruned(report: Report, policy: Policy) -> None:
         return
     reasons = Counter(site.reason for site in sites)
     most = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-    _warn(f"nothing is pruned of {len(sites)} products: {most}")
+    hint = _PLAIN if all(site.has(Code.MATMUL_NOT_NAMED) for site in sites) else ""
+    _warn(f"nothing is pruned of {len(sites)} products: {most}{hint}")
 
 
-def warn_of_derivatives(policy: Policy) -> None:
-    """One warning for a graph that takes derivatives itself; silent for a policy that is dense."""
-    if any(not rule.dense for rule in policy.all_rules):
-        _warn(
-            "nothing is pruned in a graph that takes derivatives itself (torch.func.grad, or "
-            "torch.autograd.grad inside of it): nothing tells its gradients from activations. "
-            "Compile the forward alone, or trace the step with make_fx for nmcompile.rewrite"
-        )
+#: What a model looks like whose weights are plain tensors.
+_PLAIN = (
+    ". Weights must be parameters or buffers: plain tensors (as torch.func.functional_call and "
+    "stack_module_state may hand in) are taken for activations"
+)
 
 
 def no_graph_arrived(name: str, unsupported: Sequence[str]) -> Reason:

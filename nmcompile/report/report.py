@@ -57,6 +57,7 @@ class GraphReport(Frozen):
     sites: tuple[Site, ...]
     units: tuple[UnitRow, ...] = Field(default=(), description="what was decided together, and why")
     skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...] = Field(default=(), description="what the user was warned of")
     before: str
     after: str
     nodes_before: tuple[Node, ...] = ()
@@ -116,6 +117,7 @@ class GraphReport(Frozen):
             ),
             units=tuple(map(UnitRow.of, plan.units)),
             skipped=tuple(plan.skipped),
+            warnings=tuple(plan.warnings),
             before=before.code,
             after=after.code,
             nodes_before=before.marked(found, None),

@@ -14,6 +14,7 @@ from torch import nn
 
 from nmcompile import _torch
 from nmcompile.capture.regions import Region
+from nmcompile.policy.paths import named_modules, own_names, without_wrappers
 from nmcompile.report.report import GraphReport
 
 #: They read rows of their weight and multiply nothing.
@@ -26,8 +27,8 @@ def parameters_in(whole: nn.Module, inputs: Sequence[Any], region: Region) -> se
     A graph that several modules share has those of one: the others' are named as well.
     """
     known = {id(value) for value in inputs if isinstance(value, nn.Parameter)}
-    named = whole.named_parameters(remove_duplicate=False)
-    found = {name for name, parameter in named if id(parameter) in known}
+    named, own = whole.named_parameters(remove_duplicate=False), own_names(whole)
+    found = {without_wrappers(name, own) for name, p in named if id(p) in known}
     for name in list(found):
         for path in region.paths:
             if name.startswith(f"{path}."):
@@ -53,7 +54,7 @@ def uncompiled(
     }
     return [
         path
-        for path, module in whole.named_modules()
+        for _, path, module in named_modules(whole)
         if _multiplies(module) and path not in held and not _is_input(path, module, parameters)
     ]
 

@@ -20,8 +20,18 @@ from nmcompile.graph.module_path import normalise
         ("L['self']._modules['layers']._modules['0'].fc", "layers.0.fc"),
         ("L['self'].__dict__['_modules']['a'].__dict__['_modules']['b'].0.fc", "a.b.0.fc"),
         ("L['fn'].__closure__[0].cell_contents.fc", "fc"),
-        ("L['fn'].0.__dict__['_modules']['_checkpoint_wrapped_module'].fc", "0.fc"),
-        ("L['self']._orig_mod.layers.0._fsdp_wrapped_module", "layers.0"),
+        ("L['args'][0].layers[3].fc", "layers.3.fc"),
+        ("L['self'].d._modules['a[0]'].fc", "d.a[0].fc"),
+        ("L['self'].d._modules[\"layer'q\"].0", "d.layer'q.0"),
+        ("L['self'].d._modules['a]b']", "d.a]b"),
+        ("L['self'].d._modules['a\\'\"b']", "d.a'\"b"),
+        ("L['self'].d.a\\\\b.tab\\t", "d.a\\b.tab\t"),
+        ("L['self'].__dict__['_modules']['a\\\\b'].0", "a\\b.0"),
+        ("getattr(L['self'], \"getattr(L['x'], 'y')\").0", "getattr(L['x'], 'y').0"),
+        ("getattr(L['self'].(x, y), 'z')", "(x, y).z"),
+        ("L['self'].d._orig_mod", "d._orig_mod"),
+        ("something[else", "something[else"),
+        ("getattr(L['self'], x)", "getattr(L['self'], x)"),
         ("getattr(getattr(G['model'].a, '0').b, '1')", "a.0.b.1"),
         ("", ""),
     ],
@@ -50,6 +60,42 @@ class Net(nn.Module):
         if self.broken:
             torch._dynamo.graph_break()
         return self.head(x)
+
+
+NAMES = [
+    "a[0]",
+    "layer'q",
+    'x"y',
+    "a\\b",
+    "a]b",
+    "_orig_mod",
+    "tab\t",
+    "(x)",
+    "a'] ['b",
+    "[red]",
+    "é",
+]
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.d = nn.ModuleDict({name: nn.Linear(8, 8) for name in NAMES})
+        for name in NAMES:
+            self.add_module(f"{name}2", nn.Sequential(nn.Linear(8, 8)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name in NAMES:
+            x = getattr(self, f"{name}2")(self.d[name](x))
+        return x
+
+
+def test_any_name_is_that_of_named_modules() -> None:
+    model = Named()
+    report = nmcompile.explain(model, torch.randn(4, 8))
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    assert {site.module for site in report.sites} == set(linear)
+    assert all(name in str(report) for name in ("d.[red]", "[red]2.0", "d.a[0]"))
 
 
 PATHS = {"blocks.a.fc", "blocks.a", "blocks.b.fc", "blocks.b", "head"}

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nmcompile import OptionError, Policy, PolicyError
+from nmcompile import ArgumentError, OptionError, Policy, PolicyError
 from nmcompile.inductor.options import ReadPolicy, read_options
+
+
+def pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
 
 
 @pytest.mark.parametrize(
@@ -26,6 +33,9 @@ from nmcompile.inductor.options import ReadPolicy, read_options
             "nm.kernels = 'all': write one of 'auto', 'unfused'",
         ),
         ({"nm.kernel": "auto"}, OptionError, "did you mean 'nm.kernels'"),
+        (3, ArgumentError, "options = 3: write a mapping"),
+        ({"nm.kernels": ["auto"]}, OptionError, "nm.kernels = .*: write one of"),
+        ({"x" * 10**6: 1}, OptionError, "unknown option 'xxx"),
         ({"policy": 3}, PolicyError, "a recipe's name, a path, a Policy or a mapping, not 3"),
     ],
 )
@@ -58,7 +68,7 @@ def test_settings_that_would_prune_nothing_in_silence_are_refused(
 def test_a_read_policy_equals_its_file_only_while_the_content_is_the_same(tmp_path: Path) -> None:
     file = tmp_path / "p.toml"
     file.write_text('schema = 1\nextends = "full"\n')
-    read = ReadPolicy(str(file), Policy.load(file).digest)
+    read = ReadPolicy(str(file), Policy.load(file))
     assert read == str(file)
     assert str(file) == read
     file.write_text('schema = 1\nextends = "dense"\n')
@@ -67,3 +77,25 @@ def test_a_read_policy_equals_its_file_only_while_the_content_is_the_same(tmp_pa
     file.write_text("schema = ")
     assert read != str(file), "a broken file must be compiled anew, to raise its error"
     assert read != 3
+
+
+class Wrapper:
+    """What Dynamo keeps of a ``torch.compile`` call."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.kwargs: dict[str, Any] = {"options": options}
+
+
+@pytest.mark.parametrize("again", [lambda options: options, copy.deepcopy, pickled])
+def test_a_recompilation_takes_what_the_first_compilation_read(
+    tmp_path: Path, again: Callable[[Any], Any]
+) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text('schema = 1\nextends = "gradients"\n')
+    wrapper = Wrapper({"policy": str(file)})
+    first = read_options(None, wrapper.kwargs["options"], wrapper).policy
+    for text in ('schema = 1\nextends = "dense"\n', "schema = ", None):
+        file.unlink() if text is None else file.write_text(text)
+        options = again(wrapper.kwargs["options"])
+        assert read_options(None, options, wrapper).policy == first
+    assert options["policy"] == wrapper.kwargs["options"]["policy"]

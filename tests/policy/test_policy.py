@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import re
+import time
 import tomllib
 import warnings
 from dataclasses import replace
@@ -87,6 +88,9 @@ def test_a_rule_that_a_twin_shadows_is_warned_about():
         ("such.toml", "such.toml: no such policy file (in "),
         ("a\0/b", "not a path"),
         (os.sep, "is a directory; name a policy file in it"),
+        ("x" * 10_000_000, "xxxx' is neither a recipe nor a file: known: "),
+        ({"rule": [{"class_": "A", "dense": True}]}, 'unknown key "class_": did you mean \'class'),
+        ({"margin": 10**5000}, "margin = an int that is too long to show: write the least gain"),
         (3, "a policy is a recipe's name, a path, a Policy or a mapping, not 3"),
         ({"rules": []}, "<python>: unknown key \"rules\": did you mean 'rule'?"),
         ({"rule": [{"dense": True}, {"rol": "x"}]}, '<python>, rule 2: unknown key "rol"'),
@@ -151,6 +155,48 @@ fromat = "2:4"
         "  policy.toml:9 (rule 2): prune: the rule also says dense = true: remove one of the two",
         "  policy.toml:9 (rule 2): unknown key \"fromat\": did you mean 'format'?",
     ]
+
+
+def test_of_thousands_of_problems_some_are_listed_and_the_rest_counted():
+    text = "schema = 1\n" + "[[rule]]\nrole = 'wgard'\ndense = true\n" * 1999
+    with pytest.raises(PolicyError) as caught:
+        Policy.loads(text, origin="policy.toml")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "policy.toml: 1,999 problems"
+    assert len(lines) == 22
+    assert lines[20].startswith("  policy.toml:59 (rule 20): role")
+    assert lines[21] == "  and 1,979 more problems"
+    assert [p.line for p in caught.value.problems] == [*range(3, 63, 3), None]
+    with pytest.raises(PolicyError) as caught:
+        Policy(rules=[{"role": "wgard", "dense": True}] * 100)
+    assert len(str(caught.value).splitlines()) == 21
+    with pytest.warns(NMWarning) as told:
+        Policy.loads("schema = 1\n" + "[[rule]]\ndense = true\n" * 100)
+    assert len(told) == 21
+    assert str(told[20].message) == "and 79 more such rules"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: Policy.resolve({"rule": [{"dense": True}] * n}),
+        lambda n: Policy(rules=[Rule(dense=True)] * n),
+    ],
+)
+def test_too_many_rules_are_refused_with_the_limit(make):
+    words = "10,000 rules: at most 2,000 are read; let patterns name many modules"
+    with pytest.raises(PolicyError, match=words):
+        make(10_000)
+
+
+def test_as_many_rules_as_are_read_cost_little():
+    text = "".join(
+        f"[[rule]]\nmodule = 'layers.{i}.*'\nrole = 'fprop'\ndense = true\n" for i in range(2000)
+    )
+    start = time.perf_counter()
+    policy = Policy.loads("schema = 1\n" + text)
+    assert all(policy.decide(SITE) is None for _ in range(50))
+    assert time.perf_counter() - start < 10  # a second on a machine of one's own
 
 
 # Identity

@@ -17,10 +17,10 @@ from tests.policy.samples import SITE, message, one_rule
 
 
 def test_an_unreadable_file(tmp_path, monkeypatch):
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied")  # chmod would not stop root
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(PolicyError, match=r"policy\.toml: cannot be read: Permission denied"):
         Policy.load(tmp_path / "policy.toml")
 
@@ -30,6 +30,16 @@ def test_a_file_that_is_not_utf8(tmp_path):
     file.write_bytes(b"schema = 1 # caf\xe9\n")
     with pytest.raises(PolicyError, match=r"not UTF-8 \(byte 16 is 0xe9\); save the file as UTF-8"):
         Policy.load(file)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no endless file here")
+def test_a_file_without_an_end():
+    with pytest.raises(PolicyError, match="/dev/zero: no policy: at most 1,000,000 bytes"):
+        Policy.load("/dev/zero")
+
+
+def test_a_number_of_thousands_of_digits():
+    assert "policy.toml: not a policy: a number is too long" in message(f"schema = {'1' * 5000}")
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):

@@ -54,6 +54,30 @@ def test_an_owner_that_is_gone_is_not_mistaken_for_a_new_one() -> None:
         assert len(history.last().sites) == 1
 
 
+def test_of_a_call_that_is_gone_the_newest_reports_alone_are_kept() -> None:
+    history = History()
+    owners = [Owner() for _ in range(3)]  # Dynamo keeps them
+    for number, owner in enumerate(owners):
+        model = nn.Linear(2, 2)
+        history.add(owner, FULL, [graph(site(str(number)))], whole=model, alive=model)
+        del model
+    gc.collect()
+    assert history._compilations == {}
+    assert modules(history) == ["2"]
+
+
+def test_of_a_call_that_lives_all_reports_are_kept() -> None:
+    history, model, owner = History(), nn.Linear(2, 2), Owner()
+    for name in "ab":
+        history.add(owner, FULL, [graph(site(name))], alive=model)
+        other = nn.Linear(2, 2)
+        history.add(Owner(), FULL, [graph(site())], alive=other)
+        del other
+    gc.collect()
+    history.add(owner, FULL, [])
+    assert modules(history) == ["a", "b"]
+
+
 def test_before_the_first_and_after_a_reset_there_is_none() -> None:
     history = History()
     for _ in range(2):

@@ -10,7 +10,7 @@ import pytest
 from nmcompile import NMWarning, Policy, Report, Rule
 from nmcompile.gemm import OperandKind, Role
 from nmcompile.reason import Code, Reason
-from nmcompile.report.nothing_pruned import warn_if_nothing_pruned, warn_of_derivatives
+from nmcompile.report.nothing_pruned import warn_if_nothing_pruned
 from tests.report.samples import graph, site, skipped
 
 PRUNE = {"prune": "activation", "role": "fprop", "format": "2:4"}
@@ -84,9 +84,9 @@ def test_rules_for_products_that_exist_are_blamed_alone() -> None:
         judge(Policy(rules=rules), site(role=Role.DGRAD))
 
 
-def test_derivatives_inside_of_a_graph_concern_a_policy_that_prunes() -> None:
-    with pytest.warns(NMWarning, match="takes derivatives itself"):
-        warn_of_derivatives(FORWARD)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_of_derivatives(Policy.recipe("dense"))
+def test_weights_that_are_plain_tensors_are_hinted_at() -> None:
+    plain = site(reasons=(Reason(Code.MATMUL_NOT_NAMED, "activation times activation"),))
+    with pytest.warns(NMWarning, match="Weights must be parameters or buffers"):
+        judge(FORWARD, plain, plain)
+    with pytest.warns(NMWarning, match="too short$"):
+        judge(FORWARD, plain, site(reasons=(TOO_SHORT,)))

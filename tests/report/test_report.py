@@ -40,7 +40,7 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
     assert sorted(data["graphs"][0]) == [
         "after", "before", "calls", "digest", "kernel_specs", "modules", "nodes_after",
         "nodes_before", "operator", "region", "saved", "sharing", "sites", "skipped", "times",
-        "training", "units",
+        "training", "units", "warnings",
     ]  # fmt: skip
     assert data["graphs"][0]["sites"][0] == {
         "site": 0,
