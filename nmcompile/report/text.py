@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nmcompile.reason import Code, sentence
+from nmcompile.reason import Code, Reason, sentence
 from nmcompile.report.rows import Site
 from nmcompile.report.saved import SavedTensor
 
@@ -88,7 +88,12 @@ def _why(site: Site) -> str:
 
 def _lines(report: Report) -> Iterator[str]:
     t = report.totals
-    sparse = sum(s.known_flops * s.dropped for s in report.sites if s.execution == "sparse")
+    sparse = sum(
+        s.known_flops * s.dropped * g.runs
+        for g in report.graphs
+        for s in g.sites
+        if s.execution == "sparse"
+    )
     left_out = f"; sparse products leave out {sparse / t.flops:.1%} of all" if sparse else ""
     share = f": {t.pruned_share:.1%} of {t.flops:.3g} FLOPs"
     unknown = f"{t.unknown_sites} of them have sizes that are data, whose FLOPs are not known"
@@ -99,17 +104,17 @@ def _lines(report: Report) -> Iterator[str]:
     )
     if t.dense_us and t.planned_us:
         yield _times(report, t.dense_us, t.planned_us, t.untimed_sites)
-    if report.saved:
-        packed = _bytes(s for s in report.saved if s.compressed)
+    saved = [s for g in report.graphs for s in (g.saved or ()) * g.runs if not s.is_input]
+    if saved:
+        packed = _bytes(s for s in saved if s.compressed)
         yield (
-            f"saved for the backward: {_bytes(report.saved):,} bytes in "
-            f"{len(report.saved)} tensors, of them compressed {packed:,}"
+            f"saved for the backward: {_bytes(saved):,} bytes in {len(saved)} tensors, "
+            f"of them compressed {packed:,}"
         )
-    specs = Counter(s.name for g in report.graphs for s in g.kernel_specs or ())
+    specs = Counter(s.name for g in report.graphs for s in (g.kernel_specs or ()) * g.runs)
     for name, count in sorted(specs.items()):
         yield f"kernel that would be generated: {count} x {name}"
-    for (target, reason), count in Counter((s.target, s.reason) for s in report.skipped).items():
-        yield f"skipped {count} x {target}: {reason}"
+    yield from _skipped_lines(report)
     yield from sorted({r.text for s in report.sites for r in s.reasons if r.code in _GENERAL})
     yield from (f"rule {rule} decided nothing" for rule in report.unused_rules)
     yield from (note.text for note in report.notes)
@@ -119,6 +124,17 @@ def _lines(report: Report) -> Iterator[str]:
     guesses = sum(s.guess is not None for s in report.sites)
     if guesses:
         yield f"{guesses} products are dense since their role is unknown; see their reason."
+
+
+def _skipped_lines(report: Report) -> Iterator[str]:
+    alike: dict[tuple[str, Reason], list[float | None]] = {}
+    for graph in report.graphs:
+        for s in graph.skipped * graph.runs:
+            alike.setdefault((s.target, s.reason), []).append(s.flops)
+    for (target, reason), flops in alike.items():
+        known = sum(f for f in flops if f is not None)
+        size = f", {known:.3g} FLOPs" if known else ""
+        yield f"skipped {len(flops)} x {target}{size}: {reason}"
 
 
 def _eager_lines(report: Report, share: float) -> Iterator[str]:

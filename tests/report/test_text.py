@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from nmcompile import Policy, Report
 from nmcompile.gemm import OperandKind
-from tests.report.samples import graph, site
+from nmcompile.report.rows import EagerRow
+from tests.report.samples import graph, site, skipped
 
 PRUNED = {
     "pruned": OperandKind.ACTIVATION,
@@ -74,3 +76,28 @@ def test_what_sparse_products_leave_out_is_said_of_sparse_products_alone() -> No
 
     assert "1 of 2 products pruned: 50.0% of 2.05e+03 FLOPs\n" in said("simulate")
     assert "sparse products leave out 25.0% of all" in said("sparse")
+
+
+def test_lines_count_a_graph_as_often_as_it_runs() -> None:
+    mv = replace(skipped(target="aten.mv"), flops=10.0)
+    shared = graph(site(), skipped=(mv, skipped()), region=("a", "b", "c"))
+    text = str(Report.of(Policy.recipe("full"), (shared,)))
+    assert "graph 0 (inference), 3 times" in text
+    assert "0 of 3 products pruned" in text
+    assert "skipped 3 x aten.mv, 30 FLOPs: fused" in text
+    assert "skipped 3 x aten.flash: fused" in text
+
+
+def test_what_is_in_no_graph_comes_largest_first_and_not_all_of_it() -> None:
+    rows = [
+        EagerRow(module=f"m{i}", module_class="", target="aten.mm", calls=1, flops=i, reason=None)
+        for i in range(30)
+    ]
+    text = str(Report.of(Policy.recipe("full"), (), eager=[*rows, unknown]))
+    assert "100.0% of the step's multiplying and what has no known size is in no graph" in text
+    assert text.index("m29 (function): 1 x aten.mm, 29 FLOPs") < text.index("m28 (function)")
+    assert "m5 (" not in text
+    assert "and 11 more" in text
+
+
+unknown = EagerRow(module="", module_class="Net", target="my.op", calls=2, flops=None, reason=None)
