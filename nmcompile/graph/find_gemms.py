@@ -35,7 +35,7 @@ from nmcompile.graph.aten import (
 from nmcompile.graph.backward_roles import assign_roles
 from nmcompile.graph.convolution import Geometry
 from nmcompile.graph.float8 import source_of
-from nmcompile.graph.gathered import gathered_rows
+from nmcompile.graph.gathered import gather_of
 from nmcompile.graph.grouped import grouped_products, is_grouped
 from nmcompile.graph.module_path import module_path
 from nmcompile.graph.operand_kinds import Kinds
@@ -165,8 +165,13 @@ def _kind(kinds: Kinds, node: fx.Node) -> OperandKind | Unknown:
 
 
 def _matrix_kind(kinds: Kinds, node: fx.Node) -> OperandKind | Unknown:
-    table = gathered_rows(node) if kinds[node] is ACTIVATION else None
-    return _kind(kinds, node if table is None or kinds[table] is not WEIGHT else table)
+    kind = _kind(kinds, node)
+    if kind not in (WEIGHT, ACTIVATION):
+        return kind
+    gather = gather_of(node)
+    if gather is None or kinds[gather.table] is not WEIGHT:
+        return kind
+    return WEIGHT if gather.is_whole else ACTIVATION
 
 
 def _static(size: Any) -> int | None:

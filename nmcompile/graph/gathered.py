@@ -3,24 +3,33 @@
     index(w [E, O, I], [ids [T]])                      -> [T, O, I], a weight
     view(embedding(w [E, O * I], ids [T]), [T, O, I])  -> a weight, where a product reads it
     embedding(w [V, D], ids [T])                       -> [T, D], an activation
+    view(index(w [E, O, I], [ids [T]]), [T * O, I])    -> an activation, where a product reads it
 
 What is gathered must not be a dimension of the product: a row for each token is data.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
+from nmcompile.gemm import size_hint
 from nmcompile.graph.aten import CASTS, FLAT_VIEWS, argument, permutation
 
 aten = torch.ops.aten
 
 _INDEX = (aten.index.Tensor, aten._unsafe_index.Tensor)
 _ALONG = (aten.index_select.default, aten.gather.default)
-_ROWS = (aten.embedding.default, *_INDEX, *_ALONG)
+_GATHERS = (aten.embedding.default, *_INDEX, *_ALONG)
+
+
+class Gather(NamedTuple):
+    """``is_whole``: each matrix of the operand lies inside of one of what was gathered."""
+
+    table: fx.Node
+    is_whole: bool
 
 
 def is_whole_gather(node: fx.Node) -> bool:
@@ -29,26 +38,37 @@ def is_whole_gather(node: fx.Node) -> bool:
     return bool(dims) and max(dims) < node.all_input_nodes[0].meta["val"].dim() - 2
 
 
-def gathered_rows(operand: fx.Node) -> fx.Node | None:
-    """The value of whose rows each matrix of ``operand`` is one, or a part of one; else None."""
+def gather_of(operand: fx.Node) -> Gather | None:
+    """What an operand of a matrix product was gathered from, through views, casts and scaling."""
     shape = operand.meta["val"].shape
-    rank = len(shape)
-    node = operand
-    while node.op == "call_function" and node.target not in _ROWS:
+    node, is_whole = operand, len(shape) > 2
+    while node.op == "call_function" and node.target not in _GATHERS:
         order = permutation(node)
-        last_two = order is not None and order[:-2] == tuple(range(len(order) - 2))
-        if not (node.target in (*FLAT_VIEWS, *CASTS) or last_two):
-            return None
-        node = node.all_input_nodes[0]
-    if node.op != "call_function" or rank < 3 or _gathered(node) != [0]:
+        if order is not None:
+            is_whole = is_whole and {*order[-2:]} == {len(order) - 2, len(order) - 1}
+        elif node.target not in (*FLAT_VIEWS, *CASTS):
+            is_whole = is_whole and node.meta["val"].dim() > 2
+        inputs = node.all_input_nodes
+        like = [n for n in inputs if _size(n) == _size(node)] or inputs
+        if not like or (len(inputs) > 1 and like is inputs):
+            return None  # a join of several
+        node = like[0]
+    dims = _gathered(node)
+    if not dims:
         return None
     table = node.all_input_nodes[0]
-    row = table.meta["val"].shape[1:].numel()
-    tile = shape[-2:]
+    kept = [size for d, size in enumerate(table.meta["val"].shape) if d > max(dims)]
+    row, tile = torch.Size(map(size_hint, kept)).numel(), tuple(map(size_hint, shape[-2:]))
     # A vector is a row for each token; a matrix inside of one row was cut out of it.
-    if not all(isinstance(size, int) for size in (row, *tile)) or 1 in tile:
-        return None
-    return table if row % (tile[0] * tile[1]) == 0 else None
+    is_cut = 1 in tile and len(kept) < 2
+    inside = tile[0] * tile[1] > 0 and row % (tile[0] * tile[1]) == 0
+    return Gather(table, is_whole and inside and not is_cut)
+
+
+def _size(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    sizes = value.shape if isinstance(value, torch.Tensor) else ()
+    return torch.Size(map(size_hint, sizes)).numel()
 
 
 def _gathered(node: fx.Node) -> list[int]:

@@ -27,6 +27,7 @@ _SUMS = frozenset(
         *VIEWS,
         *CONVERSIONS,
         aten.add.Tensor,
+        aten.neg.default,
         aten.sum.default,
         aten.sum.dim_IntList,
         aten.squeeze.dims,

@@ -23,6 +23,8 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rows of a table": lambda w, ids: w.reshape(3, 32)[ids].view(-1, 4, 8),
     "transposed before": lambda w, ids: w.transpose(1, 2)[ids].transpose(1, 2),
     "scaled after": lambda w, ids: w[ids] * w.abs().amax((1, 2), True)[ids],
+    "two numbers for each": lambda w, ids: w.view(1, 3, 4, 8)[ids * 0, ids],
+    "two for each": lambda w, ids: w[torch.stack([ids, ids], 1)][:, 0],
     "one for all": lambda w, ids: w.select(0, 1).expand(5, 4, 8),
     "a slice": lambda w, ids: w[1:][ids % 2],
 }
@@ -30,6 +32,9 @@ DATA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rows": lambda w, ids: w[:, 0][torch.stack([ids] * 4, 1) % 3],
     "along the matrix": lambda w, ids: w[:, ids % 4][:, :4].repeat(2, 1, 1)[:5],
     "of what is no weight": lambda w, ids: torch.stack([w * ids[0]] * 2)[0][ids],
+    "one long matrix": lambda w, ids: w[ids].view(1, 20, 8).expand(5, 20, 8),
+    "joined in pairs": lambda w, ids: w[torch.stack([ids, ids], 1)].view(5, 8, 8),
+    "tokens as rows": lambda w, ids: w.repeat(1, 2, 1)[:, :5][ids[:4]].transpose(0, 1),
     "a vector for each": lambda w, ids: torch.embedding(w[:, 0], ids).view(-1, 1, 8),
 }
 
