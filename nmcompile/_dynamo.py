@@ -6,6 +6,7 @@ the torch version (``_torch.private``) or, where nothing but a report depends on
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections import Counter
@@ -88,27 +89,49 @@ def surroundings() -> tuple[str, str]:
     "optimizer": the step of an optimizer of that class, where gradients are off (a closure turns
     them on).
     """
-    apply = vars(torch.autograd.Function)["apply"].__func__.__code__
-    engine = private("torch.autograd.graph", "_engine_run_backward").__code__
-    output_graph = private("torch._dynamo.output_graph", "OutputGraph")
-    name = ""
+    landmarks, name = _landmarks(), ""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        code, owner = frame.f_code, frame.f_locals.get("self")
-        if isinstance(owner, output_graph):
-            name = owner.root_tx.f_code.co_qualname
-            owner = owner.local_scope.get("self")  # of the function in hand
-        if code.co_filename == checkpoint.__file__ and code.co_qualname in _RECOMPUTES:
+        code = frame.f_code
+        what = landmarks.get(id(code))
+        if what == "recompute":
             return "", ""
-        if code is engine:
+        if what == "engine":
             return "engine", name
-        if code is apply and frame.f_locals["cls"] is not checkpoint.CheckpointFunction:
+        if what == "apply" and frame.f_locals["cls"] is not checkpoint.CheckpointFunction:
             return "function", frame.f_locals["cls"].__qualname__
+        owner = None
+        if what == "compiler":
+            graph = frame.f_locals["self"]
+            name, owner = graph.root_tx.f_code.co_qualname, graph.local_scope.get("self")
+        elif "step" in code.co_name:
+            owner = frame.f_locals.get("self")
         if isinstance(owner, torch.optim.Optimizer) and not torch.is_grad_enabled():
             return "optimizer", type(owner).__qualname__
         frame = frame.f_back
     # On a GPU the engine has threads of its own, which nothing in Python called.
-    return ("engine", name) if private("torch._C", "_current_graph_task_id")() != -1 else ("", "")
+    return ("engine", name) if in_engine() else ("", "")
+
+
+def in_engine() -> bool:
+    """Whether the autograd engine is running a backward on this thread, recomputations included."""
+    return bool(_graph_task() != -1)
+
+
+_graph_task: Any = private("torch._C", "_current_graph_task_id")
+
+
+@functools.cache
+def _landmarks() -> dict[int, str]:
+    """The code of frames that tell where a function runs, by identity: these functions stay."""
+    hook = private("torch.utils.checkpoint", "_checkpoint_hook").__init__.__code__
+    unpack = [c for c in hook.co_consts if getattr(c, "co_name", "") == "unpack_hook"]
+    recomputes = [checkpoint.CheckpointFunction.backward.__code__, *unpack]
+    apply = vars(torch.autograd.Function)["apply"].__func__.__code__
+    engine = private("torch.autograd.graph", "_engine_run_backward").__code__
+    compiler = private("torch._dynamo.output_graph", "OutputGraph").call_user_compiler.__code__
+    found = dict.fromkeys(map(id, recomputes), "recompute")
+    return found | {id(apply): "apply", id(engine): "engine", id(compiler): "compiler"}
 
 
 def is_grad_of_tensor(placeholder: fx.Node) -> bool:
@@ -121,13 +144,6 @@ def source_of_input(placeholder: fx.Node) -> str:
     """The expression that an input of a Dynamo graph stands for; empty where none is known."""
     name = getattr(getattr(placeholder.meta.get("grapharg"), "source", None), "name", "")
     return str(name() if callable(name) else name)
-
-
-#: The functions of ``torch.utils.checkpoint`` that run a forward once more.
-_RECOMPUTES = (
-    "CheckpointFunction.backward",
-    "_checkpoint_hook.__init__.<locals>.unpack_hook",
-)
 
 
 def in_compiled_autograd() -> bool:

@@ -17,6 +17,7 @@ from nmcompile.errors import NMWarning
 from nmcompile.inductor.hooks import JointPass, PostPass
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import plan_only
+from nmcompile.inductor.reused import dense_elsewhere, may_be_reused
 from nmcompile.report.report import GraphReport
 from nmcompile.report.stored import StoredReports
 
@@ -31,7 +32,8 @@ def compile_graph(
     joint = JointPass(settings, capture, build_kernels=True)
     stored = StoredReports(joint.digest)
     known = stored.load()
-    spare = None if known else fx.GraphModule(gm, copy.deepcopy(gm.graph))
+    reusable = may_be_reused()
+    spare = None if known and not reusable else fx.GraphModule(gm, copy.deepcopy(gm.graph))
     hooks = {
         "joint_custom_pre_pass": joint,
         "post_grad_custom_pre_pass": PostPass(settings, joint.digest),
@@ -53,4 +55,6 @@ def compile_graph(
         check_plans(capture.fingerprint, repr(ours), repr(decided))
         for sharing in {report.sharing for report in reports if report.sharing}:
             check_seeds(sharing)
+    if reusable and spare is not None:
+        compiled = dense_elsewhere(compiled, spare, reports)
     return compiled, reports
