@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from nmcompile.gemm import size_hint
-from nmcompile.graph.aten import CASTS, FLAT_VIEWS, argument, permutation
+from nmcompile.graph.aten import argument, permutation
 
 aten = torch.ops.aten
 
@@ -41,13 +41,11 @@ def is_whole_gather(node: fx.Node) -> bool:
 def gather_of(operand: fx.Node) -> Gather | None:
     """What an operand of a matrix product was gathered from, through views, casts and scaling."""
     shape = operand.meta["val"].shape
-    node, is_whole = operand, len(shape) > 2
+    node, is_whole = operand, True
     while node.op == "call_function" and node.target not in _GATHERS:
         order = permutation(node)
         if order is not None:
             is_whole = is_whole and {*order[-2:]} == {len(order) - 2, len(order) - 1}
-        elif node.target not in (*FLAT_VIEWS, *CASTS):
-            is_whole = is_whole and node.meta["val"].dim() > 2
         inputs = node.all_input_nodes
         like = [n for n in inputs if _size(n) == _size(node)] or inputs
         if not like or (len(inputs) > 1 and like is inputs):
