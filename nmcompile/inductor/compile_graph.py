@@ -32,7 +32,7 @@ def compile_graph(
     joint = JointPass(settings, capture, build_kernels=True)
     stored = StoredReports(joint.digest)
     known = stored.load()
-    reusable = may_be_reused()
+    reusable = may_be_reused(gm)
     spare = None if known and not reusable else fx.GraphModule(gm, copy.deepcopy(gm.graph))
     hooks = {
         "joint_custom_pre_pass": joint,

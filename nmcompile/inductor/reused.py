@@ -16,18 +16,18 @@ import torch
 from torch import fx
 
 from nmcompile._dynamo import in_engine
-from nmcompile.capture.surroundings import doubt_of_surroundings
+from nmcompile.capture.surroundings import doubt as doubt_of
 from nmcompile.errors import NMWarning
 from nmcompile.report.report import GraphReport
 
 
-def may_be_reused() -> bool:
-    """Whether a graph that is compiled now could be called by a backward.
+def may_be_reused(gm: fx.GraphModule) -> bool:
+    """Whether a graph that is compiled now could be called by a backward later.
 
     One that is compiled with gradients is called in a backward by what computes a forward once
     more, and by nothing else but derivatives of derivatives, which AOTAutograd has not.
     """
-    return not torch.is_grad_enabled() and doubt_of_surroundings() is None
+    return not torch.is_grad_enabled() and doubt_of(gm) is None
 
 
 def dense_elsewhere(
@@ -45,7 +45,7 @@ def dense_elsewhere(
 
     @functools.wraps(compiled)
     def run(*args: Any) -> Any:
-        doubt = doubt_of_surroundings() if in_engine() else None
+        doubt = doubt_of(original) if in_engine() else None
         if doubt is None:
             return compiled(*args)
         warnings.warn(
