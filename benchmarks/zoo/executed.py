@@ -24,7 +24,7 @@ aten = torch.ops.aten
 #: Products that a graph shows as a node that a policy can prune.
 _MATMULS = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm)
 #: Products inside one operator: a policy cannot reach them.
-_OPAQUE = ("attention", "grouped_mm", "scaled_mm", "int_mm", "mkldnn", "rnn", "lstm", "_gru")
+_OPAQUE = ("attention", "scaled_mm", "scaled_grouped_mm", "int_mm", "mkldnn", "rnn", "lstm", "_gru")
 #: Products with a vector.
 _VECTOR = (aten.mv, aten.addmv, aten.dot, aten.vdot)
 
@@ -107,6 +107,13 @@ def is_layer(module: nn.Module) -> bool:
     return isinstance(module, kinds) or type(module).__qualname__ == "Conv1D"
 
 
+def grouped_flops(a: Tensor, b: Tensor) -> float:
+    """FLOPs of a grouped product: every row of one meets the matrix of its group, if it has one."""
+    if a.dim() == 3 and b.dim() == 2:
+        return 2.0 * a.shape[1] * b.numel()  # [E, M, K] x [K, N], groups along N
+    return 2.0 * a.numel() * b.shape[-1]
+
+
 class _Watch(TorchDispatchMode):
     def __init__(self, found: Executed, running: list[str]) -> None:
         super().__init__()
@@ -132,6 +139,8 @@ class _Watch(TorchDispatchMode):
             product = Product(path, backward, flop_registry[op](*args, out_val=result))
             self.found.products[product] += 1
             self.found.outer[product] += args[op in (aten.addmm, aten.baddbmm)].shape[-1] == 1
+        elif op is aten._grouped_mm:
+            self.found.products[Product(path, backward, grouped_flops(*args[:2]))] += 1
         elif op is aten.convolution:
             flops = conv_flop_count(args[0].shape, args[1].shape, result.shape, args[6])
             self.found.products[Product(path, backward, flops)] += 1

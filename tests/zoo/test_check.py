@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import nmcompile
 from benchmarks.zoo.check import RTOL, compare, falls, unlisted, unlisted_layers
-from benchmarks.zoo.executed import Product, executed
+from benchmarks.zoo.executed import Product, executed, grouped_flops
 from benchmarks.zoo.interpreted import interpreted
 from nmcompile import Report
 
@@ -64,6 +64,25 @@ def test_products_of_an_eager_step() -> None:
         "conv": 1, "twice": 2, "frozen": 1,
     }  # fmt: skip
     assert (ran.layers["conv"].needs_dgrad, ran.layers["frozen"].needs_wgrad) == (0, 0)
+
+
+def test_grouped_products_of_an_eager_step() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 16, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            offs = torch.tensor([5, 5, 10], dtype=torch.int32)
+            return nn.functional.grouped_mm(x, self.weight.transpose(1, 2), offs=offs)
+
+    model, x = Experts(), torch.randn(10, 8, requires_grad=True)
+    ran = executed(model, lambda: model(x).square().sum())
+    one = 2 * 10 * 8 * 16
+    assert ran.products == {Product("", False, one): 1, Product("", True, one): 2}
+    a, b = torch.empty(3, 4, 5), torch.empty(5, 7)
+    assert grouped_flops(a, b) == 2 * 4 * 5 * 7
+    assert grouped_flops(a, torch.empty(3, 5, 7)) == 3 * 2 * 4 * 5 * 7
 
 
 @pytest.mark.parametrize(
