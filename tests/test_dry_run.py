@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call, grad
 
 import nmcompile
-from nmcompile import OptionError, Policy, PolicyError, Report, Rule
+from nmcompile import ArgumentError, OptionError, Policy, PolicyError, Report, Rule
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import NMWarning
 from nmcompile.execution.targets import named
@@ -308,3 +309,21 @@ def test_saved_bytes_of_a_model_on_the_meta_device_are_those_on_the_cpu() -> Non
     real = nmcompile.explain(model.to_empty(device="cpu"), x.requires_grad_())
     assert meta.totals.saved_bytes == real.totals.saved_bytes
     assert real.totals.saved_bytes
+
+
+def test_a_graph_that_takes_derivatives_itself_says_so_in_every_row() -> None:
+    model = nn.Linear(8, 4)
+
+    def step(params: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return grad(lambda p: functional_call(model, p, (x,)).square().mean())(params)
+
+    with pytest.warns(NMWarning, match="takes derivatives itself"):
+        report = nmcompile.explain(step, dict(model.named_parameters()), torch.randn(8, 8))
+    assert report.sites
+    assert all(s.pruned is None and s.has(Code.TAKES_DERIVATIVES) for s in report.sites)
+
+
+@pytest.mark.parametrize("model", [None, "model", 3])
+def test_what_cannot_be_called(model: object) -> None:
+    with pytest.raises(ArgumentError, match="explain takes a module or a function, not "):
+        nmcompile.explain(model)  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ class _Frozen(BaseModel):
 class Figure(_Frozen):
     """A number, in bytes, FLOPs and seconds, whether it was measured, and where it is from."""
 
-    value: float = Field(gt=0)
+    value: float = Field(gt=0, allow_inf_nan=False)
     known: Literal["measured", "assumed"]
     source: str
 
@@ -59,7 +59,7 @@ class Gain(_Frozen):
     rows: int = Field(gt=0)
     columns: int = Field(gt=0)
     k: int = Field(gt=0)
-    gain: float = Field(gt=0)
+    gain: float = Field(gt=0, allow_inf_nan=False)
     known: Literal["measured", "assumed"]
     source: str
 
@@ -179,7 +179,7 @@ def target_of(device: str) -> Target:
 def fingerprint() -> str:
     """What decisions depend on beside the graph, the policy and the package: GPU and figures."""
     own = os.environ.get(OWN_TARGETS, "")
-    content = hashlib.sha256(Path(own).read_bytes()).hexdigest() if own else ""
+    content = hashlib.sha256(_content(Path(own))).hexdigest() if own else ""
     if not torch.cuda.is_available():
         return f"cpu {content}"
     library = hardware.cusparselt_version()
@@ -216,10 +216,19 @@ def _target(name: str, keys: Mapping[str, Any]) -> Target:
     return target.model_copy(update=reads._asdict())
 
 
+@functools.cache
+def _content(path: Path) -> bytes:
+    """Read once a process: what is compiled later is decided by the same figures."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OptionError(f"targets of {path}: {error}") from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        data = tomllib.loads(_content(path).decode())
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number too long
         raise OptionError(f"targets of {path}: {error}") from error
     if data.pop("schema", None) != 1 or not all(isinstance(v, dict) for v in data.values()):
         raise OptionError(f"targets of {path}: write schema = 1 and a table for each GPU")

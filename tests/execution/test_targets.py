@@ -87,6 +87,18 @@ class TestAFileOfOnesOwn:
         path.write_text(text)
         monkeypatch.setenv(targets.OWN_TARGETS, str(path))
         targets._known.cache_clear()
+        targets._content.cache_clear()
+
+    def test_what_was_read_at_first_holds(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "own.toml"
+        self.write(monkeypatch, path, "schema = 1\n[h100.figures]\n")
+        before = targets.fingerprint()
+        for text in ("schema = ", None):
+            path.unlink() if text is None else path.write_text(text)
+            assert targets.fingerprint() == before
+            assert "h100" in nmcompile.targets()
 
     def test_a_measurement_replaces_figures_and_gains(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

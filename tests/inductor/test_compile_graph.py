@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from nmcompile import Policy
+from nmcompile import NMWarning, Policy
 from nmcompile.capture.inputs import Capture
 from nmcompile.capture.ranks import Ranks
 from nmcompile.inductor import compile_graph as module
@@ -92,6 +92,22 @@ def test_a_warm_cache_is_reported_from_the_disk(inductor: MakeInductor) -> None:
     warm = inductor(False)
     assert compile_graph(*traced(), SETTINGS)[1] == cold
     assert warm.planned == 0
+
+
+def test_what_was_warned_of_is_warned_of_on_a_warm_cache(
+    inductor: MakeInductor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warning = {"warnings": ("products are dense", "products are dense")}
+    plain = report
+    monkeypatch.setitem(
+        globals(), "report", lambda digest: plain(digest).model_copy(update=warning)
+    )
+    inductor(True)
+    compile_graph(*traced(), SETTINGS)
+    inductor(False)
+    with pytest.warns(NMWarning, match="products are dense") as told:
+        compile_graph(*traced(), SETTINGS)
+    assert len(told) == 1
 
 
 def test_a_warm_cache_without_a_report_is_planned_once_more(
