@@ -171,9 +171,9 @@ def _whole(frames: list[Any]) -> nn.Module | None:
             owner = outer.f_locals.get("self")
             code = getattr(getattr(owner, "forward", None), "__code__", None)
             if isinstance(owner, optimized_module) and code is frame.f_code:
-                return _module(owner._orig_mod)
+                return module_of(owner._orig_mod)
         modules = [v for v in _closed_over(fn) if isinstance(v, nn.Module)]
-        return _module(getattr(fn, "__self__", modules[0] if len(modules) == 1 else None))
+        return module_of(getattr(fn, "__self__", modules[0] if len(modules) == 1 else None))
     return None
 
 
@@ -190,7 +190,8 @@ def _closed_over(fn: Any) -> Iterator[Any]:
             yield cell.cell_contents
 
 
-def _module(value: Any) -> nn.Module | None:
+def module_of(value: Any) -> nn.Module | None:
+    """The module itself, inside of a data-parallel wrapper; None for anything else."""
     value = value.module if isinstance(value, _COPIES) else value
     return value if isinstance(value, nn.Module) else None
 

@@ -14,6 +14,7 @@ from torch import fx, nn
 from nmcompile._dynamo import (
     BackendCompilerFailed,
     Caller,
+    module_of,
     untraceable,
     untraceable_since,
     without_recompile_limit,
@@ -97,7 +98,7 @@ class _Planning:
 
     def __init__(self, policy: Policy, target: Target | None, model: Any) -> None:
         self.policy, self.target, self.model = policy, target, model
-        self.whole = model if isinstance(model, nn.Module) else None
+        self.whole = module_of(model)
         paths = {m: p for _, p, m in named_modules(self.whole)} if self.whole is not None else {}
         self.eager = EagerProducts(paths)
         self.graphs: list[GraphReport] = []

@@ -109,6 +109,12 @@ def test_what_runs_eagerly_is_counted_and_named() -> None:
     assert Report.model_validate_json(report.model_dump_json()) == report
 
 
+def test_paths_are_those_inside_of_a_data_parallel_wrapper() -> None:
+    report = nmcompile.explain(nn.DataParallel(Mixed()), torch.randn(4, 8))
+    assert {s.module for s in report.sites} == {"seen"}
+    assert [row.module for row in report.eager] == ["unseen"] == list(report.uncompiled)
+
+
 def test_a_model_that_cannot_be_traced_is_all_eager() -> None:
     report = nmcompile.explain(nn.LSTM(8, 8), torch.randn(2, 3, 8))
     assert [note.code for note in report.notes] == [Code.NO_GRAPH]
