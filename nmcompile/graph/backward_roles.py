@@ -167,8 +167,15 @@ def _belong_together(backward: Gemm, forward: Gemm) -> bool:
     """The three GEMMs of a layer permute the same M, N, K (a convolution's only nearly)."""
     if Op.CONV in (backward.op, forward.op):
         return backward.op is forward.op
-    # By number: one symbolic size can be written in several ways.
-    return sorted(map(size_hint, backward.sizes)) == sorted(map(size_hint, forward.sizes))
+    # What each of the three reduces may be padded where it is in 8 bits, to a multiple of 16.
+    eight_bits = any(g.dtype.startswith("float8") for g in (backward, forward))
+    ours, theirs = (_sizes(g, 16 if eight_bits else 1) for g in (backward, forward))
+    return ours == theirs
+
+
+def _sizes(gemm: Gemm, step: int) -> list[int]:
+    """By number: one symbolic size can be written in several ways."""
+    return sorted(-(-size_hint(size) // step) for size in gemm.sizes)
 
 
 def _base(gemm: Gemm, arg: str) -> fx.Node:

@@ -13,7 +13,14 @@ from nmcompile import Policy, Report
 from nmcompile.gemm import OperandKind, Role
 from nmcompile.ops.schemas import Prune
 from nmcompile.reason import Code
-from tests.graph.float8_linear import RECIPES, Float8Linear, Linear8, to_float8
+from tests.graph.float8_linear import (
+    RECIPES,
+    Float8Linear,
+    Linear8,
+    Scaled,
+    multiply,
+    to_float8,
+)
 from tests.passes.plans import plan_of, ran
 
 WAYS = [(recipe, emulate) for recipe in RECIPES for emulate in (False, True)]
@@ -134,6 +141,33 @@ def test_every_role_of_every_layer_is_pruned(recipe: str, emulate: bool, policy:
     if policy == "full-exact":
         notes = [r.code for s in report.sites for r in s.reasons]
         assert notes.count(Code.MASKED_RESULT) == notes.count(Code.READS_PRUNED) == 2
+
+
+def test_padded_products_belong_together() -> None:
+    """What each of the three reduces is padded to a multiple of 16, as torchao does on request."""
+
+    def f(x: Tensor, w: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+        def padded(a: Scaled, b: Scaled) -> Tensor:
+            missing = -a[0].shape[1] % 16
+            left = nn.functional.pad(a[0], (0, missing)), a[1]
+            right = nn.functional.pad(b[0], (0, 0, 0, missing)), b[1]
+            return multiply(left, right, False)
+
+        y = padded(to_float8(x), to_float8(w.t()))
+        gradient, scale = to_float8((dy * torch.ones_like(y.sum())).bfloat16())
+        dx = padded((gradient, scale), to_float8(w))
+        return y, dx, padded((gradient.t(), scale), to_float8(x))
+
+    x, w, dy = torch.randn(24, 40), torch.randn(32, 40), torch.randn(24, 32)
+    args = (x.bfloat16(), w.bfloat16(), dy.bfloat16())
+    plan = ran(plan_of(f, *args, policy="full-exact"))
+    assert [d.gemm.role for d in plan.decisions] == [Role.FPROP, Role.DGRAD, Role.WGRAD]
+    forward = plan.decisions[0].gemm.node
+    assert [d.gemm.forward for d in plan.decisions] == [None, forward, forward]
+    assert [plan.notes[site][0].code for site in (1, 2)] == [Code.MASKED_RESULT, Code.READS_PRUNED]
+    masks = Masks(plan.graph)
+    masks.run(*args)
+    assert [tuple(kept.shape) for kept in masks.kept] == [(24, 40), (24, 32), (32, 24)]
 
 
 def test_dense_leaves_the_graph_alone() -> None:
