@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -242,13 +243,13 @@ def _method(method: object) -> Method:
 
 def _dims(x: Tensor, dim: int | tuple[int, ...]) -> list[int]:
     """The dimensions that are meant, none of them negative."""
-    given = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
-    if any(isinstance(d, bool) or not hasattr(d, "__index__") for d in given):
+    try:
+        numbers = [_index(d) for d in (dim if isinstance(dim, (tuple, list)) else (dim,))]
+    except TypeError as error:
         raise ArgumentError(
             f"dim = {shown(dim)}: write the number of a dimension, such as -1, or several of them, "
             "such as (0, 2)"
-        )
-    numbers = [operator.index(d) for d in given]
+        ) from error
     for d in numbers:
         if not -x.dim() <= d < x.dim():
             raise IndexError(
@@ -258,6 +259,12 @@ def _dims(x: Tensor, dim: int | tuple[int, ...]) -> list[int]:
     if not dims or len(set(dims)) != len(dims):
         raise ValueError(f"dim={dim} must name one or more different dimensions")
     return dims
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
 
 
 def _seed(x: Tensor, method: Method, generator: Generator | None) -> Tensor | None:

@@ -82,6 +82,7 @@ NESTED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
         ({"dim": "1"}, ArgumentError, "dim = '1': write"),
         ({"dim": 1.0}, ArgumentError, "dim = 1.0: write"),
         ({"dim": (0, None)}, ArgumentError, r"dim = \(0, None\): write"),
+        ({"dim": torch.tensor(0.5)}, ArgumentError, r"dim = tensor\(0.5000\): write"),
         ({"dim": True}, ArgumentError, "dim = True: write"),
         ({"dim": 10**5000}, IndexError, "does not exist"),
         ({"format": None}, FormatError, "None is not an N:M format: write two integers"),

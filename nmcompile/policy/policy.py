@@ -105,6 +105,7 @@ class Policy(PolicyModel):
     @field_validator("rules")
     @classmethod
     def _number(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        cls._check_number(rules)  # of what had no length before
         # A rule that was read from a file knows its place already.
         return tuple(
             rule.at(Source(number=number)) if rule.number is None else rule
@@ -114,7 +115,10 @@ class Policy(PolicyModel):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Policy:
         """Read a TOML file. Raises ``PolicyError``, which lists every problem of the file."""
-        return cls.loads(read_text(Path(path)), origin=os.fspath(path))
+        if not isinstance(path, (str, os.PathLike)):
+            raise PolicyError(f"the path of a policy file is text, not {shown(path)}")
+        name = os.fsdecode(path)
+        return cls.loads(read_text(Path(name)), origin=name)
 
     @classmethod
     def loads(cls, text: str, origin: str = "<string>") -> Policy:
@@ -184,7 +188,8 @@ class Policy(PolicyModel):
         if len(entries) > MAX_RULES:
             raise PolicyError(f"{origin}: {_too_many(entries)}")
         lines = rule_lines(text, len(entries)) if text is not None else (None,) * len(entries)
-        version = _schema_problem(table) if text is not None else None
+        named = text is not None or "schema" in table  # it may be left out in Python
+        version = _schema_problem(table) if named else None
         wrong = [(origin, p) for p in (*filter(None, [version]), *_file_problems(table))]
         cause: PolicyError | None = None
         rules: list[Rule] = []
@@ -197,7 +202,7 @@ class Policy(PolicyModel):
                 wrong += (
                     (source.label, replace(p, rule=number, line=line)) for p in error.problems
                 )
-        keys = {key: table[key] for key in keys_of(cls) if key in table and key != "rule"}
+        keys = {k: table[k] for k in keys_of(cls) if k in table and k not in ("rule", "schema")}
         try:
             policy = cls(rules=tuple(rules), **keys)
         except PolicyError as error:
@@ -273,7 +278,7 @@ def _schema_problem(table: Mapping[Any, object]) -> Problem | None:
     if "schema" not in table:
         return Problem("schema is missing: write schema = 1 on the first line")
     version = table["schema"]
-    if type(version) is not int or version != 1:  # True == 1
+    if isinstance(version, bool) or version != 1:  # 1.0 is 1 to a JSON Schema as well
         text = f"schema = {show(version)}: this nmcompile reads schema 1; write schema = 1"
         return Problem(text, "schema")
     return None

@@ -58,7 +58,7 @@ VALUES: dict[str, list[Any]] = {
     "fallback": ["dense", "simulate", "error", 0],
 }
 TOP: dict[str, list[Any]] = {
-    "schema": [1, 2, "1", True],
+    "schema": [1, 1.0, 2, "1", True],
     "extends": ["full", "paper-1:2", "ful", 1],
     "execution": VALUES["execution"],
     "fallback": VALUES["fallback"],

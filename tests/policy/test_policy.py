@@ -90,6 +90,8 @@ def test_a_rule_that_a_twin_shadows_is_warned_about():
         (os.sep, "is a directory; name a policy file in it"),
         ("x" * 10_000_000, "xxxx' is neither a recipe nor a file: known: "),
         ({"rule": [{"class_": "A", "dense": True}]}, 'unknown key "class_": did you mean \'class'),
+        ({"schema": True}, "schema = true: this nmcompile reads schema 1"),
+        ({"schema": 2}, "schema = 2: this nmcompile reads schema 1"),
         ({"margin": 10**5000}, "margin = an int that is too long to show: write the least gain"),
         (3, "a policy is a recipe's name, a path, a Policy or a mapping, not 3"),
         ({"rules": []}, "<python>: unknown key \"rules\": did you mean 'rule'?"),
@@ -181,6 +183,7 @@ def test_of_thousands_of_problems_some_are_listed_and_the_rest_counted():
     [
         lambda n: Policy.resolve({"rule": [{"dense": True}] * n}),
         lambda n: Policy(rules=[Rule(dense=True)] * n),
+        lambda n: Policy(rules=(Rule(dense=True) for _ in range(n))),
     ],
 )
 def test_too_many_rules_are_refused_with_the_limit(make):
@@ -246,6 +249,12 @@ def test_the_digest_changes_with_every_key_of_a_rule(change):
     before = Policy(rules=[Rule(**BASE)])
     assert Policy(rules=[Rule(**{**BASE, **change})]).digest != before.digest
     assert Policy(rules=[Rule(**BASE)]).digest == before.digest
+
+
+@pytest.mark.parametrize("path", [None, 3, b"policy.toml", ["policy.toml"]])
+def test_what_is_no_path(path):
+    with pytest.raises(PolicyError, match="the path of a policy file is text, not "):
+        Policy.load(path)
 
 
 def test_the_digest_changes_with_everything_else_that_shows():
