@@ -56,6 +56,10 @@ def compile(
             f"nmcompile.compile changes a module in place, and {shown(model)} is none: compile "
             'anything else with torch.compile(..., backend="nm_sparse")'
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArgumentError(
+            "torch.compile leaves TorchScript alone: give the module that was scripted or traced"
+        )
     given = dict(_options(options))
     if policy is not None and given.get("policy") is not None:
         raise OptionError(

@@ -111,6 +111,11 @@ def test_a_policy_that_is_given_twice_is_an_error(calls: Calls) -> None:
     ("arguments", "error", "words"),
     [
         ({"model": lambda x: x}, ArgumentError, r'torch.compile\(..., backend="nm_sparse"\)'),
+        (
+            {"model": torch.jit.script(nn.Linear(4, 4))},
+            ArgumentError,
+            "that was scripted or traced",
+        ),
         ({"model": Net}, ArgumentError, "changes a module in place"),
         ({"options": 3}, ArgumentError, "options = 3: write a mapping"),
         ({"each": 3}, ArgumentError, "each = 3: write a glob in quotes"),

@@ -11,8 +11,8 @@ from torch import fx
 # Dynamo writes a source expression, "L['self'].layers.0.fc", of these parts:
 #   a variable and what is taken out of it, which is none of the model's modules;
 _ROOT = re.compile(r"[LG](?=\[)")
-#   an attribute, as repr() writes its name, without quotes (there are none in it, nor brackets);
-_NAME = re.compile(r"\.([^.\[\]'\"]*)")
+#   an attribute, as repr() writes its name, without quotes (there are none in it, nor an item);
+_NAME = re.compile(r"""\.((?:(?!\[(?:\d+\]|['"]))[^.'"])*)""")
 #   an item: "[0]", "['fc']", of "_modules" as well where the name holds quotes or brackets;
 _ITEM = re.compile(r"""\[(\d+|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\]""")
 #   a call, in a functional call: "getattr(L['self'].layers, '0')".

@@ -26,6 +26,9 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "reference": (),
 }
 
+#: What people put into the options, and torch.compile takes beside them.
+_ARGUMENTS = ("backend", "dynamic", "fullgraph", "mode", "options")
+
 #: Settings of Inductor without which products would stay dense in silence.
 _NEEDED = (
     ("use_joint_graph_passes", True, "the products are pruned in these passes"),
@@ -111,6 +114,8 @@ def read_options(
     for name in options:
         if not isinstance(name, str) or (name not in OURS and name.replace("-", "_") not in known):
             hint = nearest(str(name), {*known, *OURS})
+            if name in _ARGUMENTS:
+                hint = f"write it beside options, torch.compile(..., {name}=...)"
             raise OptionError(
                 f"unknown option {shown(name)} of backend nm_sparse: {hint} "
                 f"(nmcompile's own: {', '.join(OURS)}; all others are Inductor's)"

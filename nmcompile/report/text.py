@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -41,10 +41,19 @@ def parts(report: Report, width: int) -> Iterator[RenderableType]:
             yield _table(graph, title)
         else:
             yield from _rows(graph, title)
-        yield from map(Text, _unit_lines(graph))
-    yield from map(Text, _lines(report))
+        yield from map(_text, _unit_lines(graph))
+    yield from map(_text, _lines(report))
     for kernel in report.kernels:
-        yield Text(f"kernel {kernel}", no_wrap=True, overflow="ignore")
+        yield Text(_printable(f"kernel {kernel}"), no_wrap=True, overflow="ignore")
+
+
+def _text(text: str, overflow: Literal["fold"] | None = None) -> Text:
+    return Text(_printable(text), overflow=overflow)
+
+
+def _printable(text: str) -> str:
+    """Names may hold anything, and a terminal obeys control characters."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _table(graph: GraphReport, title: str) -> Table:
@@ -54,17 +63,19 @@ def _table(graph: GraphReport, title: str) -> Table:
     table.add_column("rule / reason", overflow="fold")
     for s in graph.sites:
         cells = (_module(s), str(s.op), str(s.role), _sizes(s), s.dtype, _pruned(s), s.execution)
-        table.add_row(*map(Text, (*cells, _why(s))))
+        table.add_row(*map(_text, (*cells, _why(s))))
     return table
 
 
 def _rows(graph: GraphReport, title: str) -> Iterator[RenderableType]:
     yield Text(title, style="italic")
     for s in graph.sites:
-        yield Text.assemble((_module(s), "bold"), f"  {s.op} {s.role}  {_sizes(s)}  {s.dtype}")
+        yield Text.assemble(
+            (_printable(_module(s)), "bold"), f"  {s.op} {s.role}  {_sizes(s)}  {s.dtype}"
+        )
         what = s.execution if s.pruned is None else f"{_pruned(s)}, {s.execution}"
         grid = Table.grid(padding=(0, 2))
-        grid.add_row("", Text(": ".join(filter(None, (what, _why(s)))), overflow="fold"))
+        grid.add_row("", _text(": ".join(filter(None, (what, _why(s)))), overflow="fold"))
         yield grid
 
 

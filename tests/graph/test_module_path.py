@@ -30,6 +30,7 @@ from nmcompile.graph.module_path import normalise
         ("getattr(L['self'], \"getattr(L['x'], 'y')\").0", "getattr(L['x'], 'y').0"),
         ("getattr(L['self'].(x, y), 'z')", "(x, y).z"),
         ("L['self'].d._orig_mod", "d._orig_mod"),
+        ("L['self'].d.\\x1b[31mred.0", "d.\x1b[31mred.0"),
         ("something[else", "something[else"),
         ("getattr(L['self'], x)", "getattr(L['self'], x)"),
         ("getattr(getattr(G['model'].a, '0').b, '1')", "a.0.b.1"),
@@ -63,6 +64,7 @@ class Net(nn.Module):
 
 
 NAMES = [
+    "\x1b[31mred",
     "a[0]",
     "layer'q",
     'x"y',
@@ -95,7 +97,10 @@ def test_any_name_is_that_of_named_modules() -> None:
     report = nmcompile.explain(model, torch.randn(4, 8))
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     assert {site.module for site in report.sites} == set(linear)
-    assert all(name in str(report) for name in ("d.[red]", "[red]2.0", "d.a[0]"))
+    printed = str(report)
+    shown = ("d.[red]", "[red]2.0", "d.a[0]", r"d.\x1b[31mred", r"d.tab\t")
+    assert all(name in printed for name in shown)
+    assert "\x1b" not in printed
 
 
 PATHS = {"blocks.a.fc", "blocks.a", "blocks.b.fc", "blocks.b", "head"}

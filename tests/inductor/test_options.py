@@ -32,6 +32,7 @@ def pickled(value: Any) -> Any:
             OptionError,
             "nm.kernels = 'all': write one of 'auto', 'unfused'",
         ),
+        ({"mode": "max-autotune"}, OptionError, r"beside options, torch.compile\(..., mode=...\)"),
         ({"nm.kernel": "auto"}, OptionError, "did you mean 'nm.kernels'"),
         (3, ArgumentError, "options = 3: write a mapping"),
         ({"nm.kernels": ["auto"]}, OptionError, "nm.kernels = .*: write one of"),
