@@ -38,14 +38,16 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
         return [_guessed(g, doubt) for g in found]
     forward = [g for g in found if not _is_backward(g) and g.guess is None]
     differentiated = Counter(g.seq_nr for g in found if _is_backward(g) and not _has_weight(g))
-    to_weights = weight_gradients(found[0].node.graph, kinds) if found else set()
+    to_weights = weight_gradients(found[0].node.graph, kinds) if found else {}
     roles = []
     for g in found:
-        if fused := _fused(g, forward, kinds, g.node in to_weights):
+        summed = to_weights.get(g.node)
+        is_wgrad = summed is not None and summed <= max(1, size_hint(g.sizes[0]))
+        if fused := _fused(g, forward, kinds, is_wgrad):
             g = fused
         elif _is_backward(g):
             is_twin = g.seq_nr is not None and differentiated[g.seq_nr] > 1
-            g = _with_role(g, _partner(g, forward), is_twin, g.node in to_weights)
+            g = _with_role(g, _partner(g, forward), is_twin, is_wgrad)
         elif g.guess is not None:
             g = _guessed(g, g.guess)
         roles.append(g)

@@ -14,22 +14,22 @@ import torch
 from torch import fx
 
 from nmcompile import _torch
-from nmcompile.gemm import OperandKind
+from nmcompile.gemm import OperandKind, size_hint
 from nmcompile.graph.aten import CONVERSIONS, VIEWS, added, argument, is_product
 from nmcompile.graph.operand_kinds import Kinds
 
 aten = torch.ops.aten
 
+_REDUCES = (aten.sum.default, aten.sum.dim_IntList)
 #: Linear in one input, and each element of the result a sum of elements of it: also the gradients
 #: of a gather, and of a weight that is a part or a join of parameters.
 _SUMS = frozenset(
     [
+        *_REDUCES,
         *VIEWS,
         *CONVERSIONS,
         aten.add.Tensor,
         aten.neg.default,
-        aten.sum.default,
-        aten.sum.dim_IntList,
         aten.squeeze.dims,
         aten.squeeze.default,
         aten.slice.Tensor,
@@ -56,22 +56,36 @@ _COLLECTIVE = "_c10d_functional"
 _SCALES = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
 
 
-def weight_gradients(graph: fx.Graph, kinds: Kinds) -> set[fx.Node]:
-    """The nodes of an AOTAutograd graph that are summed into the gradient of a weight."""
+def weight_gradients(graph: fx.Graph, kinds: Kinds) -> dict[fx.Node, int]:
+    """The nodes of an AOTAutograd graph that become the gradient of a weight.
+
+    With how many elements of each are summed into one: what is summed over more than a product's
+    batch is no gradient of a matrix, but of a bias.
+    """
     weights = {
         _torch.input_origin(node)
         for node in graph.nodes
         if node.op == "placeholder" and kinds[node] is OperandKind.WEIGHT
     }
     outputs = _torch.outputs_of(graph)
-    stack = [n for n, what, origin in outputs if what == "gradient" and origin in weights]
-    found: set[fx.Node] = set()
+    stack = [(n, 1) for n, what, origin in outputs if what == "gradient" and origin in weights]
+    found: dict[fx.Node, int] = {}
     while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(_summands(node))
+        node, summed = stack.pop()
+        if node not in found or summed < found[node]:
+            found[node] = summed
+            inner = summed * _summed(node)
+            stack.extend((n, inner) for n in _summands(node))
     return found
+
+
+def _summed(node: fx.Node) -> int:
+    """How many elements of its input a node adds up to one."""
+    if node.target not in _REDUCES:
+        return 1
+    sizes = (node.all_input_nodes[0].meta["val"].numel(), node.meta["val"].numel())
+    whole, rest = map(size_hint, sizes)
+    return whole // max(1, rest)
 
 
 def becomes_gradient(node: fx.Node, kinds: Kinds) -> bool:

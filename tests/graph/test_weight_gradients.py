@@ -86,3 +86,12 @@ def test_what_is_computed_of_a_parameter_needs_a_forward_product() -> None:
     assert (wgrad.guess, str(wgrad.pruned)) == (None, "gradient")
     guessed = [s for s in backward(lambda x: Hidden.apply(x, w.tanh())) if s.guess]
     assert [s.guess.code for s in guessed if s.guess] == [Code.NO_FORWARD]
+
+
+def test_what_becomes_the_gradient_of_a_bias_alone_is_none() -> None:
+    """``y @ ones`` of one column is no product here; its gradient is summed for the bias."""
+    layer = nn.Linear(16, 1)
+    found = backward(lambda x: (layer(x) * 1) @ torch.ones(1, 4))
+    assert [(str(s.op), str(s.pruned)) for s in found if s.sizes[1:] == ("12", "1", "4")] == [
+        ("matmul", "None")
+    ]
