@@ -192,8 +192,9 @@ def _or_zeros(a: Tensor | None, like: Tensor | None) -> Tensor | None:
 def _compare_products(
     case: Case, simulation: Simulation, sites: Sequence[Any], skipped: Sequence[str], tally: Tally
 ) -> None:
-    if any(s.guess for s in sites):
-        raise Unjudged("products: a guess, and the report says so")
+    if any(s.guess for s in sites) or not all(p.followed for p in simulation.products):
+        _compare_pruned(simulation, sites, tally)
+        raise Unjudged("products: roles that the simulation does not follow, what is pruned alone")
     if case.dynamic and simulation.has_short:
         raise Unjudged("products: shorter than a block, which symbolic sizes do not tell")
     sizes = not case.dynamic
@@ -211,6 +212,30 @@ def _compare_products(
     left = Counter(name.removeprefix("aten.") for name in skipped)
     if left != simulation.skipped:
         raise Find("skipped", f"reported {dict(left)}, counted {dict(simulation.skipped)}")
+
+
+def _compare_pruned(simulation: Simulation, sites: Sequence[Any], tally: Tally) -> None:
+    """Every pruned operand is what the report says, and none is what nobody can tell."""
+    tally.checks["pruned operands"] += 1
+    tally.products += len(sites)
+    found = Counter(_operands(p.sizes, p.kinds, p.followed) for p in simulation.products)
+    for s in (s for s in sites if s.pruned is not None):
+        if s.guess is not None:
+            raise Find("pruned operands", f"a guess is pruned: {s.module} {s.role}: {s.guess}")
+        tally.pruned += 1
+        kinds = (str(s.operands[0]), str(s.operands[1]))
+        key = _operands(tuple(map(int, s.sizes)), kinds, True)
+        told = [k for k in (key, (*key[:-1], False)) if found[k] > 0]
+        if not told:
+            text = f"no product has {kinds} at {s.sizes}: {s.module} {s.role}"
+            raise Find("pruned operands", text)
+        found[told[0]] -= 1
+
+
+def _operands(sizes: tuple[int, ...], kinds: tuple[str, ...], followed: bool) -> tuple[Any, ...]:
+    """A product by its sizes and what its operands hold; the same for its transpose."""
+    batch, m, n, k = sizes
+    return (*min(((m, n), kinds), ((n, m), kinds[::-1])), batch, k, followed)
 
 
 def _key(site: Any, sizes: bool) -> tuple[Any, ...]:

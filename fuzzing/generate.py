@@ -13,6 +13,7 @@ from fuzzing.execute import run
 from fuzzing.network import DTYPES, Block, Input, Network, live_statements, load, module_lines
 from fuzzing.plumbing import PLUMBING, cast
 from fuzzing.statements import PRODUCTS, Writer, autocast
+from fuzzing.structures import STRUCTURES
 
 #: Chance that a network mixes dtypes; the others are in float64 throughout.
 MIXED = 0.4
@@ -36,6 +37,7 @@ def _attempt(chance: random.Random, seed: int) -> Network | None:
     writers: dict[Writer, float] = {
         **PRODUCTS,
         **PLUMBING,
+        **STRUCTURES,
         **({cast: 2, autocast: 1} if mixed else {}),
     }
     blocks: list[Block] = []

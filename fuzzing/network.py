@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fuzzing.functions import used
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -80,7 +82,8 @@ class Network:
 
     def render(self) -> str:
         """The network as a module with ``Net`` and ``inputs()``."""
-        return "\n".join([*_HEADER, *self._classes(), "", *self._inputs()]) + "\n"
+        rest = "\n".join([*self._classes(), "", *self._inputs()]) + "\n"
+        return "\n".join([*_HEADER, *used(rest), rest])
 
     def _classes(self) -> list[str]:
         lines = []

@@ -41,7 +41,11 @@ class Side:
 
 @dataclass
 class Product:
-    """One product in one role, as the policy sees it, and what it got."""
+    """One product in one role, as the policy sees it, and what it got.
+
+    ``followed``: its role is known. It is not where a custom Function, a hook or an inner gradient
+    multiplies: no forward product belongs to the autograd node that runs.
+    """
 
     path: str
     module_class: str
@@ -56,6 +60,7 @@ class Product:
     method: str | None = None
     dims: tuple[int, ...] | None = None
     exact: bool = False
+    followed: bool = True
     sides: tuple[Side, Side] | None = field(default=None, repr=False, compare=False)
     keep: Tensor | None = field(default=None, repr=False, compare=False)
 

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fuzzing.execute import cotangents
+from fuzzing.functions import gradient_in_forward
 from fuzzing.masks import Masks
 from fuzzing.products import LEFT, Product, Rules, Side, matches
 
@@ -31,7 +32,16 @@ aten = torch.ops.aten
 #: Their values follow from their arguments' shapes alone.
 FACTORIES = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
              "new_full", "new_empty", "new_empty_strided", "zero_", "fill_")  # fmt: skip
-SKIPPED = ("_scaled_dot_product_", "mv", "addmv", "dot", "vdot", "_int_mm", "mkldnn_rnn")
+SKIPPED = (
+    "_scaled_dot_product_",
+    "mv",
+    "addmv",
+    "dot",
+    "vdot",
+    "_int_mm",
+    "mkldnn_rnn",
+    "_trilinear",
+)
 STRENGTH = ("gradient", "activation", "weight")
 
 
@@ -91,6 +101,8 @@ class Simulation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if (gradient := gradient_in_forward()) is not None:
+            self.tag(gradient, "gradient")
         self._newest = torch.autograd._get_sequence_nr() - 1
         if func in LEFT:
             out = self._matmul(func, args, kwargs)
@@ -156,13 +168,17 @@ class Simulation(TorchDispatchMode):
         one_weight = (lhs.kind == "weight") != (rhs.kind == "weight")
         op, role = "linear" if one_weight else "matmul", "fprop"
         partner = None
+        followed = not self._hidden()
         if "gradient" in (lhs.kind, rhs.kind):
             partner = self._partner()
-            op = partner.op
+            followed = partner is not None
+            op = partner.op if partner else op
             is_dgrad = op == "matmul" or "weight" in (lhs.kind, rhs.kind)
             role = "dgrad" if is_dgrad else "wgrad"
-            self._read_pruned(partner, lhs, rhs)
+            if partner:
+                self._read_pruned(partner, lhs, rhs)
         product = self._product(op, role, lhs, rhs, sizes, partner)
+        product.followed = followed
         if self._is_decomposed(func, args, kwargs):
             self._remember(product, args)
             self.decomposed += 1
@@ -194,6 +210,7 @@ class Simulation(TorchDispatchMode):
     def _convolution_backward(self, func: Any, args: Any) -> list[Tensor | None]:
         dy, x, w, _, *config, wanted = args
         partner = self._partner()
+        assert partner is not None, "no Function of the fuzzer convolves"
         results: list[Tensor | None] = [None, None, None]
         for output, role in enumerate(("dgrad", "wgrad")):
             if not wanted[output]:
@@ -242,13 +259,16 @@ class Simulation(TorchDispatchMode):
     def _operand(self, x: Tensor) -> str:
         return self.kind(x) or "activation"
 
-    def _partner(self) -> Product:
-        """The forward product whose autograd node runs now."""
+    def _partner(self) -> Product | None:
+        """The forward product whose autograd node runs now; None in a custom Function or a hook."""
         node = torch._C._current_autograd_node()
-        assert node is not None, "a gradient outside of the backward"
-        number = node._sequence_nr()
-        assert number in self._forward, f"{node.name()} has no forward product"
-        return self._forward[number]
+        if node is None:
+            return None
+        return self._forward.get(node._sequence_nr())
+
+    def _hidden(self) -> bool:
+        """Whether a gradient runs that no tag tells: one that the forward takes itself."""
+        return torch._C._current_autograd_node() is not None
 
     def _remember(self, product: Product, args: Any) -> None:
         differentiated = any(isinstance(a, Tensor) and a.requires_grad for a in args)
