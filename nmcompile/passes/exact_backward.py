@@ -99,7 +99,8 @@ def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> Reason:
     else:
         # A compressed block names n elements, also where another mask keeps fewer (at the ragged
         # edge of a transposable one): its places are then no mask of the gradient.
-        original = as_operand(plan, forward, done.original).value
+        compressed = isinstance(done, Sparse)  # as the product read it: nothing is cast on the way
+        original = done.original if compressed else as_operand(plan, forward, done.original).value
         mask = mask_operand(plan, KeepMask, forward, original)
     if not isinstance(result.meta["val"], torch.Tensor):  # one node computes both gradients
         output = INPUT_GRADIENT if backward.gemm.role is Role.DGRAD else WEIGHT_GRADIENT
