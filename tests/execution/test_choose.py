@@ -17,6 +17,7 @@ from nmcompile.execution.cost import Predicted
 from nmcompile.execution.targets import Target, named
 from nmcompile.gemm import Gemm, OperandKind
 from nmcompile.graph.find_gemms import find_gemms
+from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.passes.assign import _pruning
 from nmcompile.policy import Policy, Rule
 from nmcompile.reason import Code
@@ -40,8 +41,9 @@ def product(
             nodes.append(node)
         mm = graph.call_function(torch.ops.aten.mm.default, tuple(nodes))
         mm.meta["val"] = torch.empty(m, n, dtype=dtype, device="cuda")
-    kinds = {nodes[0]: OperandKind.ACTIVATION, nodes[1]: OperandKind.WEIGHT}
-    (gemm,) = find_gemms(graph, kinds)
+    graph.output(mm)
+    given = {"x": OperandKind.ACTIVATION, "w": OperandKind.WEIGHT}
+    (gemm,) = find_gemms(graph, operand_kinds(graph, lambda node: given[node.name]))
     return gemm
 
 
