@@ -21,6 +21,7 @@ from nmcompile._dynamo import (
 )
 from nmcompile.capture.eager import EagerProducts
 from nmcompile.capture.fakes import off_meta
+from nmcompile.capture.inputs import Capture
 from nmcompile.capture.regions import Region, region_of
 from nmcompile.errors import ArgumentError, NMError, OptionError, shown
 from nmcompile.execution.targets import Target, named
@@ -104,6 +105,7 @@ class _Planning:
         self.graphs: list[GraphReport] = []
         self.calls: list[int] = []
         self.parameters: set[str] = set()
+        self.planned: dict[tuple[Region, str], Callable[..., Any]] = {}
 
     @contextmanager
     def compiled(self, each: str | None) -> Iterator[Callable[..., Any]]:
@@ -131,11 +133,14 @@ class _Planning:
     def _backend(self, region: Region | None = None) -> Callable[..., Any]:
         def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:
             shared = region_of(Caller.of(capture)) if region is None else region
-            settings = Settings(self.policy, region=shared, target=self.target)
-            planned = plan_only(gm, inputs, settings)
             if self.whole is not None:
                 self.parameters |= parameters_in(self.whole, inputs, shared)
-            return self._counted(planned)
+            # Dynamo traces a block anew where it reads its number; the graph is the same.
+            key = shared, Capture.of(gm, inputs).fingerprint
+            if key not in self.planned:
+                settings = Settings(self.policy, region=shared, target=self.target)
+                self.planned[key] = self._counted(plan_only(gm, inputs, settings))
+            return self.planned[key]
 
         return capture
 

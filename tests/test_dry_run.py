@@ -149,6 +149,20 @@ def test_equal_blocks_are_planned_once_and_count_each() -> None:
     assert all(m._compiled_call_impl is None for m in model.modules())
 
 
+def test_blocks_that_read_their_number_are_planned_once() -> None:
+    class Numbered(nn.Linear):
+        def __init__(self, number: int) -> None:
+            super().__init__(8, 8)
+            self.number = number
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if self.number >= 0 else x
+
+    model, x = nn.Sequential(*map(Numbered, range(3))), torch.randn(4, 8, requires_grad=True)
+    (graph,) = nmcompile.explain(model, x, each="*").graphs
+    assert (graph.calls, graph.region) == (3, ("0", "1", "2"))
+
+
 def test_blocks_that_a_rule_tells_apart_are_planned_apart() -> None:
     policy = Policy(rules=[Rule(module="1.1.*", dense=True)], extends="full")
     report = nmcompile.explain(blocks(), torch.randn(4, 8), policy=policy, each="1.*")
