@@ -10,7 +10,7 @@ import torch
 from benchmarks.static_check.cases import Case, compile_case
 from benchmarks.static_check.sass import Machine, covering_width, disassemble
 from benchmarks.static_check.throughput import DEVICES, busiest, weighted
-from nmcompile.codegen.kernel_spec import Input
+from nmcompile.codegen.kernel_spec import Input, Operand
 
 # Predicted time over the time of the bytes alone, by method and by number of orientations.
 LIMITS = {("mse", 1): 1.25, ("mvue", 1): 1.75, ("mse", 2): 1.5, ("mvue", 2): 2.2}
@@ -95,7 +95,7 @@ def judge(case: Case, machine: Machine) -> Result:
     per_element = programs / elements
     pipe, clocks = busiest(machine.opcodes, case.arch)
     floor = _loaded(spec.inputs) + sum(_PACKED.get(i.shape, 0) for i in spec.inputs)
-    floor += 2 * spec.dense_results + 1.125 * len(spec.dims)
+    floor += 2 * spec.dense_results + 1.125 * (len(spec.dims) + len(spec.alike))
     microseconds = ratio = None
     if device := DEVICES.get(case.arch):
         memory = floor / device.bandwidth
@@ -108,7 +108,7 @@ def judge(case: Case, machine: Machine) -> Result:
         # A kernel may read its tile again from the first-level cache: that moves no other bytes.
         # Eight bytes of flags are those of the elements that sixteen bytes of others hold.
         covering_width(machine, "LDG", _loaded(spec.inputs_of(operand), least=2) * elements),
-        covering_width(machine, "STG", (len(operand.dims) + 2 * operand.keep_dense) * elements),
+        covering_width(machine, "STG", _stored(operand) * elements),
         machine.opcodes.total() * per_element,
         weighted(machine.opcodes, case.arch) * per_element,
         pipe,
@@ -116,6 +116,11 @@ def judge(case: Case, machine: Machine) -> Result:
         microseconds,
         ratio,
     )
+
+
+def _stored(operand: Operand) -> int:
+    """Bytes of an element of the results, without metadata."""
+    return len(operand.dims) + len(operand.alike) + 2 * operand.keep_dense
 
 
 def _loaded(inputs: Iterable[Input], least: int = 1) -> int:

@@ -71,11 +71,14 @@ class Operand(_Frozen):
         dims: orientations of the results: 1 compresses the operand along its columns, 0 its
             transpose; none where it is computed alone (``keep_dense``).
         keep_dense: whether the operand is also written as it is, for its other readers.
+        alike: inputs of which what lies at the places that the operand keeps is packed as well
+            (``nm::compress_like``; for MSE along the columns alone).
     """
 
     value: str
     dims: tuple[int, ...]
     keep_dense: bool = False
+    alike: tuple[str, ...] = ()
 
     @property
     def orientations(self) -> Orientations:
@@ -113,6 +116,11 @@ class KernelSpec(_Frozen):
         return tuple(dim for operand in self.operands for dim in operand.dims)
 
     @property
+    def alike(self) -> tuple[str, ...]:
+        """The inputs of which a part is packed, in the order of those results."""
+        return tuple(name for operand in self.operands for name in operand.alike)
+
+    @property
     def dense_results(self) -> int:
         """How many operands are also written as they are."""
         return sum(operand.keep_dense for operand in self.operands)
@@ -133,7 +141,7 @@ class KernelSpec(_Frozen):
 
     def inputs_of(self, operand: Operand) -> tuple[Input, ...]:
         """The inputs that an operand is computed from."""
-        read = {operand.value}.union(*(s.arguments for s in self.prologue(operand)))
+        read = {operand.value, *operand.alike}.union(*(s.arguments for s in self.prologue(operand)))
         return tuple(i for i in self.inputs if i.name in read)
 
     @property
@@ -157,7 +165,15 @@ class KernelSpec(_Frozen):
 
     def __hash__(self) -> int:
         """Of what tells kernels apart as a rule: a spec is looked up at every launch."""
-        kind = (self.dims, self.dense_results, self.n, self.method, self.layout, self.dtype)
+        kind = (
+            self.dims,
+            self.alike,
+            self.dense_results,
+            self.n,
+            self.method,
+            self.layout,
+            self.dtype,
+        )
         return hash((*kind, *[i.shape for i in self.inputs], *[s.target for s in self.statements]))
 
     def to_json(self) -> str:

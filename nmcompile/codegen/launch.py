@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nmcompile.codegen.kernel_spec import PACKED, STORAGE, KernelSpec
 from nmcompile.codegen.loader import load
-from nmcompile.codegen.printer import parameters
+from nmcompile.codegen.printer import alike, parameters
 from nmcompile.compressed import cusparselt
 from nmcompile.compressed.hardware import has_triton
 from nmcompile.masks.formats import Method
@@ -31,10 +31,11 @@ def is_generated(x: Tensor, method: str) -> bool:
 
 
 def result_shapes(spec: KernelSpec, rows: int, columns: int) -> list[tuple[int, int]]:
-    """Shapes of the results: one packed tensor for each of ``spec.dims``, then the dense ones."""
+    """Shapes of the results: packed for each of ``spec.dims`` and ``spec.alike``, then dense."""
     dtype = getattr(torch, spec.dtype)
     sizes = ((rows, columns) if dim == 1 else (columns, rows) for dim in spec.dims)
     packed = [spec.layout.packed_shape(*size, dtype) for size in sizes]
+    packed += [spec.layout.packed_shape(rows, columns, dtype) for _ in spec.alike]
     return packed + [(rows, columns)] * spec.dense_results
 
 
@@ -172,7 +173,7 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
 
 def result_names(spec: KernelSpec) -> list[str]:
     """The kernel's names of what ``result_shapes`` lists."""
-    packed = [f"packed{k}" for k in range(len(spec.dims))]
+    packed = [f"packed{k}" for k in range(len(spec.dims))] + alike(spec)
     return packed + [f"dense{k}" for k, o in enumerate(spec.operands) if o.keep_dense]
 
 

@@ -37,16 +37,18 @@ class _Printed:
     statements: tuple[Statement, ...]
     packed: list[str]
     random: list[str]
+    alike: list[tuple[str, str]]  # inputs, and their results
 
 
 def parameters(spec: KernelSpec) -> list[str]:
     """The kernel's arguments before its constants, in order.
 
-    Pointers of the inputs and of the results, dense ones first; R and C; row strides of the inputs
-    ``[R, C]``; for MVUE the seed's pointer and the streams.
+    Pointers of the inputs and of the results, dense ones first, those of ``alike`` last; R and C;
+    row strides of the inputs ``[R, C]``; for MVUE the seed's pointer and the streams.
     """
     full = [i.name for i in spec.inputs if i.shape == "full"]
-    names = [i.name for i in spec.inputs] + _dense(spec) + _numbered("packed", spec) + ["R", "C"]
+    names = [i.name for i in spec.inputs] + _dense(spec) + _numbered("packed", spec)
+    names += [*alike(spec), "R", "C"]
     return names + [f"{name}_stride" for name in full] + _random(spec)
 
 
@@ -76,6 +78,8 @@ def _(spec: KernelSpec) -> str:
     imports |= {_LOADS[i.shape][0] for i in read if i.shape not in PACKED}
     if _dense(spec):
         imports.add("store_dense")
+    if spec.alike:
+        imports.add("load_words")
     called = [f for f in FUNCTIONS if any(f"{f}(" in s.expression for s in spec.statements)]
     streams = _random(spec)[1:]
     return template("kernel.py.jinja").render(
@@ -99,6 +103,7 @@ def _(spec: KernelSpec) -> str:
 def _printed(spec: KernelSpec) -> Iterator[_Printed]:
     packed, random = iter(_numbered("packed", spec)), _random(spec)
     seed, streams = "tl.load(seed)" if random else "0", iter(random[1:] or ["0"] * len(spec.dims))
+    results = iter(alike(spec))
     for number, operand in enumerate(spec.operands):
         # The tile functions take the orientation along the columns first.
         rank = sorted(range(len(operand.dims)), key=lambda k: -operand.dims[k])
@@ -111,6 +116,7 @@ def _printed(spec: KernelSpec) -> Iterator[_Printed]:
             spec.prologue(operand),
             [names[k] for k in rank],
             [seed, *(drawn[k] for k in rank)],
+            [(name, next(results)) for name in operand.alike],
         )
 
 
@@ -129,6 +135,11 @@ def _describe(spec: KernelSpec) -> str:
 
 def _dense(spec: KernelSpec) -> list[str]:
     return [f"dense{k}" for k, operand in enumerate(spec.operands) if operand.keep_dense]
+
+
+def alike(spec: KernelSpec) -> list[str]:
+    """The kernel's names of what it packs like an operand."""
+    return [f"alike{k}" for k in range(len(spec.alike))]
 
 
 def _numbered(word: str, spec: KernelSpec) -> list[str]:

@@ -20,7 +20,16 @@ from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.ops.schemas import LIBRARY, Compress, FusedCompress, KeepMask, Pack, Prune, spec_of
+from nmcompile.ops.schemas import (
+    LIBRARY,
+    Compress,
+    CompressLike,
+    FusedCompress,
+    KeepMask,
+    Pack,
+    Prune,
+    spec_of,
+)
 
 
 def _in_pytorch(call: Compress) -> list[Tensor]:
@@ -71,6 +80,7 @@ def _as_the_library_reads(
     if cusparselt.reads(spec.layout, results[0]):
         return results
     sizes = [(rows, columns) if dim == 1 else (columns, rows) for dim in spec.dims]
+    sizes += [(rows, columns) for _ in spec.alike]
     packed = [
         cusparselt.repack(p, *size, spec.layout)
         for p, size in zip(results[: len(sizes)], sizes, strict=True)
@@ -88,6 +98,9 @@ def _fused_on_cpu(call: FusedCompress) -> list[Tensor]:
     for operand, value in zip(spec.operands, values, strict=True):
         some = [next(streams) for _ in operand.dims]
         packed += _in_pytorch(Compress(value, call.seed, some, operand.dims, *kind))
+    given = {i.name: x for i, x in zip(spec.inputs, call.inputs, strict=True)}
+    for name in spec.alike:  # of a kernel with one packed operand
+        packed.append(CompressLike(given[name], packed[0], str(spec.layout)).run())
     kept = zip(spec.operands, values, strict=True)
     return packed + [value for operand, value in kept if operand.keep_dense]
 

@@ -15,6 +15,7 @@ from nmcompile.graph.float8 import source_of
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import (
     Compress,
+    FusedCompress,
     KeepMask,
     KeepMaskRagged,
     Mm,
@@ -22,6 +23,7 @@ from nmcompile.ops.schemas import (
     PruneRagged,
     UnpackMask,
 )
+from nmcompile.passes.compress_alike import alike
 from nmcompile.passes.compute_unpacked import computable
 from nmcompile.passes.free_layout import bound
 from nmcompile.passes.lower_kernels import can_lower, kernel_nodes
@@ -133,6 +135,13 @@ def kernels_generated(kernels: Kernels) -> Iterator[str]:
         plain = plain and call.method in (Method.MSE, Method.MVUE)
         if plain and value.device.type in kernels.devices and value.dtype in STORAGE:
             yield f"{node} of {value.dtype} on {value.device} could be a kernel"
+
+
+def kept_places_in_kernels(kernels: Kernels) -> Iterator[str]:
+    """No kernel's input is read again to be packed at the places that the kernel chose."""
+    for kernel in FusedCompress.nodes(kernels.graph):
+        for node in alike(kernels, kernel):
+            yield f"{node} could be written by {kernel}"
 
 
 def static_kernels_lowered(kernels: Kernels) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nmcompile.passes import facts
 from nmcompile.passes.assign import assign
+from nmcompile.passes.compress_alike import compress_alike
 from nmcompile.passes.compute_unpacked import compute_unpacked
 from nmcompile.passes.convolution_as_matmul import (
     backward_convolution_as_matmul,
@@ -73,6 +74,12 @@ POST_GRAD: tuple[Pass, ...] = (
     Pass(compute_unpacked, leaves=[facts.unpacked_in_kernels]),
     # elementwise producers and compression: one kernel
     Pass(fuse_compress, leaves=[facts.kernels_generated]),
+    # what else is saved of their inputs at the kept places is theirs to write
+    Pass(
+        compress_alike,
+        needs=[facts.kernels_generated],
+        leaves=[facts.kept_places_in_kernels],
+    ),
     # of kernels that read the same, first the one after which most is free
     Pass(order_kernels, needs=[facts.kernels_generated]),
     # one random number for all masks of the graph

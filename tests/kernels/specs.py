@@ -179,6 +179,10 @@ def fused_specs() -> Iterator[tuple[str, KernelSpec]]:
         spec("silu_mul_bias", dims=(0, 1), method="mvue", keep_dense=False),
     )
     yield "masked_packed, computed alone", spec("masked_packed", dims=())
+    kept = spec("silu_mul_bias")
+    (operand,) = kept.operands
+    both = operand.model_copy(update={"alike": ("gate", "up")})
+    yield "silu_mul_bias at the kept places", kept.model_copy(update={"operands": (both,)})
     yield "masked_packed in both", spec("masked_packed", dims=(1, 0), method="mvue")
     for method in ("mse", "mvue"):
         yield f"two operands, {method}", two_operands(method)

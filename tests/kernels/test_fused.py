@@ -26,8 +26,13 @@ def test_fused(device: Target, name: str, size: tuple[int, int]) -> None:
     seed = seed_of(spec.method)
     operator = torch.ops.nm.fused_compress
     results = device.run(operator, tensors, seed, streams, spec.to_json())
-    assert len(results) == len(spec.dims) + spec.dense_results
-    packed, dense = iter(results[: len(spec.dims)]), iter(results[len(spec.dims) :])
+    many = len(spec.dims) + len(spec.alike)
+    assert len(results) == many + spec.dense_results
+    packed, dense = iter(results[: len(spec.dims)]), iter(results[many:])
+    for name, kept in zip(spec.alike, results[len(spec.dims) :], strict=False):
+        (x,) = (x for i, x in zip(spec.inputs, tensors, strict=True) if i.name == name)
+        wanted = torch.ops.nm.compress_like(x, results[0], str(spec.layout))
+        assert_packed(kept, wanted, *size, spec.layout)
     drawn = iter(streams)
     kind = (spec.n, spec.m, spec.method, str(spec.layout))
     for operand, value in zip(spec.operands, evaluate(spec, tensors, *size), strict=True):

@@ -18,7 +18,8 @@ from nmcompile.passes.run import run
 nm = torch.ops.nm
 
 #: Until every kernel is generated, and none is handed to Inductor.
-FUSING = [p for p in POST_GRAD if p.name in ("compute_unpacked", "fuse_compress", "order_kernels")]
+PASSES = ("compute_unpacked", "fuse_compress", "compress_alike", "order_kernels")
+FUSING = [p for p in POST_GRAD if p.name in PASSES]
 
 
 def compress(x: torch.Tensor, dims: tuple[int, ...] = (1,), seed: Any = None) -> Any:

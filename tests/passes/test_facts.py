@@ -19,7 +19,15 @@ from nmcompile.execution.choose import Execution
 from nmcompile.gemm import OperandKind, Role
 from nmcompile.graph.aten import argument, set_argument
 from nmcompile.graph.insert import Inserter
-from nmcompile.ops.schemas import Compress, FusedCompress, KeepMask, Mm, Prune, UnpackMask
+from nmcompile.ops.schemas import (
+    Compress,
+    CompressLike,
+    FusedCompress,
+    KeepMask,
+    Mm,
+    Prune,
+    UnpackMask,
+)
 from nmcompile.passes import facts
 from nmcompile.passes.pipeline import JOINT, POST_GRAD
 from nmcompile.passes.plan import Kernels, Plan
@@ -266,6 +274,28 @@ def prune_again(kernels: Kernels) -> None:
     with kernels.graph.inserting_after(first):
         again = kernels.graph.node_copy(first)
     replace(Prune.of(first), dims=[0]).write(again)
+
+
+def saved() -> Kernels:
+    """A kernel's input is saved at the places that the kernel keeps."""
+
+    def f(x: torch.Tensor) -> Any:
+        (packed,) = nm.compress(x.tanh(), None, [0], [1], 2, 4, "mse", "row_major")
+        return packed, nm.compress_like(x, packed, "row_major")
+
+    x = torch.zeros(8, 32, dtype=torch.bfloat16)
+    kernels = Kernels(make_fx(f, tracing_mode="fake")(x).graph, ("cpu",))
+    run(POST_GRAD, kernels, "graph")
+    return kernels
+
+
+@case(saved, facts.kept_places_in_kernels, "could be written by compress_rows_mse_2_4_tanh")
+def read_an_input_again(kernels: Kernels) -> None:
+    (fused,) = FusedCompress.nodes(kernels.graph)
+    (x,) = FusedCompress.of(fused).inputs
+    packed = next(user for user in fused.users if user.args[1] == 0)
+    with kernels.graph.inserting_after(packed):
+        kernels.graph.call_function(CompressLike.operator, (x, packed, "row_major"))
 
 
 def unpacked() -> Kernels:

@@ -13,6 +13,7 @@ from nmcompile.codegen.device.layouts import padded_columns, padded_rows, quad_w
 from nmcompile.codegen.device.mse import select
 from nmcompile.codegen.device.mvue import sample12, sample24
 from nmcompile.codegen.device.philox import word_of_block, words_of_call
+from nmcompile.codegen.device.primitives import byte_permute
 
 
 @triton.jit
@@ -107,9 +108,12 @@ def _random_words_of_rows(at, C, stream, seed, N: tl.constexpr, FIT: tl.constexp
 def compress_fragment(
     values_ptr, words, at, C, rows, per_row, seed, stream,
     METHOD: tl.constexpr, N: tl.constexpr, STORAGE: tl.constexpr, FIT: tl.constexpr,
-    ISA: tl.constexpr,
+    ISA: tl.constexpr, others, other_ptrs,
 ):  # fmt: skip
-    """Store the values of a fragment; returns the codes, four ``[T, Q]``."""
+    """Store the values of a fragment; returns the codes, four ``[T, Q]``.
+
+    What lies at the same places of ``others``, words too, is stored at ``other_ptrs`` (MSE).
+    """
     w01, w23 = words
     if METHOD == "mse":
         values, code = pack_block(w01, w23, 0, 0, METHOD, N, STORAGE, ISA)
@@ -117,6 +121,10 @@ def compress_fragment(
         word0, word1 = _random_words_of_rows(at, C, stream, seed, N, FIT)
         values, code = pack_block(w01, w23, word0, word1, METHOD, N, STORAGE, ISA)
     _store_values_of_rows(values_ptr, values, at, rows, per_row, FIT)
+    for k in tl.static_range(len(others)):
+        kept = byte_permute(others[k][0], others[k][1], code, ISA)
+        to = other_ptrs[k].to(tl.pointer_type(tl.int32))
+        _store_values_of_rows(to, kept, at, rows, per_row, FIT)
     return _quads(code)
 
 
@@ -140,7 +148,7 @@ def compress_slice(
     OPERAND: tl.constexpr, inputs, blob, R, C, seed, stream,
     METHOD: tl.constexpr, N: tl.constexpr, LAYOUT: tl.constexpr, STORAGE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FIT: tl.constexpr, ISA: tl.constexpr,
-    OPERANDS: tl.constexpr, SLICE: tl.constexpr,
+    OPERANDS: tl.constexpr, SLICE: tl.constexpr, OTHERS: tl.constexpr, other_blobs,
 ):  # fmt: skip
     """Compress 64 rows of this program's tile, the SLICE-th."""
     at = row_position(ROWS, COLUMNS, OPERANDS, SLICE)
@@ -149,12 +157,20 @@ def compress_slice(
     lower = OPERAND(below, inputs, R, C, FIT, ISA)
     rows, per_row = padded_rows(R, LAYOUT), padded_columns(C, LAYOUT, 4)
     values = blob.to(tl.pointer_type(tl.int32))
+    if OTHERS is None:
+        above = ()
+        beneath = ()
+    else:
+        above = OTHERS(at, inputs, R, C, FIT)
+        beneath = OTHERS(below, inputs, R, C, FIT)
     upper = compress_fragment(
-        values, upper, at, C, rows, per_row, seed, stream, METHOD, N, STORAGE, FIT, ISA
-    )
+        values, upper, at, C, rows, per_row, seed, stream, METHOD, N, STORAGE, FIT, ISA,
+        above, other_blobs,
+    )  # fmt: skip
     lower = compress_fragment(
-        values, lower, below, C, rows, per_row, seed, stream, METHOD, N, STORAGE, FIT, ISA
-    )
+        values, lower, below, C, rows, per_row, seed, stream, METHOD, N, STORAGE, FIT, ISA,
+        beneath, other_blobs,
+    )  # fmt: skip
     word = quad_word(upper, lower, METHOD, LAYOUT, ISA)
     even, odd = tl.split(tl.reshape(word, [32, COLUMNS // 32, 2]))
     row0, row, group0, _, _ = at
@@ -164,6 +180,9 @@ def compress_slice(
     pair = group0 // 8 + tl.arange(0, COLUMNS // 32)[None, :]
     inside = (row0 + row < rows) & (32 * pair < columns)
     store_pairs(metadata, even, odd, row0, k, pair, rows, columns, inside, LAYOUT, ISA)
+    for number in tl.static_range(len(above)):
+        to = other_blobs[number].to(tl.pointer_type(tl.int8)) + tl.cast(rows, tl.int64) * columns
+        store_pairs(to, even, odd, row0, k, pair, rows, columns, inside, LAYOUT, ISA)
 
 
 @triton.jit
@@ -171,11 +190,12 @@ def compress_rows(
     OPERAND: tl.constexpr, inputs, blob, R, C, seed, stream,
     METHOD: tl.constexpr, N: tl.constexpr, LAYOUT: tl.constexpr, STORAGE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FIT: tl.constexpr, ISA: tl.constexpr,
-    OPERANDS: tl.constexpr = 1,
+    OPERANDS: tl.constexpr = 1, OTHERS: tl.constexpr = None, other_blobs=None,
 ):  # fmt: skip
     """Compress this program's tile along its columns into the blob of x.
 
-    Args: as of every tile function, see the package's docstring.
+    Args: as of every tile function, see the package's docstring. ``OTHERS`` gives the words of
+    further operands (MSE), of which what lies at the kept places is packed into ``other_blobs``.
 
     64 rows at a time, so that a long prologue has the registers of one slice alone: the values of
     a slice are stored before the next is loaded, and no two share the places of their rows, which
@@ -184,5 +204,5 @@ def compress_rows(
     for k in tl.static_range(ROWS // 64):
         compress_slice(
             OPERAND, inputs, blob, R, C, seed, stream,
-            METHOD, N, LAYOUT, STORAGE, ROWS, COLUMNS, FIT, ISA, OPERANDS, k,
+            METHOD, N, LAYOUT, STORAGE, ROWS, COLUMNS, FIT, ISA, OPERANDS, k, OTHERS, other_blobs,
         )  # fmt: skip
