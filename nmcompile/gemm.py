@@ -97,6 +97,7 @@ class Gemm:
     may have replaced since (``passes.plan.Plan.products``). ``forward`` is the node of the fprop
     product that a backward product belongs to. ``guess`` says why its role, or the kind of an
     operand, could not be derived; such a product is never pruned.
+    ``again``: it computes once more, in a graph for the backward, what another graph multiplied.
     """
 
     node: fx.Node
@@ -113,6 +114,7 @@ class Gemm:
     seq_nr: int | None
     forward: fx.Node | None = None
     guess: Reason | None = None
+    again: bool = False
 
     @property
     def flops(self) -> float | None:

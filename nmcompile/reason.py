@@ -52,6 +52,7 @@ class Code(StrEnum):
     NO_FORWARD = "no-forward"
     # What a graph that another one calls does not know.
     IN_SUBGRAPH = "in-subgraph"
+    LAYERS_UNKNOWN = "layers-unknown"
     IN_ENGINE = "in-engine"
     IN_FUNCTION = "in-function"
     IN_OPTIMIZER = "in-optimizer"

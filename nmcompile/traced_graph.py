@@ -15,7 +15,9 @@ from nmcompile._torch import FakeTensor, FakeTensorMode, is_composite, tree_map_
 from nmcompile.errors import ArgumentError, NMError, nearest, shown
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.aten import Convolution, is_product, operands, view_base
+from nmcompile.graph.higher_order import reachable
 from nmcompile.graph.operand_kinds import operand_kinds
+from nmcompile.graph.subgraphs import OUTSIDE_UNKNOWN
 from nmcompile.passes import pipeline
 from nmcompile.passes.plan import Plan
 from nmcompile.passes.run import run
@@ -83,8 +85,18 @@ def rewrite(
     graph.lint()
     result.recompile()
     report = GraphReport.of(plan, "", before, lambda node: str(node.target))
-    result.meta["nm_report"] = Report.of(chosen, (report,))
+    inside = [_listed(called, chosen) for called in reachable(graph) if called is not graph]
+    result.meta["nm_report"] = Report.of(chosen, (report, *(r for r in inside if r.sites)))
     return result
+
+
+def _listed(called: fx.Graph, policy: Policy) -> GraphReport:
+    """What a graph multiplies that a higher-order operator of the traced one calls: it stays so."""
+    kinds = operand_kinds(called, lambda node: OUTSIDE_UNKNOWN)
+    before = Listing.of(called, kinds, lambda node: str(node.target))
+    plan = Plan(called, kinds, policy, doubt=OUTSIDE_UNKNOWN, operator="a higher-order operator")
+    run(pipeline.JOINT, plan, "graph inside")
+    return GraphReport.of(plan, "", before, lambda node: str(node.target))
 
 
 def _check_decomposed(graph: fx.Graph) -> None:

@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import nmcompile
 from nmcompile import ArgumentError, NMError
+from nmcompile.reason import Code
 from tests.graph.training_step import traced
 
 
@@ -109,3 +110,16 @@ def test_the_given_graph_stays_as_it_is() -> None:
     result = nmcompile.rewrite(gm, "full", weights="w_*")
     assert gm.code == before != result.code
     assert "nm_report" not in gm.meta
+
+
+def test_what_a_branch_multiplies_is_listed_and_stays_dense() -> None:
+    def choose(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        yes, no = (lambda x, w: x @ w), (lambda x, w: x - w)
+        chosen: torch.Tensor = torch.cond(x.sum() > 0, yes, no, (x, w))
+        return chosen
+
+    traced = make_fx(choose, tracing_mode="fake")(torch.randn(8, 8), torch.randn(8, 8))
+    with pytest.warns(nmcompile.NMWarning, match="inside of a higher-order operator"):
+        report = nmcompile.rewrite(traced, "full").meta["nm_report"]
+    (site,) = report.sites
+    assert (site.execution, site.has(Code.IN_SUBGRAPH)) == ("dense", True)

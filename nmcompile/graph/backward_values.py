@@ -17,6 +17,7 @@ from torch import fx
 
 from nmcompile import _torch
 from nmcompile.graph.aten import CONVERSIONS, VIEWS, is_item
+from nmcompile.graph.computed_again import is_again
 
 aten = torch.ops.aten
 
@@ -59,6 +60,9 @@ def backward_values(graph: fx.Graph, gradients: Collection[fx.Node]) -> list[fx.
     """
     if not gradients:
         return []
+    calls = [n for n in graph.nodes if n.op == "call_function"]
+    if any(map(is_again, calls)):  # a body, of which the forward's is another graph
+        return [n for n in calls if n not in gradients and not is_again(n)]
     forward_outputs, gradient_outputs = _outputs(graph, gradients)
     if not forward_outputs:
         return []
@@ -67,7 +71,6 @@ def backward_values(graph: fx.Graph, gradients: Collection[fx.Node]) -> list[fx.
     if not any(node.op == "call_function" for node in backward):
         return []
     again = _computed_again(graph, forward, gradients)
-    calls = [n for n in graph.nodes if n.op == "call_function"]
     return [n for n in calls if n in backward and n not in again]
 
 

@@ -13,16 +13,26 @@ which copies keep.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
 from nmcompile.gemm import OperandKind
+from nmcompile.graph.aten import (
+    Convolution,
+    ConvolutionBackward,
+    is_item,
+    is_product,
+    item_index,
+)
+from nmcompile.graph.computed_again import computed_again, is_again, mark_again
+from nmcompile.graph.grouped import is_grouped
 from nmcompile.graph.higher_order import Body, bodies, outputs
 from nmcompile.graph.module_path import module_path
 from nmcompile.graph.operand_kinds import Kind, Kinds, operand_kinds, strongest
+from nmcompile.graph.weight_gradients import mark_weight_gradient, weight_gradients
 from nmcompile.reason import Code, Reason
 
 OUTSIDE_UNKNOWN = Reason(
@@ -32,13 +42,14 @@ OUTSIDE_UNKNOWN = Reason(
 )
 
 LAYERS_UNKNOWN = Reason(
-    Code.IN_SUBGRAPH,
-    "several layers share this graph and nothing says which they are, but the policy has rules for "
-    "modules by name",
+    Code.LAYERS_UNKNOWN,
+    "nothing says of which layers this graph is, but the policy has rules for modules by name",
 )
 
-#: Operators whose graphs are planned; in the others products are listed and stay dense.
-_SUPPORTED = frozenset(["invoke_subgraph"])
+_REGION = "invoke_subgraph"
+#: Operators whose graphs are planned, forward and backward apart. In others, and where these stand
+#: inside of each other, products are listed and stay dense.
+_APART = frozenset(["cond", "map_impl", "scan", "while_loop", "while_loop_stack_output"])
 _PLANNED, _INSIDE = "nm_planned", "nm_inside"
 
 
@@ -49,7 +60,8 @@ class Inside:
     ``operator``: of the calls; ``operators``: of those of the graphs around as well. ``kinds``: of
     its inputs. ``callers``: the module of each call, each once; ``told_apart``: whether calls with
     different weights are of different modules. ``times``: how often a step runs it; None where
-    nobody knows.
+    nobody knows. ``complete``: whether the backward computes again, of what its forward multiplied,
+    nothing but that. ``recomputed``: whether a checkpoint runs the forward once more.
     """
 
     operator: str
@@ -58,6 +70,8 @@ class Inside:
     callers: tuple[str, ...]
     told_apart: bool
     times: int | None
+    complete: bool = True
+    recomputed: bool = False
 
 
 @dataclass
@@ -79,14 +93,14 @@ def kinds_in(
         kind_of_input: the kind of its placeholders.
     """
     search = _Search()
-    while True:
-        search.changed = False
-        search.seen.clear()
-        for known in search.known.values():
-            known.calls.clear()
-        kinds = search.evaluate(root, kind_of_input)
-        if not search.changed:
-            break
+    kinds = search.run(root, kind_of_input)
+    apart = set(_apart(search.known))
+    if apart:
+        search = _Search()
+        kinds = search.run(root, kind_of_input)
+    incomplete = {call for pair in apart if not search.is_complete(*pair) for call in pair}
+    if search.known:
+        _mark_weight_gradients(root, kinds, search)
     around = _Around(root.owning_module, search.known)
     found = {
         gm: Inside(
@@ -95,6 +109,8 @@ def kinds_in(
             tuple(known.kinds),
             *_callers(known),
             around.times(gm),
+            not any(node in incomplete for node, _ in known.calls),
+            any(_is_recomputed(node) for node, _ in known.calls),
         )
         for gm, known in search.known.items()
     }
@@ -103,10 +119,16 @@ def kinds_in(
 
 def not_planned(inside: Inside) -> Reason | None:
     """Why nothing is pruned in a graph that is called so; None where it is."""
-    others = sorted(inside.operators - _SUPPORTED)
-    if not others:
-        return None
-    return Reason(Code.IN_SUBGRAPH, f"nothing is pruned inside of {', '.join(others)} yet")
+    if not inside.operators - {_REGION} or (len(inside.operators) == 1 and is_apart(inside)):
+        incomplete = "a backward computes what its forward did not, so that the two would differ"
+        return None if inside.complete else Reason(Code.IN_SUBGRAPH, incomplete)
+    within = " and ".join(sorted(inside.operators))
+    return Reason(Code.IN_SUBGRAPH, f"nothing is pruned inside of {within} yet")
+
+
+def is_apart(inside: Inside) -> bool:
+    """Whether forward and backward of what the graph holds are graphs of their own."""
+    return inside.operator in _APART
 
 
 def remember(found: dict[fx.GraphModule, Inside]) -> None:
@@ -134,6 +156,28 @@ class _Search:
         self.known: dict[fx.GraphModule, _Known] = {}
         self.changed = False
         self.seen: dict[tuple[fx.GraphModule, tuple[Kind, ...]], list[Kind]] = {}
+
+    def run(self, root: fx.Graph, kind_of_input: Callable[[fx.Node], Kind]) -> Kinds:
+        """The kinds of the outermost graph, when no input becomes stronger any more."""
+        while True:
+            self.changed = False
+            self.seen.clear()
+            for known in self.known.values():
+                known.calls.clear()
+            kinds = self.evaluate(root, kind_of_input)
+            if not self.changed:
+                return kinds
+
+    def is_complete(self, _: fx.Node, backward: fx.Node) -> bool:
+        """Whether every product without a gradient in a backward is one of its forward."""
+        for body in bodies(backward):
+            graph = body.gm.graph
+            kinds = self.evaluate(graph, by_position(graph, self.known[body.gm].kinds))
+            for node in graph.nodes:
+                own = kinds[node] is not OperandKind.GRADIENT and not is_again(node)
+                if own and _multiplies(node):
+                    return False
+        return True
 
     def evaluate(self, graph: fx.Graph, kind_of_input: Callable[[fx.Node], Kind]) -> Kinds:
         """The kinds of a graph, with all that it calls."""
@@ -190,6 +234,54 @@ def _callers(known: _Known) -> tuple[tuple[str, ...], bool]:
         own = tuple(x for kind, x in pairs if kind is OperandKind.WEIGHT)
         weights.setdefault(module_path(node)[0], set()).add(own)
     return tuple(weights), all(len(own) == 1 for own in weights.values())
+
+
+def _apart(known: dict[fx.GraphModule, _Known]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Calls whose backward is a call with a graph of its own: both, and what is computed again."""
+    calls = dict.fromkeys(node for found in known.values() for node, _ in found.calls)
+    first: dict[Any, fx.Node] = {}
+    for node in calls:
+        number = node.meta.get("seq_nr")
+        if number is None or node.target.name() == _REGION:  # type: ignore[union-attr]
+            continue
+        reads = [k for body in bodies(node) for k in known[body.gm].kinds]
+        forward = first.setdefault((node.graph, number), node)
+        if forward is not node and OperandKind.GRADIENT in reads:
+            for ours, theirs in zip(bodies(forward), bodies(node), strict=False):
+                mark_again(computed_again(forward, ours, theirs))
+            yield forward, node
+
+
+def _is_recomputed(call: fx.Node) -> bool:
+    """Whether a call, or the one whose gradients it computes, stands in a checkpoint."""
+    number = call.meta.get("seq_nr")
+    alike = [n for n in call.graph.nodes if n.target is call.target]
+    same = [n for n in alike if n is call or (number and n.meta.get("seq_nr") == number)]
+    return any(node.meta.get("recompute") for node in same)
+
+
+def _mark_weight_gradients(root: fx.Graph, kinds: Kinds, search: _Search) -> None:
+    """Pass on through the calls which results are summed into the gradient of a weight."""
+    graphs = {root: kinds}
+    for graph in (stack := [root]):
+        summed = weight_gradients(graph, graphs[graph])
+        for node in graph.nodes:
+            taken = [(item_index(n), summed[n]) for n in node.users if n in summed and is_item(n)]
+            for body in bodies(node):
+                inner = body.gm.graph
+                for index, count in taken if body.returns else ():
+                    # What a loop returns of each iteration is a stack of what its graph returns.
+                    each = max(1, count // (body.times or 1))
+                    mark_weight_gradient(outputs(inner)[index], each)
+                if inner not in graphs:
+                    of_input = by_position(inner, search.known[body.gm].kinds)
+                    graphs[inner] = search.evaluate(inner, of_input)
+                    stack.append(inner)
+
+
+def _multiplies(node: fx.Node) -> bool:
+    convolutions = (Convolution.operator, ConvolutionBackward.operator)
+    return is_product(node) or is_grouped(node) or node.target in convolutions
 
 
 class _Around:

@@ -9,6 +9,7 @@ tangent, is a gradient already, and linear in each of its factors.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -56,6 +57,15 @@ _COLLECTIVE = "_c10d_functional"
 _SCALES = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
 
 
+_MARK = "nm_weight_gradient"
+
+
+def mark_weight_gradient(node: Any, summed: int) -> None:
+    """Remember of what a graph returns that its caller makes it the gradient of a weight."""
+    if isinstance(node, fx.Node):
+        node.meta[_MARK] = summed
+
+
 def weight_gradients(graph: fx.Graph, kinds: Kinds) -> dict[fx.Node, int]:
     """The nodes of an AOTAutograd graph that become the gradient of a weight.
 
@@ -69,6 +79,7 @@ def weight_gradients(graph: fx.Graph, kinds: Kinds) -> dict[fx.Node, int]:
     }
     outputs = _torch.outputs_of(graph)
     stack = [(n, 1) for n, what, origin in outputs if what == "gradient" and origin in weights]
+    stack += [(node, node.meta[_MARK]) for node in graph.nodes if _MARK in node.meta]
     found: dict[fx.Node, int] = {}
     while stack:
         node, summed = stack.pop()

@@ -86,7 +86,7 @@ class JointPass(_AfterTheUsers):
         chosen = self.settings
         options = (chosen.policy, chosen.autotune, place.region, self.capture.ranks, chosen.target)
         about = (place.doubt, place.operator, place.times, max(1, len(chosen.region.paths)))
-        plan = Plan(graph, place.kinds, *options, *about)
+        plan = Plan(graph, place.kinds, *options, *about, place.apart, place.recomputed)
         run(pipeline.JOINT, plan, "joint graph")
         mark_planned(graph)
         if self.build_kernels:

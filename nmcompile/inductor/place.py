@@ -17,6 +17,7 @@ from nmcompile.graph.subgraphs import (
     Inside,
     by_position,
     inside_of,
+    is_apart,
     is_planned,
     is_unused,
     kinds_in,
@@ -33,7 +34,8 @@ class Place:
 
     ``region``: the modules that it is of. ``doubt``: why nothing in it can be pruned. ``operator``:
     the higher-order one that calls it, if one does, and ``times``: how often a step runs it, None
-    where nobody knows.
+    where nobody knows. ``apart``: whether forward and backward of what it holds are two graphs;
+    ``recomputed``: whether a checkpoint runs it once more.
     """
 
     kinds: Kinds
@@ -41,6 +43,8 @@ class Place:
     doubt: Reason | None = None
     operator: str = ""
     times: int | None = 1
+    apart: bool = False
+    recomputed: bool = False
 
 
 def place_of(graph: fx.Graph, settings: Settings, capture: Capture) -> Place | None:
@@ -64,7 +68,8 @@ def place_of(graph: fx.Graph, settings: Settings, capture: Capture) -> Place | N
     kinds, _ = kinds_in(graph, by_position(graph, inside.kinds))
     region = _region(graph, inside, settings)
     doubt = capture.doubt or (LAYERS_UNKNOWN if region is None else not_planned(inside))
-    return Place(kinds, region or settings.region, doubt, inside.operator, inside.times)
+    told = (inside.operator, inside.times, is_apart(inside), inside.recomputed)
+    return Place(kinds, region or settings.region, doubt, *told)
 
 
 def _region(graph: fx.Graph, inside: Inside, settings: Settings) -> Region | None:
@@ -72,5 +77,6 @@ def _region(graph: fx.Graph, inside: Inside, settings: Settings) -> Region | Non
     outer = settings.region
     paths = [module_path(node)[0] for node in graph.nodes]
     region = called_region(outer, inside.callers, paths) if inside.told_apart else None
-    names_modules = any(rule.module is not None for rule in settings.policy.all_rules)
-    return region or (None if names_modules else outer)
+    lost = "scan" in inside.operators  # PyTorch traces it once more, and no module is left
+    names = [rule.module or (lost and rule.class_) for rule in settings.policy.all_rules]
+    return None if any(names) and (region is None or lost) else region or outer

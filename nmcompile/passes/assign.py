@@ -30,7 +30,7 @@ def assign(plan: Plan) -> None:
     rules = [_rule(gemm, plan) for gemm in plan.gemms]
     for site, (gemm, rule) in enumerate(zip(plan.gemms, rules, strict=True)):
         try:
-            plan.pruning[site] = _pruning(gemm, rule)
+            plan.pruning[site] = _pruning(gemm, rule, plan)
         except _Dense as why:
             executions[site] = Execution("dense", (why.reason,))
     executions |= _choose(plan, rules)
@@ -73,6 +73,8 @@ def _is_meant(gemm: Gemm, plan: Plan) -> bool:
     """Whether the policy prunes such a product in one of the roles that it may have."""
     paths = plan.region.each(gemm.path)
     assert gemm.guess is not None
+    if gemm.guess.code is Code.LAYERS_UNKNOWN:
+        return any(not rule.dense for rule in plan.policy.all_rules)
     ops = {gemm.op, Op.LINEAR} if gemm.guess.code in _OP_UNKNOWN else {gemm.op}
     sites = [replace(gemm, path=paths[0], role=role, op=op) for role in Role for op in ops]
     rules = [plan.policy.decide(site) for site in sites]
@@ -148,7 +150,7 @@ def _rule(gemm: Gemm, plan: Plan) -> Rule | None:
     return rules[0]
 
 
-def _pruning(gemm: Gemm, rule: Rule | None) -> Pruning:
+def _pruning(gemm: Gemm, rule: Rule | None, plan: Plan) -> Pruning:
     if gemm.guess is not None and not (rule is not None and rule.dense):
         raise _Dense(gemm.guess.code, gemm.guess.text)
     if rule is None:
@@ -173,6 +175,8 @@ def _pruning(gemm: Gemm, rule: Rule | None) -> Pruning:
     if exact and gemm.op is Op.MATMUL:
         text = 'backward = "exact" needs a product with a weight; this one has none'
         raise _Dense(Code.EXACT_NEEDS_WEIGHT, text)
+    if gemm.role is Role.FPROP:
+        _check_twice(plan, rule.method, exact)
     return Pruning(operand, rule.format, rule.method, exact)
 
 
@@ -190,6 +194,16 @@ def _check_dtype(gemm: Gemm, operand: Operand) -> None:
     if dtype not in _FLOATS:
         text = f"{dtype} operands: masks exist for {', '.join(_FLOATS)}"
         raise _Dense(Code.DTYPE, text)
+
+
+def _check_twice(plan: Plan, method: Method, exact: bool) -> None:
+    """Whether what runs a forward product once more would do the same."""
+    if plan.apart and exact:
+        text = 'backward = "exact" needs a backward in the same graph, and a branch or a loop has'
+        raise _Dense(Code.IN_SUBGRAPH, f"{text} one of its own")
+    if method.random and (plan.apart or plan.recomputed):
+        text = "the backward computes it once more and would draw another mask"
+        raise _Dense(Code.IN_SUBGRAPH, f"{text} ({method})")
 
 
 def _check_blocks(operand: Operand, method: Method, nm: NMFormat) -> None:

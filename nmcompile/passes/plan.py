@@ -106,6 +106,8 @@ class Plan:
     in this graph tells a gradient from an activation, where that is so. ``operator``: the
     higher-order one that calls this graph, ``times``: how often a step does, None where nobody
     knows. ``modules``: how many modules that are compiled one by one share it.
+    ``apart``: whether its backward is a graph of its own, which may compute it again;
+    ``recomputed``: whether a checkpoint around it does.
 
     By site: ``pruning`` is what its rule prunes, whether or not it will be; ``products`` is where
     each stands now, ``results`` what pruning made of it, ``masked`` the input gradient under the
@@ -124,6 +126,8 @@ class Plan:
     operator: str = ""
     times: int | None = 1
     modules: int = 1
+    apart: bool = False
+    recomputed: bool = False
     sharing: list[int] = field(default_factory=list)  # ranks that draw the masks of this one
     gemms: list[Gemm] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)

@@ -113,7 +113,9 @@ class GraphReport(Frozen):
             sharing=tuple(plan.sharing),
             training=any(k is OperandKind.GRADIENT for k in plan.kinds.values()),
             sites=tuple(
-                Site.of(d, plan.reasons(d), plan.dense_seconds.get(d.site)) for d in plan.decisions
+                Site.of(d, plan.reasons(d), plan.dense_seconds.get(d.site))
+                for d in plan.decisions
+                if not d.gemm.again
             ),
             units=tuple(map(UnitRow.of, plan.units)),
             skipped=tuple(plan.skipped),

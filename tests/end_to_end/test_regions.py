@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import nmcompile
-from tests.graph.calls import Block, Plain, network
+from tests.graph.calls import Block, Map, Plain, network
 
 X = torch.randn(24, 16)
 
@@ -52,3 +52,36 @@ def test_every_call_draws_masks_of_its_own() -> None:
         loss(X).backward()
         drawn += [layer.weight.grad.clone() for layer in (one, other)]  # type: ignore[union-attr]
     assert len({tuple(g.flatten().tolist()) for g in drawn}) == 4
+
+
+class Unrolled(Plain):
+    """What ``Map`` is without a loop."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = super().forward
+        return torch.stack([layers(part) for part in x.reshape(3, -1, 16)])
+
+
+def loop_step(loop: type[nn.Module], policy: nmcompile.Policy | str, x: Tensor) -> list[Tensor]:
+    """Output and gradients of one step of a loop."""
+    torch.manual_seed(0)
+    model, x = loop(), x.clone().requires_grad_()
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        y = torch.compile(model, backend="nm_sparse", options={"policy": policy})(x)
+        y.square().sum().backward()
+    return [y.detach(), x.grad, *(p.grad for p in model.parameters())]  # type: ignore[list-item]
+
+
+def test_a_loop_prunes_as_its_iterations_would_and_draws_in_each() -> None:
+    rules = [
+        {"role": "fprop", "prune": "activation", "format": "2:4", "method": "mse"},
+        {"role": ["dgrad", "wgrad"], "prune": "gradient", "format": "2:4", "method": "mse"},
+    ]
+    policy = nmcompile.Policy.resolve({"schema": 1, "rule": rules})
+    plain, looped = (loop_step(loop, policy, X) for loop in (Unrolled, Map))
+    for one, other in zip(plain, looped, strict=True):
+        torch.testing.assert_close(one, other)
+    (_, gradient, *_) = loop_step(Map, "gradients", X[:8].repeat(3, 1))
+    first, second, third = gradient.split(8)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._higher_order_ops.map import map as map_over
+from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
 
 from nmcompile.gemm import OperandKind
 
@@ -59,6 +62,35 @@ class Branch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         one, other = (lambda x: self.a(x).tanh()), (lambda x: self.b(x).relu())
         return torch.cond(x.sum() > 0, one, other, (x,))
+
+
+class Map(Plain):
+    """Three slices, each through both layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        slices: Tensor = map_over(super().forward, x.reshape(3, -1, 16))
+        return slices
+
+
+class Scan(Plain):
+    """A state that goes through both layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = super().forward
+        xs = x.reshape(3, -1, 16)
+        results: Tensor = scan(lambda c, x: (layers(c) + x, x * c), xs[0].tanh(), xs)[1]
+        return results
+
+
+class While(Plain):
+    """Both layers, three times."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = super().forward
+        step = torch.tensor(0)
+        results = while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, layers(x)), (step, x))
+        last: Tensor = results[1]
+        return last
 
 
 def network(block: Callable[[], nn.Module]) -> nn.Sequential:

@@ -8,13 +8,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx
+from torch.utils.checkpoint import checkpoint
 
 import nmcompile
 from nmcompile import NMWarning, PolicyError
 from nmcompile.gemm import OperandKind
-from nmcompile.graph.subgraphs import inside_of, kinds_in, remember
+from nmcompile.graph.subgraphs import inside_of, kinds_in, not_planned, remember
 from nmcompile.reason import Code
-from tests.graph.calls import Block, Branch, Plain, calling, kind_of_input, network, ops
+from tests.graph.calls import (
+    Block,
+    Branch,
+    Map,
+    Plain,
+    Scan,
+    While,
+    calling,
+    kind_of_input,
+    network,
+    ops,
+)
 
 GRADIENT, ACTIVATION, WEIGHT = OperandKind.GRADIENT, OperandKind.ACTIVATION, OperandKind.WEIGHT
 X = torch.randn(12, 16, requires_grad=True)
@@ -130,16 +142,99 @@ def test_layers_that_nothing_tells_apart_are_dense_under_rules_for_modules() -> 
     assert all(s.pruned for s in nmcompile.explain(run, X).sites)
     named = {"module": "*.up", "prune": "activation", "role": "fprop", "format": "2:4"}
     policy = {"schema": 1, "rule": [{**named, "method": "mse"}]}
-    with pytest.warns(NMWarning, match="nothing says which"):
+    with pytest.warns(NMWarning, match="nothing says of which layers"):
         report = nmcompile.explain(run, X, policy=policy)
     assert not any(s.pruned for s in report.sites)
 
 
-def test_nothing_is_pruned_inside_of_other_operators() -> None:
-    with pytest.warns(NMWarning, match="nothing is pruned inside of cond"):
-        report = nmcompile.explain(network(Branch), X)
-    inside = [s for s in report.sites if s.has(Code.IN_SUBGRAPH)]
-    assert len(inside) == 16
-    assert not any(s.pruned for s in inside)
-    assert [str(s.role) for s in report.sites if s.pruned] == ["fprop", "dgrad", "wgrad"]
-    assert report.skipped == ()
+def pruned_roles(report: Any) -> set[tuple[str, str]]:
+    """Module and role of each pruned product; each is listed once."""
+    found = [(s.module, str(s.role)) for s in report.sites if s.pruned]
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+ROLES = ("fprop", "dgrad", "wgrad")
+
+
+def test_branches_are_pruned_in_their_true_roles_and_know_their_modules() -> None:
+    report = nmcompile.explain(network(Branch), X)
+    inside = {(f"{block}.{name}", role) for block in "01" for name in "ab" for role in ROLES}
+    assert pruned_roles(report) == {*inside, *(("2", role) for role in ROLES)}
+    assert not any(s.guess for s in report.sites)
+    dense = {"schema": 1, "extends": "full", "rule": [{"module": "1.a", "dense": True}]}
+    rest = {(module, role) for module, role in inside if module != "1.a"}
+    assert pruned_roles(nmcompile.explain(network(Branch), X, policy=dense)) >= rest
+    assert not pruned_roles(nmcompile.explain(network(Branch), X, policy=dense)) & (inside - rest)
+
+
+def test_what_runs_twice_is_not_pruned_at_random_or_exactly() -> None:
+    for extra, text in (({"backward": "exact"}, "exact"), ({"method": "mvue"}, "another mask")):
+        rule = {"role": "fprop", "prune": "activation", "format": "2:4", "method": "mse", **extra}
+        report = nmcompile.explain(network(Branch), X, policy={"schema": 1, "rule": [rule]})
+        assert {s.module for s in report.sites if s.pruned} == {"2"}
+        assert all(text in s.reason for s in report.sites if s.has(Code.IN_SUBGRAPH))
+        assert sum(s.has(Code.IN_SUBGRAPH) for s in report.sites) == 4
+
+
+@pytest.mark.parametrize("loop", [Map, Scan, While])
+def test_loops_are_pruned_in_their_true_roles(loop: type[torch.nn.Module]) -> None:
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        report = nmcompile.explain(loop(), X)
+        named = {"module": "up", "role": "dgrad", "prune": "gradient", "format": "2:4"}
+        policy = {"schema": 1, "rule": [{**named, "method": "mvue"}]}
+        if loop is not Scan:
+            assert pruned_roles(nmcompile.explain(loop(), X, policy=policy)) == {("up", "dgrad")}
+        else:  # nothing says of which layers it is
+            with pytest.warns(NMWarning, match="nothing says of which layers"):
+                assert not pruned_roles(nmcompile.explain(loop(), X, policy=policy))
+    assert len([s for s in report.sites if s.pruned]) == len(report.sites) == 6
+    assert sorted(str(s.role) for s in report.sites) == sorted(ROLES * 2)
+    assert {g.times for g in report.graphs if g.operator} == {None if loop is While else 3}
+
+
+def test_graphs_of_loops_inside_of_branches_stay_dense() -> None:
+    inner = calling(
+        lambda g, n: g.call_function(ops.cond, (n["x"], n["f"], n["f"], (n["x"], n["w"]))), f=two
+    )
+    outer = calling(lambda g, n: [call(g, n["f"], *(n[k] for k in "xwd"))], f=inner)
+    known = found(outer), kinds_in(outer.graph, kind_of_input)[1][inner.f]
+    assert [not_planned(inside) is None for inside in known] == [True, False]
+
+
+def test_a_backward_that_multiplies_what_its_forward_did_not_is_noticed() -> None:
+    def forward(x: Tensor, w: Tensor) -> Any:
+        return [torch.ops.aten.mm.default(x, w)]
+
+    def again(x: Tensor, w: Tensor, d: Tensor) -> Any:
+        return [torch.ops.aten.mm.default(d, torch.ops.aten.mm.default(x, w))]
+
+    def other(x: Tensor, w: Tensor, d: Tensor) -> Any:
+        return [torch.ops.aten.mm.default(d, torch.ops.aten.mm.default(w, x))]
+
+    def write(g: fx.Graph, n: dict[str, fx.Node]) -> Any:
+        x, w, d = (n[k] for k in "xwd")
+        one = g.call_function(ops.cond, (x, n["f"], n["f"], (x, w)))
+        two = g.call_function(ops.cond, (x, n["b"], n["b"], (x, w, d)))
+        one.meta["seq_nr"] = two.meta["seq_nr"] = 1
+        return [one, two]
+
+    assert found(calling(write, f=forward, b=again)).complete
+    assert not found(calling(write, f=forward, b=other)).complete
+    assert not found(calling(write, f=forward, b=other), "b").complete
+
+
+def test_a_checkpointed_region_draws_no_forward_masks() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = Block(), Block()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = checkpoint(self.a, x, use_reentrant=False)
+            return checkpoint(self.b, x, use_reentrant=False)
+
+    rule = {"role": "fprop", "prune": "activation", "format": "2:4", "method": "mvue"}
+    report = nmcompile.explain(Net(), X, policy={"schema": 1, "rule": [rule]})
+    assert not any(s.pruned for s in report.sites)
+    assert all(pruned_roles(nmcompile.explain(Net(), X, policy="activations")))
