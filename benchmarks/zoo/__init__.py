@@ -6,9 +6,11 @@ python -m benchmarks.zoo llama gpt2   # some, shown only
 
 from __future__ import annotations
 
-from benchmarks.zoo import language, speech, vision
+from benchmarks.zoo import functions, language, speech, vision
 from benchmarks.zoo.entry import Entry
 
 ENTRIES: dict[str, Entry] = {
-    entry.name: entry for entry in (*language.ENTRIES, *vision.ENTRIES, *speech.ENTRIES)
+    entry.name: entry
+    for module in (language, vision, speech, functions)
+    for entry in module.ENTRIES
 }

@@ -85,7 +85,9 @@ def check(entry: Entry) -> Outcome:
     if not report.totals.pruned_sites:
         failures.append("full: nothing is pruned")
     failures += falls(trained)
-    failures += unlisted(ran, report, entry.eager_only) + unlisted_layers(ran.layers, report)
+    failures += unlisted(ran, report, entry.eager_only, entry.fused) + unlisted_layers(
+        ran.layers, report
+    )
     outcome = Outcome(entry, report, parameters, deviation, trained, graphs, seconds, failures)
     if (outcome.unpathed or outcome.guessed) and not entry.note:
         failures.append(f"{outcome.unpathed} without a path, {outcome.guessed} guessed, no note")
@@ -161,17 +163,20 @@ def falls(losses: list[float]) -> list[str]:
     return []
 
 
-def unlisted(ran: Executed, report: Report, eager_only: Sequence[str] = ()) -> list[str]:
+def unlisted(
+    ran: Executed, report: Report, eager_only: Sequence[str] = (), fused: Sequence[str] = ()
+) -> list[str]:
     """Where the report and the eager step disagree about FLOPs of a module in one direction.
 
     FLOPs are compared in sum, since a model may write the same product as one or as several; what
     is one operator in eager mode must be listed as skipped, or as products, under the same module.
-    Nothing may be listed of the modules ``eager_only``.
+    Nothing may be listed of the modules ``eager_only``, and both directions of those ``fused`` are
+    one.
     """
-    expected, outer = _flops(ran.products), _flops(ran.outer)
+    expected, outer = _flops(ran.products, fused), _flops(ran.outer, fused)
     listed: Counter[tuple[str, bool]] = Counter()
     for site in report.sites:
-        listed[site.module, site.role != "fprop"] += site.known_flops
+        listed[site.module, site.role != "fprop" and site.module not in fused] += site.known_flops
     skipped = {(s.path, s.backward) for s in report.skipped}
     failures = []
     for key in sorted(expected.keys() | listed.keys()):
@@ -187,10 +192,10 @@ def unlisted(ran: Executed, report: Report, eager_only: Sequence[str] = ()) -> l
     return failures
 
 
-def _flops(products: Counter[Product]) -> Counter[tuple[str, bool]]:
+def _flops(products: Counter[Product], fused: Sequence[str]) -> Counter[tuple[str, bool]]:
     total: Counter[tuple[str, bool]] = Counter()
     for product, count in products.items():
-        total[product.path, product.backward] += count * product.flops
+        total[product.path, product.backward and product.path not in fused] += count * product.flops
     return total
 
 

@@ -24,7 +24,8 @@ class Entry:
 
     ``note`` says what is particular: an option that is not the library's default, or what of the
     model no policy reaches. ``eager_only`` are modules that Dynamo cannot trace and runs as they
-    are: no backend sees their products.
+    are: no backend sees their products. ``fused`` are those whose forward computes gradients, so
+    that what runs in one direction is a product of the other.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Entry:
     loss: Callable[[nn.Module, Batch], Tensor] = own_loss
     note: str = ""
     eager_only: tuple[str, ...] = ()
+    fused: tuple[str, ...] = ()
 
     def build(self) -> tuple[nn.Module, Batch]:
         """The model in training mode and its batch: the same weights and data at each call."""
