@@ -23,7 +23,17 @@ from benchmarks.zoo.__main__ import app  # noqa: E402
 from benchmarks.zoo.check import check  # noqa: E402
 from benchmarks.zoo.interpreted import interpreted  # noqa: E402
 
-COMPILED = {"fused-loss", "bert", "llama", "qwen3-moe", "mamba", "bart", "vit", "resnet", "wav2vec2"}
+COMPILED = {
+    "fused-loss",
+    "bert",
+    "llama",
+    "qwen3-moe",
+    "mamba",
+    "bart",
+    "vit",
+    "resnet",
+    "wav2vec2",
+}
 
 
 @pytest.mark.slow
