@@ -149,10 +149,8 @@ def cast_of(product: fx.Node, arg: str) -> Cast | NoCast | None:
         return NoCast("it is padded and then reshaped")
     found = Cast(source, tuple(reversed(steps)), scale, tuple(inside))
     if scale is None:
-        factor = _factor(source)
-        if factor is not None and factor.by is not None and scale_of(factor.by).tensors:
-            return NoCast("nothing is seen to undo its scale")
-        return found
+        why = _other_scale(source, inside)
+        return found if why is None else NoCast(why)
     if scale.unknown is not None:
         return NoCast(f"its scale is computed by {scale.unknown.target}")
     if not found.is_dynamic:
@@ -255,6 +253,19 @@ def _source(
             return node, scale
         steps.append(node)
         node = before
+
+
+def _other_scale(source: fx.Node, undoing: list[Scale]) -> str | None:
+    """Why what multiplies ``source`` may be a scale that is not known as one; None if it is not."""
+    factor = _factor(source)
+    by = scale_of(factor.by) if factor is not None and factor.by is not None else None
+    if by is None:
+        return None
+    if by.tensors:
+        return "nothing is seen to undo its scale"
+    if by.unknown is not None and any(s.nodes for s in undoing):
+        return f"its scale is computed by {by.unknown.target}"
+    return None
 
 
 def _behind(product: fx.Node) -> list[Reader]:

@@ -209,6 +209,12 @@ def test_scales_that_are_not_known() -> None:
         scale = x.std()
         return scaled((x * scale).to(E4M3), 1 / scale)
 
+    def of_bits(x: Tensor) -> Tensor:
+        amax = x.view(16, 1, 32).abs().amax(-1, keepdim=True)
+        scale = (amax.view(torch.int32) >> 23 << 23).view(torch.float32)  # a power of two
+        back = ((amax.view(torch.int32) >> 23) << 23).view(torch.float32)
+        return ((x.view(16, 1, 32) / scale).to(E4M3).float() * back).view(16, 32) @ W
+
     def not_undone(x: Tensor) -> Tensor:
         return scaled(dynamic(x)[0])
 
@@ -222,6 +228,7 @@ def test_scales_that_are_not_known() -> None:
         return scaled(torch.nn.functional.pad(q, (0, 8)).view(-1, 16), 1 / scale)
 
     assert missed(computed).startswith("its scale is computed by aten.")
+    assert missed(of_bits) == "its scale is computed by aten.view.dtype"
     assert missed(not_undone) == "nothing is seen to undo its scale"
     assert missed(undone_by_one_reader) == "not all that read the product undo its scale"
     assert missed(reshaped) == "it is padded and then reshaped"
