@@ -76,6 +76,9 @@ def called_region(outer: Region, callers: Sequence[str], inside: Iterable[str]) 
     """
     if len(callers) < 2:
         return outer
+    # No module is inside of one of its own class and parameters: such a call has lost its place
+    # (Dynamo forgets it behind a custom Function).
+    callers = [c for c in callers if not any(_is_inside(other, c) for other in callers)]
     paths = [path for path in inside if path]
     below = [path for path in paths if path not in callers]
     traced = [c for c in paths if c in callers] or callers
@@ -87,6 +90,10 @@ def called_region(outer: Region, callers: Sequence[str], inside: Iterable[str]) 
     head = f"{under[0]}."
     own = tuple(path.removeprefix(head) for path in outer.own if path.startswith(head))
     return Region(tuple(sorted(each, key=_natural)), under[0], _NO_REGION, own)
+
+
+def _is_inside(path: str, module: str) -> bool:
+    return path != module and (not module or path.startswith(f"{module}."))
 
 
 def _natural(path: str) -> list[tuple[int, str]]:

@@ -68,6 +68,14 @@ def test_the_region_of_a_graph_that_several_modules_call() -> None:
     assert called_region(outer, ("b.2", "b.3"), ["c.fc"]) is None
 
 
+@pytest.mark.parametrize("lost", ["", "b"])
+def test_a_call_that_lost_its_place_is_one_of_the_others(lost: str) -> None:
+    called = called_region(Region(), (lost, "b.2"), ["", "b.2", "b.2.fc"])
+    assert called is not None
+    assert [called.shown(path) for path in ("", "b.2", "b.2.fc")] == ["b.2", "b.2", "b.2.fc"]
+    assert called.each("b.2") == ("b.2",)
+
+
 def test_the_region_of_a_graph_inside_of_shared_blocks() -> None:
     outer = Region(("layers.0", "layers.1"))
     called = called_region(outer, ("a", "b"), ["a.fc"])
