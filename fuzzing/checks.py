@@ -193,7 +193,7 @@ def _compare_products(
     case: Case, simulation: Simulation, sites: Sequence[Any], skipped: Sequence[str], tally: Tally
 ) -> None:
     if any(s.guess for s in sites) or not all(p.followed for p in simulation.products):
-        _compare_pruned(simulation, sites, tally)
+        _compare_pruned(simulation, sites, not case.dynamic, tally)
         raise Unjudged("products: roles that the simulation does not follow, what is pruned alone")
     if case.dynamic and simulation.has_short:
         raise Unjudged("products: shorter than a block, which symbolic sizes do not tell")
@@ -214,17 +214,22 @@ def _compare_products(
         raise Find("skipped", f"reported {dict(left)}, counted {dict(simulation.skipped)}")
 
 
-def _compare_pruned(simulation: Simulation, sites: Sequence[Any], tally: Tally) -> None:
+def _compare_pruned(
+    simulation: Simulation, sites: Sequence[Any], sizes: bool, tally: Tally
+) -> None:
     """Every pruned operand is what the report says, and none is what nobody can tell."""
     tally.checks["pruned operands"] += 1
     tally.products += len(sites)
-    found = Counter(_operands(p.sizes, p.kinds, p.followed) for p in simulation.products)
+    unknown = (0, 0, 0, 0)
+    found = Counter(
+        _operands(p.sizes if sizes else unknown, p.kinds, p.followed) for p in simulation.products
+    )
     for s in (s for s in sites if s.pruned is not None):
         if s.guess is not None:
             raise Find("pruned operands", f"a guess is pruned: {s.module} {s.role}: {s.guess}")
         tally.pruned += 1
         kinds = (str(s.operands[0]), str(s.operands[1]))
-        key = _operands(tuple(map(int, s.sizes)), kinds, True)
+        key = _operands(tuple(map(int, s.sizes)) if sizes else unknown, kinds, True)
         told = [k for k in (key, (*key[:-1], False)) if found[k] > 0]
         if not told:
             text = f"no product has {kinds} at {s.sizes}: {s.module} {s.role}"

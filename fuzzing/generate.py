@@ -110,14 +110,16 @@ def _call_block(scope: Scope, writers: dict[Writer, float], blocks: list[Block])
     output = _end(inner)
     if output is None:
         return
-    block = Block(name, ("x",), live_statements(tuple(inner.statements), (output,)), output)
+    statements = live_statements(tuple(inner.statements), (output,))
+    block = Block(name, ("x",), statements, output, scope.chance(0.3))
     scope.blocks[name] = _load(block, scope)
     attribute = name.lower()
     forms = [
         f"{{out}} = self.{attribute}({{0}})",
         f"{{out}} = self.{attribute}({{0}}) + self.{attribute}({{0}}.tanh())",
-        f"{{out}} = checkpoint(self.{attribute}, {{0}}, use_reentrant=False)",
     ]
+    if not block.region:  # which no checkpoint may hold
+        forms.append(f"{{out}} = checkpoint(self.{attribute}, {{0}}, use_reentrant=False)")
     if scope.add("block", scope.random.choice(forms), x, held=((attribute, f"{name}()"),)):
         blocks.append(block)
 
@@ -129,6 +131,7 @@ def _end(inner: Scope) -> str | None:
 
 def _load(block: Block, scope: Scope) -> type[nn.Module]:
     space: dict[str, Any] = {**NAMESPACE, **DTYPES, **scope.blocks}
-    exec("\n".join(module_lines(block.name, block.inputs, block.statements, block.output)), space)
+    lines = module_lines(block.name, block.inputs, block.statements, block.output, block.region)
+    exec("\n".join(lines), space)
     made: type[nn.Module] = space[block.name]
     return made

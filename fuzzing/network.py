@@ -61,12 +61,16 @@ class Input:
 
 @dataclass(frozen=True)
 class Block:
-    """A module of the network with statements of its own, from ``inputs`` to ``output``."""
+    """A module of the network with statements of its own, from ``inputs`` to ``output``.
+
+    ``region``: its forward is a nested region, which is compiled once for all its calls.
+    """
 
     name: str
     inputs: tuple[str, ...]
     statements: tuple[Statement, ...]
     output: str
+    region: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Network:
     def _classes(self) -> list[str]:
         lines = []
         for b in self.blocks:
-            lines += ["", *module_lines(b.name, b.inputs, b.statements, b.output)]
+            lines += ["", *module_lines(b.name, b.inputs, b.statements, b.output, b.region)]
         names = tuple(i.name for i in self.inputs)
         return [*lines, "", *module_lines("Net", names, self.statements, ", ".join(self.outputs))]
 
@@ -147,7 +151,11 @@ def live_statements(
 
 
 def module_lines(
-    name: str, inputs: tuple[str, ...], statements: tuple[Statement, ...], output: str
+    name: str,
+    inputs: tuple[str, ...],
+    statements: tuple[Statement, ...],
+    output: str,
+    region: bool = False,
 ) -> list[str]:
     held = {attribute: code for s in statements for attribute, code in s.held}
     return [
@@ -157,9 +165,11 @@ def module_lines(
         "        super().__init__()",
         *(f"        self.{attribute} = {code}" for attribute, code in held.items()),
         "",
+        *(["    @torch.compiler.nested_compile_region"] if region else []),
         f"    def forward(self, {', '.join(inputs)}):",
         *(f"        {s.line()}" for s in statements),
-        f"        return {output}",
+        # A region may not give what it was given, nor a view of that.
+        f"        return {output}{'.clone()' if region else ''}",
     ]
 
 
