@@ -39,6 +39,7 @@ from nmcompile.codegen.device.layouts import quad_bytes, quad_word
 from nmcompile.codegen.device.philox import words_of_call
 from nmcompile.codegen.device.primitives import load_four, round_pair
 from nmcompile.codegen.device.rows import pack_block
+from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.printer import print_kernel
 from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
@@ -145,6 +146,28 @@ def test_wide_inputs_are_read_sixteen_bytes_at_a_time(fit: str) -> None:
     assert found.failures == []
     widths = {access_width(op) for op in found.machine.opcodes if op.startswith("LDG")}
     assert widths <= {16, 8}
+
+
+def at_the_kept_places() -> KernelSpec:
+    kind = kernel_spec("silu_mul_bias", dtype="bfloat16")
+    (operand,) = kind.operands
+    alike = operand.model_copy(update={"alike": ("gate", "up")})
+    return kind.model_copy(update={"operands": (alike,)})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kernel_spec("masked_packed", (1, 0), "mvue", dtype="bfloat16", keep_dense=False),
+        kernel_spec("packed_alone", (), dtype="bfloat16"),
+        at_the_kept_places(),
+    ],
+    ids=lambda kind: kind.name,
+)
+def test_what_reads_or_writes_more_packed_tensors_does_not_spill(kind: KernelSpec) -> None:
+    found = examine(Case.of("sm_90", kind, "packed"))
+    assert found.failures == []
+    assert found.store_width == 16
 
 
 @pytest.mark.parametrize("method", ["mse", "mvue"])
