@@ -214,3 +214,24 @@ def test_an_operand_that_arrives_in_8_bits_is_dense_with_the_reason(pruned: str)
         f"no mask fits this {pruned}, it comes into this graph in 8 bits: a mask is taken in high "
         "precision, before scale and cast"
     )
+
+
+@pytest.mark.slow
+def test_compiled() -> None:
+    """Dense is Inductor's own, bit for bit; pruned it is the layer of the pruned activation."""
+    x, _, dy = tensors()
+    model = Float8Linear(32, 48, "rowwise")
+    leaves = (x, model.weight)
+    results = {}
+    for backend, options in (("inductor", {}), ("nm_sparse", {"policy": "dense"})):
+        torch._dynamo.reset()
+        y = torch.compile(model, backend=backend, options=options)(x)
+        results[backend] = (y.detach(), *torch.autograd.grad(y, leaves, dy))
+    assert all(torch.equal(a, b) for a, b in zip(*results.values(), strict=True))
+
+    torch._dynamo.reset()
+    y = torch.compile(model, backend="nm_sparse")(x)
+    expected = model(nmcompile.functional.prune(x.detach(), "2:4"))
+    torch.testing.assert_close(y, expected, rtol=2**-7, atol=2**-7 * float(expected.abs().max()))
+    assert all(g.isfinite().all() for g in torch.autograd.grad(y, leaves, dy))
+    assert nmcompile.last_report().totals.pruned_sites == 3
