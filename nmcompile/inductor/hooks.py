@@ -80,7 +80,8 @@ class JointPass(_AfterTheUsers):
         place = place_of(graph, self.settings, self.capture)
         if place is None:
             return
-        before = Listing.of(graph, place.kinds, self.capture.name_of_input)
+        name, shown = self.capture.name_of_input, place.region.shown
+        before = Listing.of(graph, place.kinds, name, shown)
         gradients = (n for n, kind in place.kinds.items() if kind is OperandKind.GRADIENT)
         mark_backward(gradients)
         chosen = self.settings
@@ -92,7 +93,7 @@ class JointPass(_AfterTheUsers):
         if self.build_kernels:
             _warm_up(graph)
         if plan.gemms or plan.skipped or not place.operator:
-            report = GraphReport.of(plan, self.digest, before, self.capture.name_of_input)
+            report = GraphReport.of(plan, self.digest, before, name)
             self.reports.append(report)
 
 

@@ -53,14 +53,18 @@ class Listing:
         graph: fx.Graph,
         kinds: Kinds,
         name_of_input: Callable[[fx.Node], str],
+        shown: Callable[[str], str] = str,
     ) -> Listing:
-        """List a graph. Nodes without a kind were inserted after the kinds were found."""
+        """List a graph. Nodes without a kind were inserted after the kinds were found.
+
+        ``shown`` gives the path of a module as the rows of the report have it.
+        """
         backward: set[fx.Node] = set()
         nodes = []
         for node in graph.nodes:
             if _is_backward(node, kinds, backward):
                 backward.add(node)
-            nodes.append(_node(node, kinds.get(node), node in backward, name_of_input))
+            nodes.append(_node(node, kinds.get(node), node in backward, name_of_input, shown))
         return cls(readable(graph), tuple(nodes))
 
     def marked(self, sites: Mapping[str, Sequence[int]], known: Listing | None) -> tuple[Node, ...]:
@@ -86,6 +90,7 @@ def _node(
     kind: Kind,
     backward: bool,
     name_of_input: Callable[[fx.Node], str],
+    shown: Callable[[str], str],
 ) -> Node:
     value: Any = node.meta.get("val")
     tensor = isinstance(value, torch.Tensor)
@@ -94,7 +99,7 @@ def _node(
     return Node(
         name=node.name,
         target=_target(node),
-        module=owner or module_path(node)[0],
+        module=shown(owner or module_path(node)[0]),
         backward=backward,
         shape=tuple(map(str, value.shape)) if tensor else None,
         dtype=str(value.dtype).removeprefix("torch.") if tensor else "",

@@ -103,7 +103,7 @@ class GraphReport(Frozen):
         for d in plan.decisions:
             found[d.gemm.node.name].append(d.site)
             placed[plan.products[d.site].node.name].append(d.site)
-        after = Listing.of(plan.graph, plan.kinds, name_of_input)
+        after = Listing.of(plan.graph, plan.kinds, name_of_input, plan.region.shown)
         return cls(
             digest=digest,
             region=plan.region.paths,
@@ -130,7 +130,7 @@ class GraphReport(Frozen):
 class Report(Frozen):
     """What a policy did to every product of a model. ``print(report)`` shows a table."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     policy: str
     target: Target | None = Field(default=None, description="the GPU that was planned for, if one")
     graphs: tuple[GraphReport, ...]
@@ -198,7 +198,7 @@ class Report(Frozen):
         return totals(self.graphs, self.eager)
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The report as JSON (``schema_version`` 2), with its totals; also written to ``path``."""
+        """The report as JSON (``schema_version`` 3), with its totals; also written to ``path``."""
         data: dict[str, Any] = self.model_dump(mode="json")
         data["totals"] = self.totals.model_dump(mode="json")
         document = json.dumps(data, indent=2)

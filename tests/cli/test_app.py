@@ -46,7 +46,7 @@ def test_explain_ends_with_0_and_with_strict_1_where_a_rule_decides_nothing(
 
 def test_json_is_one_document(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code("explain", case, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["schema_version"] >= 2
+    assert json.loads(capsys.readouterr().out)["schema_version"] == 3
     assert code("diff", case, "-p", "full", "-p", "dense", "--json") == 0
     assert json.loads(capsys.readouterr().out)["schema_version"] == 1
 

@@ -32,7 +32,7 @@ def test_totals(report: Report) -> None:
 def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
     data = json.loads(report.to_json(tmp_path / "report.json"))
     assert json.loads((tmp_path / "report.json").read_text()) == data
-    assert data["schema_version"] == 2
+    assert data["schema_version"] == 3
     assert sorted(data) == [
         *("eager", "graphs", "notes", "policy", "schema_version", "target", "totals"),
         *("uncompiled", "unused_rules"),

@@ -48,6 +48,7 @@ def _graph(graph: GraphReport) -> dict[str, Any]:
     number = {module: i for i, module in enumerate(modules)}
     return {
         "training": graph.training,
+        "runs": graph.runs,
         "modules": modules,
         "classes": {s.module: s.module_class for s in graph.sites},
         "sites": [_site(s, number[s.module]) for s in graph.sites],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -110,8 +111,13 @@ class Drawings:
         return drawing
 
 
+def _parts(module: str) -> list[str]:
+    """The components of a path; ``{0..79}``, which stands for several modules, is one."""
+    return re.findall(r"(?:\{[^}]*\}|[^.])+", module)
+
+
 def _prefixes(module: str) -> list[str]:
-    parts = module.split(".") if module else []
+    parts = _parts(module)
     return [".".join(parts[:k]) for k in range(1, len(parts) + 1)]
 
 
@@ -119,7 +125,7 @@ def _box(node: Node, module: str, number: int) -> tuple[object, Box]:
     """The key and the box of a node inside: its own, or that of the submodule it is in."""
     if node.module != module:
         rest = node.module[len(module) + 1 if module else 0 :]
-        child = rest.partition(".")[0]
+        child = _parts(rest)[0]
         path = f"{module}.{child}" if module else child
         return path, Box(Kind.SUBMODULE, child, module=path)
     kind = Kind.OPERATION

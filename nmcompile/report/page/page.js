@@ -29,6 +29,9 @@ function draw(tag, attributes, ...children) {
 
 const percent = (x) => (100 * x).toFixed(1) + " %";
 const time = (us) => (us >= 1000 ? (us / 1000).toFixed(2) + " ms" : us.toFixed(0) + " us");
+const components = (path) => path.match(/(?:\{[^}]*\}|[^.])+/g) || []; // "layers.{0..79}.fc" has three
+const size = (s) => (s.flops || 0) * s.runs; // of a step; unknown where a size is data
+const flops = (x) => (x === null ? "unknown" : x.toExponential(2));
 const planned = (s) => (s.execution === "sparse" ? s.sparse_us : s.dense_us);
 
 function what(s) {
@@ -57,7 +60,7 @@ function treeOf(data) {
   const root = { path: "", name: "(model)", children: new Map(), sites: [], graph: null, depth: 0 };
   const at = (path) => {
     let here = root;
-    for (const part of path ? path.split(".") : []) {
+    for (const part of components(path)) {
       if (!here.children.has(part)) {
         const inner = here.path ? `${here.path}.${part}` : part;
         here.children.set(part, { path: inner, name: part, children: new Map(), sites: [], graph: null, depth: here.depth + 1, parent: here });
@@ -72,15 +75,15 @@ function treeOf(data) {
       here.where = here.where || [];
       here.where.push([g, m]);
     });
-    for (const s of graph.sites) at(graph.modules[s.module]).sites.push(Object.assign(s, { graph: g }));
+    for (const s of graph.sites) at(graph.modules[s.module]).sites.push(s);
   });
   const sum = (node, order) => {
     node.all = [...node.sites];
     for (const child of node.children.values()) node.all.push(...sum(child, order).all);
-    node.flops = node.all.reduce((x, s) => x + s.flops, 0);
-    node.time = node.all.reduce((x, s) => x + (planned(s) || 0), 0);
+    node.flops = node.all.reduce((x, s) => x + size(s), 0);
+    node.time = node.all.reduce((x, s) => x + s.runs * (planned(s) || 0), 0);
     node.parts = Object.fromEntries(HOWS.map((h) => [h, 0]));
-    for (const s of node.all) node.parts[s.execution] += s.flops;
+    for (const s of node.all) node.parts[s.execution] += size(s);
     node.order = order.next++;
     node.text = [node.path, ...node.sites.flatMap((s) => [s.rule, s.op, s.execution, ...s.reasons.flat()])].join("\n").toLowerCase();
     return node;
@@ -345,7 +348,7 @@ function products(data, node) {
     for (const [code, text] of s.reasons) why.append(make("br"), make("code", {}, code), ` ${text}`);
     const unit = data.graphs[s.graph].units.find((u) => u[0] === s.unit);
     if (unit) why.append(make("br"), make("span", { className: "soft" }, `unit ${unit[0]}: ${unit[2]}`));
-    const sizes = make("span", {}, s.sizes.join(" x "), make("br"), make("span", { className: "soft" }, `${s.dtype}, ${s.flops.toExponential(2)} FLOPs`), ...times);
+    const sizes = make("span", {}, s.sizes.join(" x "), make("br"), make("span", { className: "soft" }, `${s.dtype}, ${flops(s.flops)} FLOPs${s.runs > 1 ? `, ${s.runs} times` : ""}`), ...times);
     return [`${s.op} ${s.role}`, sizes, chip(s, 1), why];
   }));
 }
@@ -377,7 +380,7 @@ function panels(data, sites, openFilter) {
     for (const [code, text] of s.reasons) {
       const entry = dense.get(code) || { text, count: 0, flops: 0 };
       entry.count += 1;
-      entry.flops += s.flops;
+      entry.flops += size(s);
       dense.set(code, entry);
     }
   }
@@ -386,7 +389,7 @@ function panels(data, sites, openFilter) {
     found.push(panel(`Left dense, by reason: ${sites.filter((s) => s.execution === "dense").length} products`, "dense", table(["code", "products", "of all FLOPs", "the first one's reason"], rows)));
   }
   if (data.skipped.length) found.push(panel(`Multiplies, and no policy can reach it: ${data.skipped.length}`, "skipped", table(["operator", "module", "direction", "why"], data.skipped.map((s) => [s[0], s[1] || "(model)", s[2] ? "backward" : "forward", `${s[3]}: ${s[4]}`]))));
-  if (data.eager.length) found.push(panel(`In no graph, runs eagerly and dense: ${percent(data.totals.eager_share)} of the step's multiplying`, "eager", table(["operator", "module", "calls", "FLOPs", "why"], data.eager.map((r) => [r[0], r[1] || "(model)", String(r[2]), r[3] === null ? "unknown" : r[3].toExponential(2), r[4]]))));
+  if (data.eager.length) found.push(panel(`In no graph, runs eagerly and dense: ${percent(data.totals.eager_share)} of the step's multiplying`, "eager", table(["operator", "module", "calls", "FLOPs", "why"], data.eager.map((r) => [r[0], r[1] || "(model)", String(r[2]), flops(r[3]), r[4]]))));
   if (data.uncompiled.length) found.push(panel(`In no compiled graph: ${data.uncompiled.length} layers`, "uncompiled", make("p", {}, data.uncompiled.join(", "))));
   if (data.saved.length) {
     const bytes = data.saved.reduce((x, s) => x + s[3], 0);
@@ -402,7 +405,7 @@ function panels(data, sites, openFilter) {
 // -- the page ----------------------------------------------------------------------------------
 
 function summary(data, sites) {
-  const t = data.totals, left = sites.reduce((x, s) => x + (s.execution === "sparse" ? s.flops : 0), 0);
+  const t = data.totals, left = sites.reduce((x, s) => x + (s.execution === "sparse" ? size(s) : 0), 0);
   const parts = [t.sites ? `${t.pruned_sites} of ${t.sites} products pruned: ${percent(t.pruned_share)} of ${t.flops.toExponential(2)} FLOPs` : "this model has no product"];
   if (left) parts.push(`${percent(left / t.flops)} in sparse products`);
   if (t.dense_us && t.planned_us) parts.push(`predicted: ${time(t.dense_us)} dense, ${time(t.planned_us)} as decided (${(t.dense_us / t.planned_us).toFixed(2)}x)`);
@@ -416,7 +419,7 @@ async function start() {
   const bytes = Uint8Array.from(atob($("data").textContent.trim()), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const data = await new Response(stream).json();
-  const sites = data.graphs.flatMap((g) => g.sites);
+  const sites = data.graphs.flatMap((g, graph) => g.sites.map((s) => Object.assign(s, { graph, runs: g.runs })));
   summary(data, sites);
   const byPath = new Map();
   const graph = new Graph(data, (g, m) => byPath.get(data.graphs[g].modules[m]) && tree.select(byPath.get(data.graphs[g].modules[m]), false), (g, v, n) => describe(data, g, v, n));

@@ -109,6 +109,13 @@ def test_a_module_that_is_entered_twice_is_one_box_though_that_is_a_cycle() -> N
     assert boxes(drawing)["y"] is Kind.SUBMODULE
 
 
+def test_modules_that_share_a_graph_are_one() -> None:
+    nodes = [node("mm", "layers.{0..79}.fc"), node("add", "layers.{0..79}", "mm")]
+    assert Drawings(nodes).modules == ["", "layers", "layers.{0..79}", "layers.{0..79}.fc"]
+    drawing = Drawings(nodes).draw("layers.{0..79}", backward=False)
+    assert boxes(drawing) == {"fc": Kind.SUBMODULE, "aten.add": Kind.OPERATION}
+
+
 def test_a_value_read_twice_is_one_edge() -> None:
     nodes = [node("a", "m"), node("b", "m", "a", "a")]
     assert Drawings(nodes).draw("m", backward=False).edges == [(0, 1)]

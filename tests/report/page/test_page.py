@@ -57,7 +57,8 @@ def test_a_thousand_products_are_less_than_half_a_megabyte() -> None:
     def copied(nodes: tuple[Node, ...], i: int) -> Iterator[Node]:
         for n in nodes:
             inputs = tuple(f"{name}_{i}" for name in n.inputs)
-            yield replace(n, name=f"{n.name}_{i}", module=f"layers.{i}.{n.module}", inputs=inputs)
+            module = f"layers.{i}.{n.module}".rstrip(".")
+            yield replace(n, name=f"{n.name}_{i}", module=module, inputs=inputs)
 
     count = 1020 // len(block.sites)
     large = block.model_copy(
@@ -237,6 +238,19 @@ def test_nothing_is_wider_than_the_screen(opened: Any, file: Path, width: int) -
     tab = opened(file, width=width)
     tab.click("#unfold")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@needs_browser
+def test_blocks_that_are_planned_once_are_one_row(opened: Any, tmp_path: Path) -> None:
+    x = torch.randn(4, 8, requires_grad=True)
+    report = nmcompile.explain(Net(), x, each="blocks.*")
+    tab = opened(report.to_html(tmp_path / "page.html"))
+    assert names(tab) == ["(model)", "blocks", "{0..1}", "0", "2"]
+    tab.click("#tree tbody tr:nth-child(4)")
+    assert tab.text_content("#name") == "blocks.{0..1}.0"
+    assert "2 times" in tab.text_content("#products")
+    assert tab.locator("#graph .inserted").count() == 1
+    assert "in no graph" in tab.text_content("#panels").lower()
 
 
 @needs_browser
