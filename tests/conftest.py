@@ -16,6 +16,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="nmcompile-tests-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE.name
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 os.environ["NMCOMPILE_CHECK_PASSES"] = "1"
+os.environ["COLUMNS"] = "150"  # a printed report is as wide as the terminal
 
 import pytest
 import torch

@@ -166,18 +166,22 @@ def _share_operand(gemm: Gemm, forward: Gemm) -> bool:
 
 
 def _belong_together(backward: Gemm, forward: Gemm) -> bool:
-    """The three GEMMs of a layer permute the same M, N, K (a convolution's only nearly)."""
+    """The three GEMMs of a layer permute the same M, N, K (a convolution's only nearly).
+
+    What the forward reduces over is a dimension of its gradients.
+    """
     if Op.CONV in (backward.op, forward.op):
         return backward.op is forward.op
     # What each of the three reduces may be padded where it is in 8 bits, to a multiple of 16.
     eight_bits = any(g.dtype.startswith("float8") for g in (backward, forward))
     ours, theirs = (_sizes(g, 16 if eight_bits else 1) for g in (backward, forward))
-    return ours == theirs
+    return sorted(ours) == sorted(theirs) and theirs[-1] in ours[1:3]
 
 
 def _sizes(gemm: Gemm, step: int) -> list[int]:
-    """By number: one symbolic size can be written in several ways."""
-    return sorted(-(-size_hint(size) // step) for size in gemm.sizes)
+    # By number: one symbolic size can be written in several ways.
+    batch, *rest = map(size_hint, gemm.sizes)
+    return [batch, *(-(-size // step) * step for size in rest)]
 
 
 def _base(gemm: Gemm, arg: str) -> fx.Node:

@@ -15,10 +15,11 @@ from nmcompile.execution import choose as execution
 from nmcompile.execution.choose import Chosen, Execution, Request, choose
 from nmcompile.execution.cost import Predicted
 from nmcompile.execution.targets import Target, named
-from nmcompile.gemm import Gemm, OperandKind
+from nmcompile.gemm import Gemm, OperandKind, Pruning
 from nmcompile.graph.find_gemms import find_gemms
 from nmcompile.graph.operand_kinds import operand_kinds
 from nmcompile.passes.assign import _pruning
+from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy, Rule
 from nmcompile.reason import Code
 
@@ -47,11 +48,16 @@ def product(
     return gemm
 
 
+def pruning(gemm: Gemm, rule: Rule) -> Pruning:
+    """What a rule prunes of a product, whatever else its graph holds."""
+    return _pruning(gemm, rule, Plan(gemm.node.graph, {}, Policy()))
+
+
 def weigh(
     *gemms: Gemm, rule: Rule = RULE, target: Target = H200, autotune: bool = False, **policy: Any
 ) -> Chosen:
     """Products that read one operand."""
-    requests = [Request(i, g, _pruning(g, rule), rule, key="x") for i, g in enumerate(gemms)]
+    requests = [Request(i, g, pruning(g, rule), rule, key="x") for i, g in enumerate(gemms)]
     return choose(requests, Policy(rules=[rule], **policy), autotune, target)
 
 
@@ -181,7 +187,7 @@ def test_a_target_is_that_of_the_device_unless_one_is_given(
 ) -> None:
     monkeypatch.setattr(execution, "target_of", lambda device: OLD)
     gemm = product()
-    requests = [Request(0, gemm, _pruning(gemm, RULE), RULE, key="x")]
+    requests = [Request(0, gemm, pruning(gemm, RULE), RULE, key="x")]
     policy = Policy(rules=[RULE])
     assert choose(requests, policy).executions[0].how == "simulate"
     assert choose(requests, policy, target=H200).executions[0].how == "sparse"
@@ -200,7 +206,7 @@ def test_where_the_library_packs_only_equal_operands_are_decided_together() -> N
     opaque = H200.model_copy(update={"layout": Layout.CUSPARSELT})
     gemm = product(16384, 1024, 4096)
     requests = [
-        Request(site, gemm, _pruning(gemm, RULE), RULE, key="x", along=along)
+        Request(site, gemm, pruning(gemm, RULE), RULE, key="x", along=along)
         for site, along in enumerate((1, 1, 0))
     ]
     chosen = choose(requests, Policy(rules=[RULE]), target=opaque)

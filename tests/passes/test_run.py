@@ -331,7 +331,7 @@ def dumps_of(title: str, steps: Sequence[Pass], changed: Sequence[str]) -> list[
 REPLAYED = [
     *dumps_of("joint graph", JOINT, ("prune_forward", "prune_backward", "share_compressed")),
     *dumps_of("post-grad graph", POST_GRAD, ("fuse_compress",)),
-    *dumps_of("post-grad graph", POST_GRAD, ("fuse_compress",)),
+    *dumps_of("post-grad graph", POST_GRAD, ("fuse_compress", "realise_seeds")),
 ]
 #: An operator that is in a dump, and not in the one before it.
 NEWCOMERS = {
