@@ -177,7 +177,7 @@ def too_large(x: Tensor, *args: Any) -> Tensor:
 
 
 def no_roles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nmcompile.graph.find_gemms, "assign_roles", lambda found: found)
+    monkeypatch.setattr(nmcompile.graph.find_gemms, "assign_roles", lambda found, *_: found)
 
 
 def nothing_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
