@@ -18,7 +18,7 @@ _ENCODER = {
     **_SPECIAL,
 }
 _DECODER = {**_ENCODER, "num_key_value_heads": 1, "head_dim": 16}
-_EXPERTS = {"num_experts": 2, "moe_intermediate_size": 32}
+_EXPERTS = {"num_experts": 4, "moe_intermediate_size": 32}
 
 
 def _labelled() -> Batch:
@@ -49,6 +49,7 @@ def _mixture(
     **config: Any,
 ) -> Entry:
     config = {**_DECODER, "num_experts_per_tok": 1, **config}
+    config = {key: value for key, value in config.items() if value is not None}
     family, text = "mixture of experts", f"`experts_implementation` `{experts}`: {note}"
     return transformer(name, family, kind, config, _labelled, text, eager_only, experts)
 
@@ -110,7 +111,7 @@ ENTRIES = (
         "MixtralForCausalLM",
         "eager",
         "Dynamo cannot trace a loop over the experts that have tokens and leaves it to eager mode, "
-        "where nothing is pruned",
+        "where nothing is pruned; `explain` counts it as such",
         eager_only=("model.layers.0.mlp.experts",),
         num_local_experts=2,
     ),
@@ -118,15 +119,51 @@ ENTRIES = (
         "qwen3-moe",
         "Qwen3MoeForCausalLM",
         "grouped_mm",
-        "the default",
+        "the default; blocks of the weight gradient start anew with every expert",
         **_EXPERTS,
     ),
     _mixture(
         "olmoe",
         "OlmoeForCausalLM",
         "batched_mm",
-        "each token multiplies the weights that it selects",
+        "each token multiplies the weights that it selects; the weight gradient of one token has "
+        "no block",
         **_EXPERTS,
+    ),
+    _mixture(
+        "gpt-oss",
+        "GptOssForCausalLM",
+        "grouped_mm",
+        "experts with biases, stored transposed",
+        num_local_experts=4,
+        intermediate_size=32,
+        layer_types=["full_attention"],
+    ),
+    _mixture(
+        "deepseek-v3",
+        "DeepseekV3ForCausalLM",
+        "grouped_mm",
+        "latent attention, and a shared expert beside the routed ones",
+        head_dim=None,
+        num_key_value_heads=2,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        moe_intermediate_size=32,
+        first_k_dense_replace=0,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+    ),
+    _mixture(
+        "granite-moe",
+        "GraniteMoeForCausalLM",
+        "grouped_mm",
+        "residuals and router scaled by numbers of the configuration",
+        head_dim=None,
+        num_local_experts=4,
     ),
     transformer(
         "mamba",
