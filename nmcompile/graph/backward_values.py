@@ -9,7 +9,7 @@ A loss that computes its gradient in its forward looks so, and what a backward c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import fx
 
 from nmcompile import _torch
 from nmcompile.graph.aten import CONVERSIONS, VIEWS, is_item
-from nmcompile.graph.computed_again import is_again
+from nmcompile.graph.computed_again import ancestors, is_again
 
 aten = torch.ops.aten
 
@@ -66,8 +66,8 @@ def backward_values(graph: fx.Graph, gradients: Collection[fx.Node]) -> list[fx.
     forward_outputs, gradient_outputs = _outputs(graph, gradients)
     if not forward_outputs:
         return []
-    forward = _ancestors(forward_outputs)
-    backward = _ancestors(gradient_outputs) - forward - set(gradients)
+    forward = ancestors(forward_outputs)
+    backward = ancestors(gradient_outputs) - forward - set(gradients)
     if not any(node.op == "call_function" for node in backward):
         return []
     again = _computed_again(graph, forward, gradients)
@@ -90,18 +90,6 @@ def _outputs(
     starts = [n for n in gradients if not any(m in gradients for m in n.all_input_nodes)]
     losses = [n for start in starts for n in start.all_input_nodes]
     return losses or [n for n in nodes if n not in gradients], [n for n in nodes if n in gradients]
-
-
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes and all that they depend on."""
-    found: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found
 
 
 def _computed_again(

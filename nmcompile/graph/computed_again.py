@@ -9,7 +9,7 @@ operations. They are found by their operands, which are the same in the caller o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class _Origins:
         operands = map(_plain, forward.operands)
         self.fed = dict(zip(operands, self.inputs, strict=True))
         self.carried = dict(forward.carries)
-        self.live = _ancestors([n for n in self.results if isinstance(n, fx.Node)])
+        self.live = ancestors([n for n in self.results if isinstance(n, fx.Node)])
 
     def of(self, operand: Any) -> fx.Node | None:
         """What was fed to the forward as well, or what it returned."""
@@ -137,7 +137,8 @@ def _through(value: Any, targets: frozenset[Any]) -> Any:
     return value
 
 
-def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes and all that they depend on."""
     found: set[fx.Node] = set()
     stack = list(nodes)
     while stack:
