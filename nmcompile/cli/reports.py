@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
 import nmcompile
 from nmcompile.cli.named import load
-from nmcompile.codegen.loader import kernel_path
+from nmcompile.codegen.loader import file_name
 from nmcompile.codegen.printer import print_kernel
 from nmcompile.errors import NMError
 from nmcompile.reason import Code
@@ -134,9 +135,7 @@ def show_differences(
         for column in ("module", "role", f"before: {policies[0]}", f"after: {policies[1]}"):
             table.add_column(column, overflow="fold")
         for c in changes:
-            table.add_row(
-                *map(_plain, (c.module or "(root)", f"{c.op} {c.role}", c.before, c.after))
-            )
+            table.add_row(*map(Text, (c.module or "(root)", f"{c.op} {c.role}", c.before, c.after)))
         console.print(table)
     else:
         console.print("no product differs")
@@ -146,12 +145,6 @@ def show_differences(
             f"{total.pruned_share:.1%} of the FLOPs",
             markup=False,
         )
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 # -- kernels -------------------------------------------------------------------------------------
@@ -168,7 +161,7 @@ def show_kernels(report: Report, out: Path | None) -> None:
         source = print_kernel(spec)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            path = out / kernel_path(spec).name
+            path = out / file_name(spec, source)
             path.write_text(source)
             console.print(str(path), markup=False)
         elif sys.stdout.isatty():

@@ -31,8 +31,13 @@ def kernel_path(spec: Spec) -> Path:
     return _written(spec, print_kernel(spec))
 
 
+def file_name(spec: Spec, source: str) -> str:
+    """What the file of a kernel with this text is called."""
+    return f"{spec.name}_{_digest(source.encode())}.py"
+
+
 def _written(spec: Spec, source: str) -> Path:
-    name = f"{spec.name}_{_digest(source.encode())}.py"
+    name = file_name(spec, source)
     path = cache.folder() / "kernels" / name
     if _holds(path, source):
         return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from nmcompile.codegen.printer import print_kernel
@@ -21,7 +20,6 @@ def data_of(report: Report) -> dict[str, Any]:
     """The document. Positions of a list are named where it is made; ``page.js`` has the same."""
     saved = sorted(report.saved, key=lambda s: -s.bytes)
     return {
-        "version": metadata.version("nmcompile"),
         "totals": report.totals.model_dump(mode="json"),
         "target": None if report.target is None else report.target.model_dump(mode="json"),
         "policy": report.policy,
@@ -47,12 +45,10 @@ def _graph(graph: GraphReport) -> dict[str, Any]:
     modules = list(dict.fromkeys([*after.modules, *(s.module for s in graph.sites)]))
     number = {module: i for i, module in enumerate(modules)}
     return {
-        "training": graph.training,
         "runs": graph.runs,
         "modules": modules,
-        "classes": {s.module: s.module_class for s in graph.sites},
         "sites": [_site(s, number[s.module]) for s in graph.sites],
-        "units": [[u.unit, list(u.sites), str(u)] for u in graph.units],
+        "units": [[u.unit, str(u)] for u in graph.units],
         "before": [_node(n) for n in graph.nodes_before],
         "after": [_node(n) for n in graph.nodes_after],
         # of each module: forward before and after, backward before and after

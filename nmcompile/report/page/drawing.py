@@ -25,9 +25,9 @@ class Kind(StrEnum):
 
 @dataclass
 class Box:
-    """``title`` and ``detail`` are its two lines; ``opens`` is what a click leads to.
+    """``title`` and ``detail`` are its two lines.
 
-    ``node`` is the number of a node of the graph, ``module`` the path of a submodule. ``x`` and
+    A click leads to ``module``, the path of one, or else shows ``node``, by its number. ``x`` and
     ``y`` count boxes from the left and layers from the top.
     """
 

@@ -347,7 +347,7 @@ function products(data, node) {
     const why = make("span", {}, s.rule || "no rule");
     for (const [code, text] of s.reasons) why.append(make("br"), make("code", {}, code), ` ${text}`);
     const unit = data.graphs[s.graph].units.find((u) => u[0] === s.unit);
-    if (unit) why.append(make("br"), make("span", { className: "soft" }, `unit ${unit[0]}: ${unit[2]}`));
+    if (unit) why.append(make("br"), make("span", { className: "soft" }, `unit ${unit[0]}: ${unit[1]}`));
     const sizes = make("span", {}, s.sizes.join(" x "), make("br"), make("span", { className: "soft" }, `${s.dtype}, ${flops(s.flops)} FLOPs${s.runs > 1 ? `, ${s.runs} times` : ""}`), ...times);
     return [`${s.op} ${s.role}`, sizes, chip(s, 1), why];
   }));
