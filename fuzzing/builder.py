@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fuzzing.functions import classes
+from fuzzing.functions import functions
 from fuzzing.network import DTYPES, Block, Input, Network, Statement
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -103,7 +103,7 @@ class Scope:
         return [name for name, count in self.uses.items() if count == 0]
 
 
-NAMESPACE = {"torch": torch, "nn": nn, "F": F, "checkpoint": checkpoint, **classes()}
+NAMESPACE = {"torch": torch, "nn": nn, "F": F, "checkpoint": checkpoint, **functions()}
 
 
 def _harmless(value: Tensor) -> bool:

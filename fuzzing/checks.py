@@ -15,6 +15,7 @@ from fuzzing.case import Case, Find, Tally
 from fuzzing.execute import (
     PlannedNetwork,
     Results,
+    each_run,
     gradients,
     multiplies,
     names_of_skipped,
@@ -22,7 +23,7 @@ from fuzzing.execute import (
     run_compiled,
 )
 from fuzzing.graphs import check_masks_in_graphs
-from fuzzing.masks import is_pruned
+from fuzzing.masks import Masks, groups_of, is_pruned
 from fuzzing.network import load
 from fuzzing.policies import DETERMINISTIC, UNBIASED, policy_of
 from fuzzing.products import form
@@ -112,8 +113,8 @@ def _check_compiled(case: Case, tally: Tally) -> None:
                 raise Find("compiled dense", f"result {i} differs from Inductor's in some bit")
         return
     simulation, simulated = simulate(case)
-    skipped = names_of_skipped(report.skipped)
-    _compare_products(case, simulation, report.sites, skipped, tally)
+    skipped = names_of_skipped(each_run(report.graphs, "skipped"))
+    _compare_products(case, simulation, each_run(report.graphs, "sites"), skipped, tally)
     exact = dtypes(network) == {torch.float64} and not _incomplete(report.sites)
     if exact and case.kind == DETERMINISTIC:
         expected = run(load(network, wide=True, checkpoints=False))
@@ -259,7 +260,10 @@ def _incomplete(sites: Sequence[Any]) -> bool:
 
 
 class _Watch:
-    """Every pruned operand is N:M along its blocks, and a deterministic mask changes no value."""
+    """Every pruned operand is N:M along its blocks, and what is kept is what must be.
+
+    A block that is not finite is one of rows that belong to no group, of which nothing is said.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -269,6 +273,11 @@ class _Watch:
         if name == "prune":
             x, _, _, n, m, dims, method = args
             self._check(x, result, n, m, dims, method)
+        elif name == "prune_ragged":
+            x, offsets, _, _, n, m, dim, method = args
+            parts = groups_of(x, dim, offsets), groups_of(result, dim, offsets)
+            for before, after in zip(*parts, strict=True):
+                self._check(before, after, n, m, [dim], method)
         elif name == "compress":
             x, _, _, dims, n, m, method, layout = args
             for packed, dim in zip(result, dims, strict=True):
@@ -278,11 +287,17 @@ class _Watch:
 
     def _check(self, x: Tensor, y: Tensor, n: int, m: int, dims: Any, method: str) -> None:
         self.count += 1
+        finite = x.isfinite() & y.isfinite()
+        x, y = torch.where(finite, x, 0), torch.where(finite, y, 0)
         for along in [[d] for d in dims] if method == "transposable" else [dims]:
             if not is_pruned(y, n, m, along):
                 raise Find("N:M", f"{method} {n}:{m} along {along} of {list(x.shape)}")
         if method in ("mse", "transposable") and not bool(((y == x) | (y == 0)).all()):
             raise Find("N:M", f"{method} {n}:{m} changed a kept value")
+        if method == "mse" and bool(finite.all()):
+            keep = Masks().keep(x, n, m, dims)
+            if not torch.equal(y, torch.where(keep, x, 0)):
+                raise Find("N:M", f"{method} {n}:{m} along {dims} did not keep the largest")
 
 
 def compare_masked(

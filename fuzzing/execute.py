@@ -10,16 +10,19 @@ from torch import Tensor, fx
 
 import nmcompile
 from fuzzing.network import Program
+from fuzzing.products import FALLBACK, FALLBACK_BACKWARD, LEFT
+from nmcompile.graph.higher_order import reachable
 from nmcompile.inductor.interpreter import DenseInterpreter, PlannedInterpreter
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import Planned, plan_only
 from nmcompile.reason import Code
 
 aten = torch.ops.aten
-PRODUCTS = (
-    *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default),
-    *(aten.convolution.default, aten.convolution_backward.default),
-)
+PRODUCTS = {
+    *map(str, LEFT),
+    *(str(aten.convolution.default), str(aten.convolution_backward.default)),
+    *(FALLBACK, FALLBACK_BACKWARD),
+}
 Results = list["Tensor | None"]
 
 
@@ -75,6 +78,11 @@ class Interpreter(DenseInterpreter):
         return result
 
 
+def each_run(reports: Iterable[Any], rows: str) -> list[Any]:
+    """The rows of every graph, as often as it runs: a region is listed once for all its calls."""
+    return [row for r in reports for row in getattr(r, rows) * r.runs]
+
+
 def names_of_skipped(skipped: Iterable[Any]) -> list[str]:
     """What a report lists beside products; a product that is decomposed, eager mode has as one."""
     return [s.target for s in skipped if s.reason.code is not Code.DECOMPOSED]
@@ -113,15 +121,15 @@ class PlannedNetwork:
 
     @property
     def sites(self) -> list[Any]:
-        return [s for p in self.planned for r in p.reports for s in r.sites]
+        return [s for p in self.planned for s in each_run(p.reports, "sites")]
 
     @property
     def skipped(self) -> list[str]:
-        return names_of_skipped(s for p in self.planned for r in p.reports for s in r.skipped)
+        return names_of_skipped(s for p in self.planned for s in each_run(p.reports, "skipped"))
 
     @property
     def graphs(self) -> list[fx.Graph]:
-        return [g for p in self.planned for g in p.graphs]
+        return [g for p in self.planned for graph in p.graphs for g in reachable(graph)]
 
 
 def run_compiled(program: Program, backend: str, policy: nmcompile.Policy | None = None) -> Results:
@@ -145,8 +153,8 @@ def multiplies(program: Program, dynamic: bool) -> set[tuple[Any, ...]]:
     found: set[tuple[Any, ...]] = set()
 
     def note(gm: fx.GraphModule, inputs: Any) -> Any:
-        for node in gm.graph.nodes:
-            if node.op == "call_function" and node.target in PRODUCTS:
+        for node in (n for g in reachable(gm.graph) for n in g.nodes):
+            if node.op == "call_function" and str(node.target) in PRODUCTS:
                 values = [a.meta["val"] for a in node.all_input_nodes]
                 found.add((str(node.target), *(tuple(map(int, v.shape)) for v in values)))
         return gm.forward

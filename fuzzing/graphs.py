@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fuzzing.case import Find
-from fuzzing.products import LEFT
+from fuzzing.products import FALLBACK, FALLBACK_BACKWARD, LEFT
 from nmcompile.reason import Code
 
 aten, nm = torch.ops.aten, torch.ops.nm
@@ -56,6 +56,10 @@ def _marks(node: fx.Node, exact: bool) -> list[tuple[Any, ...]]:
         operands = node.args[:3]
     elif node.target is nm.mm.default:
         operands = node.args[:1]
+    elif str(node.target) == FALLBACK:
+        operands = node.args[:2]
+    elif str(node.target) == FALLBACK_BACKWARD or node.target is nm.grouped_gradient.default:
+        operands = (*node.args[:2], node.args[3])
     else:
         return []
     marks = []
@@ -65,12 +69,12 @@ def _marks(node: fx.Node, exact: bool) -> list[tuple[Any, ...]]:
             mask = mask.all_input_nodes[0]
         if mask.target is nm.compress.default and mask.args[0].target is nm.prune.default:
             mask = mask.args[0]  # masked by a method that nm.compress does not have
-        if mask.target in (nm.prune.default, nm.compress.default):
+        if mask.target in (nm.prune.default, nm.prune_ragged.default, nm.compress.default):
             parsed = [_parse(part) for part in str(mask.meta["nm"]).split(" + ")]
             marks += parsed
             # What fprop pruned may be read again by the backward.
             again = exact and parsed[0][0] in ("fprop", "both")
-            if mask.target is nm.prune.default and not again:
+            if mask.target is not nm.compress.default and not again:
                 _check_dims(node, position, mask)
     return marks
 
@@ -86,8 +90,21 @@ def _parse(mark: str) -> tuple[Any, ...]:
 
 def _check_dims(product: fx.Node, position: int, mask: fx.Node) -> None:
     """Blocks of a matrix product run along the dimension that it reduces over."""
-    if product.target not in LEFT or mask.args[6] == "transposable":
+    ragged = mask.target is nm.prune_ragged.default
+    by_group = _reduces_over_groups(product)
+    if ragged != by_group:
+        raise Find("graph", f"{product}: blocks {'do not ' * by_group}start anew with each group")
+    if ragged and mask.args[1] is not product.args[2]:
+        raise Find("graph", f"{product}: the groups of operand {position} are {mask.args[1]}")
+    *_, dims, method = mask.args
+    if product.target not in LEFT or method == "transposable":
         return
     rank = mask.meta["val"].dim()
-    if list(mask.args[5]) != [rank - 1 - position]:  # type: ignore[arg-type]
-        raise Find("graph", f"{product}: operand {position} is pruned along {mask.args[5]}")
+    if ([dims] if ragged else list(dims)) != [rank - 1 - position]:
+        raise Find("graph", f"{product}: operand {position} is pruned along {dims}")
+
+
+def _reduces_over_groups(product: fx.Node) -> bool:
+    if product.target is aten._grouped_mm.default:
+        return all(a.meta["val"].dim() == 2 for a in product.args[:2])  # type: ignore[union-attr]
+    return product.target is nm.grouped_gradient.default and bool(product.args[4])

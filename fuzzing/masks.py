@@ -30,6 +30,11 @@ class Masks:
             return self.keep(split, n, m, inner).flatten(first, first + 1)
         return _along(x.abs(), m, dims, lambda blocks: self._largest(blocks, n))
 
+    def keep_ragged(self, x: Tensor, n: int, m: int, dim: int, offsets: Tensor) -> Tensor:
+        """``keep`` of each group on its own; what is behind the last offset is one more."""
+        parts = groups_of(x, dim, offsets)
+        return torch.cat([self.keep(part, n, m, (dim,)) for part in parts], dim)
+
     def _largest(self, blocks: Tensor, n: int) -> Tensor:
         order = torch.sort(blocks, dim=-1, descending=True, stable=True)
         self._near(order.values[..., n - 1], order.values[..., n])
@@ -68,6 +73,12 @@ class Masks:
         gap = gap[(kept > 0) & gap.isfinite()]
         if gap.numel():
             self.margin = min(self.margin, float(gap.min()))
+
+
+def groups_of(x: Tensor, dim: int, offsets: Tensor) -> list[Tensor]:
+    """The parts of ``x`` along ``dim`` that end at ``offsets``, and what is behind the last."""
+    ends = [*map(int, offsets), x.shape[dim]]
+    return list(x.split([b - a for a, b in zip([0, *ends], ends, strict=False)], dim))
 
 
 def is_pruned(x: Tensor, n: int, m: int, dims: Sequence[int]) -> bool:

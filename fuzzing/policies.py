@@ -10,7 +10,7 @@ from fuzzing.network import Network, load
 from fuzzing.products import ROLES
 
 FORMATS = ("1:2", "2:4", "2:4", "1:4", "3:4", "2:6", "4:8", "2:8")
-OPS = ("linear", "conv", "matmul")
+OPS = ("linear", "conv", "matmul", "grouped")
 RANDOM = ("mvue", "approx-mvue", "uniform")
 DETERMINISTIC, UNBIASED, ANY = "deterministic", "unbiased", "any"
 

@@ -15,7 +15,16 @@ aten = torch.ops.aten
 Rules = Sequence[Mapping[str, Any]]
 
 #: Matrix products and the position of their left operand.
-LEFT = {aten.mm.default: 0, aten.addmm.default: 1, aten.bmm.default: 0, aten.baddbmm.default: 1}
+LEFT = {
+    aten.mm.default: 0,
+    aten.addmm.default: 1,
+    aten.bmm.default: 0,
+    aten.baddbmm.default: 1,
+    aten._grouped_mm.default: 0,
+}
+#: transformers' grouped product and its backward, by name: they are where it has been imported.
+FALLBACK = "transformers.grouped_mm_fallback.default"
+FALLBACK_BACKWARD = "transformers.grouped_mm_fallback_backward.default"
 ROLES = {
     "activation": ("fprop", "wgrad"),
     "weight": ("fprop", "dgrad"),
@@ -28,6 +37,7 @@ class Side:
     """One operand: its kind and value, the dimensions blocks run along, and what may prevent one.
 
     ``tiles`` are the two GEMM dimensions of a weight and their groups, for transposable masks.
+    ``offsets``: where groups end along the one dimension; blocks start anew with each.
     """
 
     kind: str
@@ -37,6 +47,7 @@ class Side:
     groups: int = 1
     tiles: tuple[tuple[int, int], int] | None = None
     in_place: bool = True
+    offsets: Tensor | None = None
 
 
 @dataclass

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from fuzzing.execute import cotangents
 from fuzzing.functions import gradient_in_forward
 from fuzzing.masks import Masks
-from fuzzing.products import LEFT, Product, Rules, Side, matches
+from fuzzing.products import FALLBACK, FALLBACK_BACKWARD, LEFT, Product, Rules, Side, matches
 
 aten = torch.ops.aten
 
@@ -110,6 +110,10 @@ class Simulation(TorchDispatchMode):
             out = self._convolution(func, args)
         elif func is aten.convolution_backward.default:
             out = self._convolution_backward(func, args)
+        elif str(func) == FALLBACK:
+            out = self._grouped_fallback(func, args)
+        elif str(func) == FALLBACK_BACKWARD:
+            out = self._grouped_fallback_backward(func, args)
         else:
             out = func(*args, **kwargs)
             name = func._schema.name.removeprefix("aten::")
@@ -159,14 +163,16 @@ class Simulation(TorchDispatchMode):
     def _matmul(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         left = LEFT[func]
         a, b = args[left : left + 2]
-        rank = a.dim()
-        tiles = ((rank - 2, rank - 1), 1)
-        lhs = Side(self._operand(a), a, (rank - 1,), a.shape[-1], tiles=tiles)
-        rhs = Side(self._operand(b), b, (rank - 2,), a.shape[-1], tiles=tiles)
-        batch = a.shape[0] if rank == 3 else 1
+        grouped = func is aten._grouped_mm.default
+        by_group = grouped and a.dim() == b.dim() == 2
+        offsets = args[2] if by_group else None
+        lhs = self._matrix(a, a.dim() - 1, offsets)
+        rhs = self._matrix(b, b.dim() - 2, offsets)
+        batch = a.shape[0] if a.dim() == b.dim() == 3 else 1
         sizes = (batch, a.shape[-2], b.shape[-1], a.shape[-1])
         one_weight = (lhs.kind == "weight") != (rhs.kind == "weight")
-        op, role = "linear" if one_weight else "matmul", "fprop"
+        layer = "grouped" if grouped else "linear"
+        op, role = layer if one_weight else "matmul", "fprop"
         partner = None
         followed = not self._hidden()
         if "gradient" in (lhs.kind, rhs.kind):
@@ -179,14 +185,13 @@ class Simulation(TorchDispatchMode):
                 self._read_pruned(partner, lhs, rhs)
         product = self._product(op, role, lhs, rhs, sizes, partner)
         product.followed = followed
-        if self._is_decomposed(func, args, kwargs):
-            self._remember(product, args)
-            self.decomposed += 1
-            return func(*args, **kwargs)
-        self._list(product, func, args)
+        if not self._is_decomposed(func, args, kwargs):
+            self._list(product, func, args)
         values = list(args)
         values[left : left + 2] = self._pruned(product, lhs), self._pruned(product, rhs)
         self._remember(product, args)
+        if grouped:  # which takes rows of multiples of 16 bytes alone
+            values[:2] = map(_with_strides, values[:2], args[:2])
         out: Tensor = func(*values, **kwargs)
         if partner is not None and partner.exact and partner.keep is not None:
             as_left = partner.pruned == partner.kinds[0]
@@ -195,6 +200,50 @@ class Simulation(TorchDispatchMode):
             if role == wanted:
                 out = out * (partner.keep if as_left == gradient_left else partner.keep.mT)
         return out
+
+    def _matrix(self, x: Tensor, dim: int, offsets: Tensor | None = None) -> Side:
+        """An operand of a matrix product that reduces over ``dim``."""
+        tiles = ((x.dim() - 2, x.dim() - 1), 1)
+        return Side(self._operand(x), x, (dim,), x.shape[dim], tiles=tiles, offsets=offsets)
+
+    def _grouped_fallback(self, func: Any, args: Any) -> Tensor:
+        x, w, offs = args
+        lhs, rhs = self._matrix(x, 1), self._matrix(w, 1)
+        sizes = (1, x.shape[0], w.shape[2], x.shape[1])
+        op = "grouped" if "weight" in (lhs.kind, rhs.kind) else "matmul"
+        product = self._product(op, "fprop", lhs, rhs, sizes, None)
+        self._list(product, func, args)
+        if x.requires_grad or w.requires_grad:  # which its Function hides, and is its own node
+            self._forward.setdefault(self._newest, product)
+        out: Tensor = func(self._pruned(product, lhs), self._pruned(product, rhs), offs)
+        return out
+
+    def _grouped_fallback_backward(self, func: Any, args: Any) -> tuple[Tensor, Tensor]:
+        """dX [S,I] = dY [S,O] W^T and dW [E,I,O] = X^T dY; the operator computes both."""
+        x, w, offs, dy = args
+        partner = self._partner()
+        assert partner is not None, "no Function of the fuzzer has groups"
+        (rows, ins), outs = x.shape, w.shape[2]
+        results = list(func(*args))
+        sides = {
+            "dgrad": (self._matrix(dy, 1), self._matrix(w, 2), (1, rows, ins, outs)),
+            "wgrad": (self._matrix(x, 0, offs), self._matrix(dy, 0, offs), (1, ins, outs, rows)),
+        }
+        for output, (role, (lhs, rhs, sizes)) in enumerate(sides.items()):
+            if not (x, w)[output].requires_grad:
+                continue
+            self._read_pruned(partner, lhs, rhs)
+            role = "dgrad" if partner.op == "matmul" else role
+            product = self._product(partner.op, role, lhs, rhs, sizes, partner)
+            self._list(product, func, args)
+            left, right = self._pruned(product, lhs), self._pruned(product, rhs)
+            operands = (x, right, offs, left) if output == 0 else (left, w, offs, right)
+            result = func(*operands)[output]
+            masked = ("activation", "weight")[output]
+            if partner.exact and partner.keep is not None and partner.pruned == masked:
+                result = result * partner.keep
+            results[output] = result
+        return results[0], results[1]
 
     def _convolution(self, func: Any, args: Any) -> Tensor:
         x, w, bias, *config = args
@@ -322,6 +371,8 @@ class Simulation(TorchDispatchMode):
         if method == "transposable":
             assert side.tiles is not None
             p.keep = self.masks.tiles(side.value, n, m, *side.tiles)
+        elif method == "mse" and side.offsets is not None:
+            p.keep = self.masks.keep_ragged(side.value, n, m, *side.dims, side.offsets)
         elif method == "mse":
             p.keep = self.masks.keep(side.value, n, m, side.dims, side.groups)
 
@@ -346,6 +397,13 @@ class Simulation(TorchDispatchMode):
             same = side.value.shape == forward.shape and torch.equal(side.value, forward)
             keep = partner.keep if same else partner.keep.mT
             side.value = torch.where(keep, side.value, 0)
+
+
+def _with_strides(x: Tensor, like: Tensor) -> Tensor:
+    """``x``, where it lies in memory as ``like``."""
+    if x.stride() == like.stride():
+        return x
+    return torch.empty_strided(x.shape, like.stride(), dtype=x.dtype).copy_(x)
 
 
 def _tokens(image: Tensor) -> int:
