@@ -17,6 +17,7 @@ from torch import fx
 
 from nmcompile.gemm import Gemm, Op, OperandKind, Role, size_hint
 from nmcompile.graph.aten import view_base
+from nmcompile.graph.find_skipped import is_written_out
 from nmcompile.graph.float8 import source_of
 from nmcompile.graph.grouped import is_grouped
 from nmcompile.graph.operand_kinds import Kinds
@@ -38,7 +39,11 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
         return [_guessed(g, doubt) for g in found]
     forward = [g for g in found if not _is_backward(g) and g.guess is None]
     differentiated = Counter(g.seq_nr for g in found if _is_backward(g) and not _has_weight(g))
+    nodes = found[0].node.graph.nodes if found else ()
     to_weights = weight_gradients(found[0].node.graph, kinds) if found else {}
+    written = {
+        n.meta.get("seq_nr") for n in nodes if is_written_out(n) and kinds[n] is not _GRADIENT
+    }
     roles = []
     for g in found:
         summed = to_weights.get(g.node)
@@ -47,7 +52,10 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
             g = fused
         elif _is_backward(g):
             is_twin = g.seq_nr is not None and differentiated[g.seq_nr] > 1
-            g = _with_role(g, _partner(g, forward), is_twin, is_wgrad)
+            # Inductor wrote its forward without a product: no other product is it.
+            unseen = g.seq_nr is not None and g.seq_nr in written
+            partner = None if unseen else _partner(g, forward)
+            g = _with_role(g, partner, is_twin, is_wgrad)
         elif g.guess is not None:
             g = _guessed(g, g.guess)
         roles.append(g)

@@ -132,3 +132,25 @@ def test_symbolic_sizes_written_in_two_ways_are_one_size() -> None:
         results.append(PlannedNetwork(program, Policy(rules=[rule]), dynamic).run())
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+class OneTerm(nn.Module):
+    """Two products of one column; Inductor writes that of the bare weight without a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 8, dtype=torch.float64)
+        self.weight = nn.Parameter(torch.randn(8, 1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(x), x @ self.weight.t()
+
+
+def test_a_gradient_whose_forward_was_written_out_belongs_to_no_other_product() -> None:
+    x = torch.randn(8, 1, dtype=torch.float64)
+    sites = nmcompile.explain(OneTerm(), x, policy=GRADIENTS).sites
+    assert [(s.module, str(s.role)) for s in sites] == [
+        ("fc", "fprop"),
+        ("", "wgrad"),
+        ("fc", "wgrad"),
+    ]
