@@ -16,13 +16,13 @@ are told by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from nmcompile.gemm import Operand, OperandKind, Role, Unknown
+from nmcompile.gemm import Operand, OperandKind, Role, Unknown, size_hint
 from nmcompile.graph.aten import INPUT_GRADIENT, WEIGHT_GRADIENT, argument, items
 from nmcompile.ops.call import Call, check_names
 
@@ -83,7 +83,19 @@ def _grouped_mm(node: fx.Node, kind: KindOf) -> GroupedProduct:
     groups = "offs" if a.dim() == b.dim() == 2 else None  # blocks run along the groups
     lhs = _operand(kind(call.self), "self", a.dim() - 1, a, groups)
     rhs = _operand(kind(call.mat2), "mat2", b.dim() - 2, b, groups)
+    lhs, rhs = (replace(o, obstacle=_rows_of_a_copy(value)) for o, value in ((lhs, a), (rhs, b)))
     return GroupedProduct(Role.FPROP, lhs, rhs, (batch, m, n, k))
+
+
+def _rows_of_a_copy(x: torch.Tensor) -> str | None:
+    """Why a masked copy of the operand, which has no gaps in memory, is none for the product."""
+    distance = max(torch.empty_like(x).stride()[-2:], key=size_hint)
+    size = distance * x.element_size()
+    if not isinstance(size, int) or size % 16 == 0:
+        return None
+    return (
+        f"a copy without its gaps has rows of {size} bytes, and the product takes multiples of 16"
+    )
 
 
 def _fallback(node: fx.Node, kind: KindOf) -> GroupedProduct:

@@ -208,7 +208,7 @@ def _check_twice(plan: Plan, method: Method, exact: bool) -> None:
 
 def _check_blocks(operand: Operand, method: Method, nm: NMFormat) -> None:
     """Whether the operand has blocks of this format to prune."""
-    if operand.obstacle is not None and method is not Method.TRANSPOSABLE:
+    if operand.obstacle is not None:
         text = f"the {operand.kind} has no N:M block in place: {operand.obstacle}"
         raise _Dense(Code.WINDOWED, text)
     if method is Method.TRANSPOSABLE and operand.tile_dims is None:

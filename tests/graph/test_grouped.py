@@ -128,6 +128,20 @@ def test_a_transposable_mask_is_one_of_every_matrix(
     assert pruned["wgrad"] == ("gradient", "mvue")
 
 
+@pytest.mark.parametrize("width", [12, 16])
+def test_rows_that_the_product_would_refuse_stay_dense(width: int) -> None:
+    """A mask's result has no gaps; the product takes rows of multiples of 16 bytes."""
+    w = nn.Parameter(torch.randn(E, width, O, dtype=torch.bfloat16))
+    x = torch.randn(S, 24, dtype=torch.bfloat16, requires_grad=True)
+
+    def half(x: Tensor) -> Tensor:
+        return F.grouped_mm(x[:, :width], w, offs=OFFS)
+
+    pruned = {s.role: str(s.pruned) for s in nmcompile.explain(half, x).sites}
+    fprop = "activation" if width == 16 else "None"
+    assert pruned == {"fprop": fprop, "dgrad": "gradient", "wgrad": "gradient"}
+
+
 def test_a_gpu_simulates_them_and_says_why() -> None:
     sites = found(by_row, target="h100")
     assert {s.execution for s in sites} == {"simulate"}

@@ -59,6 +59,21 @@ def test_all_three_products_for_any_number_of_tokens() -> None:
 
 
 @pytest.mark.slow
+def test_half_of_a_row_that_has_no_multiple_of_16_bytes() -> None:
+    w = nn.Parameter(torch.randn(E, 12, O, dtype=torch.bfloat16))
+
+    def half(x: Tensor, offs: Tensor) -> Tensor:
+        return F.grouped_mm(x.chunk(2, -1)[0], w, offs=offs)
+
+    x = torch.randn(18, 24, dtype=torch.bfloat16, requires_grad=True)
+    offs = torch.tensor([5, 5, 18], dtype=torch.int32)
+    rules = [Rule(prune=kind, format="2:4") for kind in ("activation", "gradient")]
+    options = {"policy": Policy(rules=rules)}
+    y = torch.compile(half, backend="nm_sparse", options=options)(x, offs)
+    torch.testing.assert_close(y, half(x, offs))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["activation", "weight"])
 def test_an_exact_backward(kind: str) -> None:
     rule = Rule(prune=kind, role="fprop", format="2:4", backward="exact")
