@@ -151,7 +151,7 @@ def _crash(case: Case, error: Exception, plain: str) -> Find:
     """An exception is the package's unless the same happens without it."""
     text = f"{type(error).__name__}: {str(error).strip()[:600]}"
     try:
-        run_compiled(load(case.network), plain)
+        run_compiled(load(case.network), plain, dynamic=case.dynamic)
     except Exception as other:
         return Find("crash", f"{text}; {plain}: {type(other).__name__}", upstream=True)
     return Find("crash", text)

@@ -132,12 +132,14 @@ class PlannedNetwork:
         return [g for p in self.planned for graph in p.graphs for g in reachable(graph)]
 
 
-def run_compiled(program: Program, backend: str, policy: nmcompile.Policy | None = None) -> Results:
+def run_compiled(
+    program: Program, backend: str, policy: nmcompile.Policy | None = None, dynamic: bool = False
+) -> Results:
     """Outputs and gradients through ``torch.compile``."""
     torch._dynamo.reset()
     options: Any = {"options": {"policy": policy}} if policy else {}
     compiled = torch.compile(
-        program.model, backend=backend, fullgraph=True, dynamic=False, **options
+        program.model, backend=backend, fullgraph=True, dynamic=dynamic, **options
     )
     return run(program, compiled)
 

@@ -117,7 +117,7 @@ def in_place(s: Scope) -> str | None:
         "{out} = {0}.mul_(0.5)",
         "{out} = {0}.clone(); {out}[..., ::2].copy_({1}[..., ::2])",
         "{out} = {0}.clone(); {out}[..., :1].add_({1}[..., :1])",
-        "{out} = torch.zeros_like({0}); {out}.copy_({1} * 2)",
+        "{out} = torch.zeros_like({0}); {out}.copy_({0} * 2 + {1})",
         "{out} = {0} + 1; {out}.sub_({1}).tanh_()",
         "{out} = {0}.clone(); {out}.view(-1).mul_(2)",
         "{out} = {0}.masked_fill_({1}.detach() > 1, 0.5)",

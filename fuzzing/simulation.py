@@ -41,6 +41,8 @@ SKIPPED = (
     "_int_mm",
     "mkldnn_rnn",
     "_trilinear",
+    "_transformer_encoder_layer_fwd",
+    "_native_multi_head_attention",
 )
 STRENGTH = ("gradient", "activation", "weight")
 

@@ -43,9 +43,11 @@ def gathered_weight(s: Scope) -> str | None:
         forms += [
             ((e, c, o), f"torch.bmm({{0}}, W[{chosen}])"),
             ((e, o, c), f"torch.bmm({{0}}, W.index_select(0, {chosen}).transpose(1, 2))"),
-            ((e, c * o), f"torch.bmm({{0}}, F.embedding({chosen}, W).view(-1, {c}, {o}))"),
             ((rows + 1, c, o), "torch.bmm({0}, W[:-1])"),
         ]
+        if c > 1:  # else a row of the table is a vector
+            read = f"F.embedding({chosen}, W).view(-1, {c}, {o})"
+            forms.append(((e, c * o), f"torch.bmm({{0}}, {read})"))
     size, form = s.random.choice(forms)
     weight, held = held_tensor(s, size, dtype_of(s, x))
     return s.add("gathered weight", f"{{out}} = {form.replace('W', weight)}", x, held=(held,))
