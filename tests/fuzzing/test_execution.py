@@ -59,7 +59,7 @@ def test_policy_dense_is_inductor_bit_for_bit(seed: int) -> None:
     assert check(Case.of(seed, compiled_share=1)).checks["compiled dense"] == 1
 
 
-@pytest.mark.parametrize("seed", [6, 10, 20, 24, 26])
+@pytest.mark.parametrize("seed", [10, 24, 34, 50, 56])
 def test_compiled_networks_equal_the_simulation(seed: int) -> None:
     tally = check(Case.of(seed, compiled_share=1))
     assert tally.checks["compiled masks"] == tally.checks["products"] == 1

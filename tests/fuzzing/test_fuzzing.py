@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import nmcompile.graph.find_gemms
+import nmcompile.graph.grouped
 import nmcompile.inductor.interpreter
 import nmcompile.passes.prune_products
 from fuzzing import supervisor
@@ -25,9 +26,10 @@ from fuzzing.campaign import Summary, record_dead, run_seed, seeds
 from fuzzing.case import Case, Find
 from fuzzing.checks import check
 from fuzzing.execute import gradients, run
+from fuzzing.functions import register_fallback
 from fuzzing.generate import generate
 from fuzzing.masks import Masks, is_pruned
-from fuzzing.network import Input, Network, Program, load
+from fuzzing.network import DTYPES, Input, Network, Program, load
 from fuzzing.policies import DETERMINISTIC, UNBIASED, policy_of
 from fuzzing.rounding import tolerances
 from fuzzing.script import write_script
@@ -79,6 +81,14 @@ def test_a_statement_that_fails_leaves_nothing_behind() -> None:
     assert scope.add("linear", "{out} = self.fc({0})", "x", held=held) is None
     assert not hasattr(scope.module, "fc")
     assert scope.statements == []
+
+
+def test_masks_of_groups_are_those_of_the_reference() -> None:
+    x, offsets = torch.randn(11, 3, dtype=torch.float64), torch.tensor([5, 5, 9])
+    keep = Masks().keep_ragged(x, 2, 4, 0, offsets)
+    parts = [reference.prune_and_mask(part, None, 0, 2, 4, (0,), "mse")[1]
+             for part in (x[:5], x[5:9], x[9:])]  # fmt: skip
+    assert torch.equal(keep, torch.cat(parts))
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (2, 6), (4, 8)])
@@ -230,6 +240,64 @@ def test_a_bug_is_made_small_and_written_as_a_script(
         runpy.run_path(str(script), run_name="__main__")
     monkeypatch.undo()
     runpy.run_path(str(script), run_name="__main__")  # without the bug it passes
+
+
+def blocks_straddle_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = nmcompile.graph.grouped._operand
+
+    def whole(kind: Any, arg: str, dim: int, value: Tensor, offsets: str | None = None) -> Any:
+        return found(kind, arg, dim, value)
+
+    monkeypatch.setattr(nmcompile.graph.grouped, "_operand", whole)
+
+
+def groups_start_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = PlannedInterpreter.call_function
+
+    def replaced(self: Any, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is torch.ops.nm.prune_ragged.default:
+            args = (args[0], args[1] + 1, *args[2:])
+        return call(self, target, args, kwargs)
+
+    monkeypatch.setattr(PlannedInterpreter, "call_function", replaced)
+
+
+@pytest.mark.parametrize("of", ["transformers", "torch"])
+@pytest.mark.parametrize(
+    ("bug", "name"), [(blocks_straddle_groups, "graph"), (groups_start_late, "N:M")]
+)
+def test_blocks_of_groups_are_checked(
+    bug: Any, name: str, of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third group begins in the middle of a block, the second one is empty."""
+    case = experts(of)
+    tally = check(case)
+    assert tally.checks["products"] == 1
+    assert tally.checks["masks"] == (of == "transformers")
+    bug(monkeypatch)
+    with pytest.raises(Find) as found:
+        check(case)
+    assert found.value.check == name
+
+
+def experts(of: str) -> Case:
+    """Two layers of three experts, of which one gets no token; two tokens are left out."""
+    scope = Scope(random.Random(0), "v")
+    register_fallback()
+    dtype = {"transformers": "F64", "torch": "BF16"}[of]
+    scope.input("x0", torch.randn(11, 8, requires_grad=True).to(DTYPES[dtype]))
+    function = {"transformers": "torch.ops.transformers.grouped_mm_fallback", "torch": "grouped_mm"}
+    offs = "torch.tensor([6, 6, 9], dtype=torch.int32)"
+    rows = ".masked_fill((torch.arange(11) >= 9)[:, None], 0)"
+    code = "{out} = {0}" + rows
+    for name in ("w1", "w2"):
+        code += f"; {{out}} = {function[of]}({{out}}, self.{name}, {offs}){rows}.tanh()"
+    held = tuple((n, f"nn.Parameter(torch.randn(3, 8, 8).to({dtype}))") for n in ("w1", "w2"))
+    assert scope.add("grouped product", code, "x0", held=held)
+    made = f"torch.randn(11, 8, generator=g).to({dtype})"
+    network = finish(scope, [Input("x0", made, requires_grad=True)], [], 0)
+    assert network is not None
+    return Case(0, network, [{"prune": "gradient", "format": "2:4", "method": "mse"}])
 
 
 def four_layers(method: str) -> Case:
