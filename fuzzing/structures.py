@@ -45,7 +45,7 @@ def gathered_weight(s: Scope) -> str | None:
             ((e, o, c), f"torch.bmm({{0}}, W.index_select(0, {chosen}).transpose(1, 2))"),
             ((rows + 1, c, o), "torch.bmm({0}, W[:-1])"),
         ]
-        if c > 1:  # else a row of the table is a vector
+        if min(c, o) > 1:  # else what is read of a row is a vector
             read = f"F.embedding({chosen}, W).view(-1, {c}, {o})"
             forms.append(((e, c * o), f"torch.bmm({{0}}, {read})"))
     size, form = s.random.choice(forms)
