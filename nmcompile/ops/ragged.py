@@ -13,6 +13,7 @@ from nmcompile.masks.ragged import padded_size, places
 from nmcompile.ops.schemas import LIBRARY, KeepMaskRagged, PruneRagged, Ragged
 
 
+@torch.no_grad()  # a graph traced by hand is called with parameters
 def _by_group(call: Ragged) -> Tensor:
     dtype = torch.bool if isinstance(call, KeepMaskRagged) else call.x.dtype
     out = torch.empty_like(call.x, dtype=dtype)

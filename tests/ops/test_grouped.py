@@ -24,6 +24,14 @@ def test_it_is_one_result_of_the_operator(ends: list[int], transposed: bool) -> 
 
 
 @pytest.mark.parametrize("of_weight", [False, True])
+def test_it_takes_parameters(of_weight: bool) -> None:
+    x, w, dy = torch.randn(9, 4), torch.nn.Parameter(torch.randn(3, 4, 6)), torch.randn(9, 6)
+    offs = torch.tensor([2, 2, 8])
+    found = GroupedGradient(x.requires_grad_(), w, offs, dy, of_weight).run()
+    assert torch.equal(found, GroupedGradient(x.detach(), w.detach(), offs, dy, of_weight).run())
+
+
+@pytest.mark.parametrize("of_weight", [False, True])
 def test_opcheck(of_weight: bool) -> None:
     x, w, dy = torch.randn(9, 4), torch.randn(3, 6, 4).transpose(1, 2), torch.randn(9, 6)
     arguments = (x, w, torch.tensor([2, 2, 8]), dy, of_weight)

@@ -124,3 +124,11 @@ def test_inductor_calls_it_with_dynamic_sizes() -> None:
     for size in (8, 13):
         x, ends = torch.randn(size, 6), torch.tensor([3, 3, size - 1])
         assert torch.equal(compiled(x, ends), f(x, ends))
+
+
+@pytest.mark.parametrize("method", ["mse", "mvue"])
+def test_it_takes_parameters(method: str) -> None:
+    x = torch.randn(SIZE, WIDTH)
+    expected = called(PruneRagged, x, [13, 40], 0, method)
+    found = called(PruneRagged, x.clone().requires_grad_(), [13, 40], 0, method)
+    assert torch.equal(found, expected)
