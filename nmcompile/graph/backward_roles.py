@@ -39,11 +39,8 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
         return [_guessed(g, doubt) for g in found]
     forward = [g for g in found if not _is_backward(g) and g.guess is None]
     differentiated = Counter(g.seq_nr for g in found if _is_backward(g) and not _has_weight(g))
-    nodes = found[0].node.graph.nodes if found else ()
     to_weights = weight_gradients(found[0].node.graph, kinds) if found else {}
-    written = {
-        n.meta.get("seq_nr") for n in nodes if is_written_out(n) and kinds[n] is not _GRADIENT
-    }
+    written = _written_out(found, forward, kinds)
     roles = []
     for g in found:
         summed = to_weights.get(g.node)
@@ -52,14 +49,42 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
             g = fused
         elif _is_backward(g):
             is_twin = g.seq_nr is not None and differentiated[g.seq_nr] > 1
-            # Inductor wrote its forward without a product: no other product is it.
-            unseen = g.seq_nr is not None and g.seq_nr in written
-            partner = None if unseen else _partner(g, forward)
-            g = _with_role(g, partner, is_twin, is_wgrad)
+            g = _of_written_out(g, written) or _with_role(
+                g, _partner(g, forward), is_twin, is_wgrad
+            )
         elif g.guess is not None:
             g = _guessed(g, g.guess)
         roles.append(g)
     return roles
+
+
+def _written_out(found: list[Gemm], forward: list[Gemm], kinds: Kinds) -> dict[int, bool]:
+    """Numbers of forward products that Inductor wrote as multiplications: had each a weight?
+
+    Not those of a custom Function, which has one for all that it computes, with a product left.
+    """
+    written: dict[int, bool] = {}
+    numbered = {g.seq_nr for g in forward}
+    for node in found[0].node.graph.nodes if found else ():
+        number = node.meta.get("seq_nr")
+        if number is None or number in numbered or not is_written_out(node):
+            continue
+        if kinds[node] is not _GRADIENT:
+            weights = [kinds[n] is OperandKind.WEIGHT for n in node.all_input_nodes]
+            written[number] = written.get(number, False) or any(weights)
+    return written
+
+
+def _of_written_out(gemm: Gemm, written: dict[int, bool]) -> Gemm | None:
+    """A product whose forward was written out; no other product is that, whatever it reads."""
+    known = gemm.guess is None and gemm.op is not Op.CONV and gemm.role is Role.FPROP
+    if not known or gemm.seq_nr is None or gemm.seq_nr not in written:
+        return None
+    if {gemm.lhs.kind, gemm.rhs.kind} == {_GRADIENT}:
+        return None
+    if not written[gemm.seq_nr]:
+        return replace(gemm, op=Op.MATMUL, role=Role.DGRAD)
+    return replace(gemm, op=_layer(gemm), role=Role.DGRAD if _has_weight(gemm) else Role.WGRAD)
 
 
 def _guessed(gemm: Gemm, why: Reason) -> Gemm:

@@ -154,3 +154,24 @@ def test_a_gradient_whose_forward_was_written_out_belongs_to_no_other_product() 
         ("", "wgrad"),
         ("fc", "wgrad"),
     ]
+
+
+class OuterOfALayer(nn.Module):
+    """Every batch has one row: the sum over the batch is the bias's gradient, and no weight's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(20, 20, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return y @ torch.softmax(y.mT @ y, -1)
+
+
+def test_the_gradients_of_a_written_product_of_activations_are_no_weight_gradients() -> None:
+    x = torch.randn(3, 1, 20, dtype=torch.float64, requires_grad=True)
+    found = rows(OuterOfALayer(), x)
+    assert {role for op, role, _ in found if op == "matmul"} == {"fprop", "dgrad"}
+    assert (
+        found.count(("linear", "wgrad", "None")) + found.count(("linear", "wgrad", "gradient")) == 1
+    )
