@@ -49,40 +49,37 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
             g = fused
         elif _is_backward(g):
             is_twin = g.seq_nr is not None and differentiated[g.seq_nr] > 1
-            g = _of_written_out(g, written) or _with_role(
-                g, _partner(g, forward), is_twin, is_wgrad
-            )
+            multiplied = written.get(g.seq_nr) if g.seq_nr is not None else None
+            if multiplied is not None:  # no other product is its forward, whatever it reads
+                known = _of_written_out(g, multiplied, kinds)
+                g = known or _with_role(g, None, is_twin, is_wgrad)
+            else:
+                g = _with_role(g, _partner(g, forward), is_twin, is_wgrad)
         elif g.guess is not None:
             g = _guessed(g, g.guess)
         roles.append(g)
     return roles
 
 
-def _written_out(found: list[Gemm], forward: list[Gemm], kinds: Kinds) -> dict[int, bool]:
-    """Numbers of forward products that Inductor wrote as multiplications: had each a weight?
+def _written_out(found: list[Gemm], forward: list[Gemm], kinds: Kinds) -> dict[int, fx.Node]:
+    """What Inductor made of forward products that it wrote as multiplications, by their numbers.
 
-    Not those of a custom Function, which has one for all that it computes, with a product left.
+    Not of a custom Function, which has one for all that it computes, with a product left.
     """
-    written: dict[int, bool] = {}
     numbered = {g.seq_nr for g in forward}
-    for node in found[0].node.graph.nodes if found else ():
-        number = node.meta.get("seq_nr")
-        if number is None or number in numbered or not is_written_out(node):
-            continue
-        if kinds[node] is not _GRADIENT:
-            weights = [kinds[n] is OperandKind.WEIGHT for n in node.all_input_nodes]
-            written[number] = written.get(number, False) or any(weights)
-    return written
+    nodes = found[0].node.graph.nodes if found else ()
+    written = [n for n in nodes if is_written_out(n) and kinds[n] is not _GRADIENT]
+    numbers = {n: n.meta.get("seq_nr") for n in written}
+    return {number: n for n, number in numbers.items() if number not in {None, *numbered}}
 
 
-def _of_written_out(gemm: Gemm, written: dict[int, bool]) -> Gemm | None:
-    """A product whose forward was written out; no other product is that, whatever it reads."""
-    known = gemm.guess is None and gemm.op is not Op.CONV and gemm.role is Role.FPROP
-    if not known or gemm.seq_nr is None or gemm.seq_nr not in written:
+def _of_written_out(gemm: Gemm, forward: fx.Node, kinds: Kinds) -> Gemm | None:
+    """A gradient of the product that ``forward`` was; None where it reads neither operand of it."""
+    factors = forward.all_input_nodes
+    shares = {_base(gemm, o.arg) for o in gemm.operands} & set(map(view_base, factors))
+    if gemm.guess is not None or gemm.role is not Role.FPROP or not shares:
         return None
-    if {gemm.lhs.kind, gemm.rhs.kind} == {_GRADIENT}:
-        return None
-    if not written[gemm.seq_nr]:
+    if sum(kinds[n] is OperandKind.WEIGHT for n in factors) != 1:
         return replace(gemm, op=Op.MATMUL, role=Role.DGRAD)
     return replace(gemm, op=_layer(gemm), role=Role.DGRAD if _has_weight(gemm) else Role.WGRAD)
 
