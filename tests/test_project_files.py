@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import tomllib
 from pathlib import Path
@@ -62,19 +60,14 @@ def test_commits_are_checked_with_the_versions_of_ci() -> None:
     assert set(used) <= set(pinned)
 
 
-def test_the_code_of_contributing_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
-    said: list[str] = []
-    for block in blocks:
-        with contextlib.redirect_stdout(io.StringIO()) as output:
-            exec(compile(block, "CONTRIBUTING.md", "exec"), {})
-        said.append(output.getvalue())
-    by_hand, report = said
-    assert "Role.FPROP" in by_hand
-    assert re.search(
-        r"pruned = torch.ops.nm.prune.default\(x_1, .*mm.default\(pruned, t\)", by_hand, re.S
-    )
-    assert "torch.ops.nm.prune" in report
+INDEX = (ROOT / "docs" / "index.md").read_text()
+
+
+def test_every_page_is_in_the_contents() -> None:
+    listed = re.findall(r"^(?:\w+|\.\./[\w/]+)$", INDEX, re.M)
+    pages = {p.stem for p in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert sorted(n for n in listed if "/" not in n) == sorted(pages)
+    assert all((ROOT / "docs" / f"{name}.md").exists() for name in listed)
 
 
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
