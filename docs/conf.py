@@ -21,22 +21,25 @@ root_doc = "docs/index"
 include_patterns = [
     "docs/**",
     *("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
-    *("benchmarks/README.md", "tools/nullgpu/README.md"),
+    *("benchmarks/README.md", "benchmarks/results/*.md", "tools/nullgpu/README.md"),
 ]
 # What is no page, so that nobody walks through it either.
 exclude_patterns = [".*", "build", "dist", "nmcompile", "tests", "**/__pycache__", "docs/_*"]
-suppress_warnings = ["myst.strikethrough"]
+highlight_language = "text"
 
 myst_enable_extensions = ["colon_fence", "attrs_block"]
 myst_heading_anchors = 3
 
-# Every reference leads somewhere; those to other projects would need a network to be looked up.
+# Every reference leads somewhere, but for types that have no page: those of other projects, which
+# would need a network to be looked up, and our own under the names of the modules that they are in.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!nmcompile).*")]
-autodoc_typehints = "none"  # types stand in the signatures
+nitpick_ignore_regex = [("py:.*", r"(?!nmcompile\.\w+$).*")]
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Conditions", "params_style"), ("Decision", "params_style")]
 
 html_theme = "furo"
 html_title = "nmcompile"

@@ -81,7 +81,9 @@ _FLOPs = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 class Rule(PolicyModel):
     """One ``[[rule]]``: conditions, all of which must hold, and what to do with what matches.
 
-    Conditions (None holds always, except as noted):
+    A condition that is None holds always, except as noted.
+
+    Conditions:
         module: glob on the module's path as in ``model.named_modules()``, case-sensitive; ``*``
             crosses dots. ``"re:..."`` is a regular expression for the whole path, in the syntax of
             RE2 (which matches in linear time: no look-around, no back-references).

@@ -33,7 +33,7 @@ from nmcompile import Policy
 from nmcompile.cli.app import run
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("[!R]*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 _python = PythonEvaluator()
 
