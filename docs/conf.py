@@ -39,6 +39,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 napoleon_custom_sections = [("Conditions", "params_style"), ("Decision", "params_style")]
 
 html_theme = "furo"

@@ -237,7 +237,7 @@ class Rule(PolicyModel):
 
     @property
     def conditions(self) -> Hashable:
-        """All conditions, ``None`` resolved: rules in which it is equal match the same sites."""
+        """All conditions, ``None`` resolved. Rules in which they are equal match the same sites."""
         names = itertools.takewhile(lambda name: name != "dense", type(self).model_fields)
         values = {name: getattr(self, name) for name in names}
         values |= {"op": self.ops, "role": self.roles}
