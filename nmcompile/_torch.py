@@ -233,6 +233,24 @@ def trace_artifact(name: str, text: str) -> None:
     trace("artifact", metadata_fn=lambda: about, payload_fn=lambda: text)
 
 
+def debug_folder() -> Path | None:
+    """Where Inductor writes what is for debugging (``TORCH_COMPILE_DEBUG=1``); else None."""
+    if not inductor_config.trace.enabled:
+        return None
+    chosen = inductor_config.trace.debug_dir
+    return Path(chosen or private("torch._dynamo.utils", "get_debug_dir")()) / "torchinductor"
+
+
+def graph_name() -> str:
+    """What Inductor's folders call the graph in hand, or ``cached_0_1``: of a compile id 0/1."""
+    module = "torch._functorch._aot_autograd.logging_utils"
+    compiled, _, _ = private(module, "get_aot_compilation_context")()
+    if compiled:
+        return str(private(module, "get_aot_graph_name")())
+    compile_id = private("torch._guards", "CompileContext").current_compile_id()
+    return f"cached_{compile_id}".replace("/", "_")
+
+
 def load_cpp(source: str, open_library: Callable[[Path], Any]) -> Any:
     """A C++ library, built and cached by Inductor, as ``open_library`` opens it.
 

@@ -16,8 +16,6 @@ from rich.text import Text
 
 import nmcompile
 from nmcompile.cli.named import load
-from nmcompile.codegen.loader import file_name
-from nmcompile.codegen.printer import print_kernel
 from nmcompile.errors import NMError
 from nmcompile.reason import Code
 from nmcompile.report.report import Report
@@ -152,16 +150,15 @@ def show_differences(
 
 def show_kernels(report: Report, out: Path | None) -> None:
     """Every kernel once: its source on stdout, or as a file in ``out``."""
-    specs = dict.fromkeys(s for g in report.graphs for s in g.kernel_specs or ())
-    if not specs:
+    sources = report.kernel_sources()
+    if not sources:
         where = report.target.name if report.target else "this machine"
         raise NMError(f"no kernel would be generated on {where}: see `nmcompile explain`")
     console = Console(highlight=False, soft_wrap=True)
-    for spec in specs:
-        source = print_kernel(spec)
+    for name, source in sources.items():
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            path = out / file_name(spec, source)
+            path = out / name
             path.write_text(source)
             console.print(str(path), markup=False)
         elif sys.stdout.isatty():

@@ -19,7 +19,8 @@ from torch import fx
 from nmcompile import _torch
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture.inputs import Capture
-from nmcompile.codegen.loader import record_kernels
+from nmcompile.codegen.loader import record_kernels, sources
+from nmcompile.codegen.printer import Spec
 from nmcompile.errors import owned
 from nmcompile.execution.targets import fingerprint
 from nmcompile.gemm import OperandKind
@@ -32,6 +33,7 @@ from nmcompile.ops.schemas import KeepMask, KeepMaskRagged, Prune, PruneRagged
 from nmcompile.passes import pipeline
 from nmcompile.passes.plan import Kernels, Plan
 from nmcompile.passes.run import run
+from nmcompile.report.artifacts import show_kernels, show_plan
 from nmcompile.report.nodes import Listing
 from nmcompile.report.report import GraphReport
 
@@ -95,6 +97,7 @@ class JointPass(_AfterTheUsers):
         if plan.gemms or plan.skipped or not place.operator:
             report = GraphReport.of(plan, self.digest, before, name)
             self.reports.append(report)
+            show_plan(report, self.settings.policy)
 
 
 class PostPass(_AfterTheUsers):
@@ -107,11 +110,15 @@ class PostPass(_AfterTheUsers):
         self.fuse = settings.kernels != "unfused"
         self.autotune = settings.autotune
         self.digest = digest
+        self.ran = False  # it does not where Inductor has the graphs in its cache
 
     def run(self, graph: fx.Graph) -> None:
         kernels = Kernels(graph, self.devices, self.lower, self.autotune, self.fuse)
         run(pipeline.POST_GRAD, kernels, "post-grad graph")
-        record_kernels(self.digest, [*kernels.specs, *kernels.masks])
+        specs: list[Spec] = [*kernels.specs, *kernels.masks]
+        record_kernels(self.digest, specs)
+        show_kernels(lambda: sources(specs))
+        self.ran = True
 
 
 def _warm_up(graph: fx.Graph) -> None:

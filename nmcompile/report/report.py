@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from torch import fx
 
 from nmcompile.codegen.kernel_spec import KernelSpec
-from nmcompile.codegen.loader import recorded_kernels
+from nmcompile.codegen.loader import recorded_kernels, sources
 from nmcompile.codegen.masks import MaskSpec
 from nmcompile.errors import NMError
 from nmcompile.execution.targets import Target
@@ -80,6 +79,11 @@ class GraphReport(Frozen):
         """
         modules = max(1, len(self.region)) if self.modules is None else self.modules
         return (modules if self.calls is None else self.calls) * (self.times or 1)
+
+    def kernel_sources(self) -> dict[str, str]:
+        """The source of each kernel that would be generated or that was, by its file's name."""
+        were = {path.name: path.read_text() for path in recorded_kernels(self.digest)}
+        return sources(self.kernel_specs or ()) | were
 
     @property
     def decisions_digest(self) -> str:
@@ -192,6 +196,10 @@ class Report(Frozen):
         found = [path for g in self.graphs for path in recorded_kernels(g.digest)]
         return tuple(dict.fromkeys(found))
 
+    def kernel_sources(self) -> dict[str, str]:
+        """The source of each kernel that would be generated or that was, by its file's name."""
+        return {name: s for g in self.graphs for name, s in g.kernel_sources().items()}
+
     @property
     def totals(self) -> Totals:
         """Sums over all graphs."""
@@ -222,12 +230,7 @@ class Report(Frozen):
         return Path(path)
 
     def __str__(self) -> str:
-        width = text.terminal_width()
-        out = io.StringIO()
-        console = Console(file=out, width=width, highlight=False)
-        for part in text.parts(self, width):
-            console.print(part)
-        return out.getvalue()
+        return text.plain(self, text.terminal_width())
 
     __repr__ = __str__
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -31,10 +32,23 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((150, 24)).columns
 
 
-def parts(report: Report, width: int) -> Iterator[RenderableType]:
-    """What is printed of a report, in order, for a screen of ``width`` columns."""
+def plain(report: Report, width: int, numbered: bool = True) -> str:
+    """A report as it is printed on a screen of ``width`` columns, without colours."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, highlight=False)
+    for part in parts(report, width, numbered):
+        console.print(part)
+    return out.getvalue()
+
+
+def parts(report: Report, width: int, numbered: bool = True) -> Iterator[RenderableType]:
+    """What is printed of a report, in order, for a screen of ``width`` columns.
+
+    ``numbered``: whether graphs are told by their number; one of many alone has none.
+    """
     for number, graph in enumerate(report.graphs):
-        title = f"graph {number} ({'training' if graph.training else 'inference'}"
+        title = f"graph{f' {number}' if numbered else ''} "
+        title += f"({'training' if graph.training else 'inference'}"
         title += f", inside of {graph.operator})" if graph.operator else ")"
         title += f", {graph.runs} times" if graph.runs > 1 else ""
         if width >= _TABLE:
