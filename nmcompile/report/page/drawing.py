@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from nmcompile.errors import NMError
-from nmcompile.report.nodes import Node
+from nmcompile.policy.paths import is_inside
+from nmcompile.report.nodes import Node, parts_of
 
 
 class Kind(StrEnum):
@@ -111,13 +111,8 @@ class Drawings:
         return drawing
 
 
-def _parts(module: str) -> list[str]:
-    """The components of a path; ``{0..79}``, which stands for several modules, is one."""
-    return re.findall(r"(?:\{[^}]*\}|[^.])+", module)
-
-
 def _prefixes(module: str) -> list[str]:
-    parts = _parts(module)
+    parts = parts_of(module)
     return [".".join(parts[:k]) for k in range(1, len(parts) + 1)]
 
 
@@ -125,7 +120,7 @@ def _box(node: Node, module: str, number: int) -> tuple[object, Box]:
     """The key and the box of a node inside: its own, or that of the submodule it is in."""
     if node.module != module:
         rest = node.module[len(module) + 1 if module else 0 :]
-        child = _parts(rest)[0]
+        child = parts_of(rest)[0]
         path = f"{module}.{child}" if module else child
         return path, Box(Kind.SUBMODULE, child, module=path)
     kind = Kind.OPERATION
@@ -150,7 +145,7 @@ def _source(node: Node, number: int, reader: Box, backward: bool) -> tuple[objec
     """The key and the box of a value that comes from elsewhere; None for what need not be seen."""
     folded = reader.kind is Kind.SUBMODULE
     if node.target in ("input", "constant"):
-        if folded and _within(node.module, reader.module or ""):
+        if folded and (node.module == reader.module or is_inside(node.module, reader.module or "")):
             return None  # a parameter of a submodule
         return node.name, Box(Kind.INPUT, node.label or node.name, _detail(node), node=number)
     if node.backward != backward:
@@ -170,10 +165,6 @@ def _reader(node: Node, backward: bool) -> tuple[object, Box]:
         return title, Box(Kind.OUTSIDE, title, "saved for it")
     title = f"to {node.module or 'the model'}"
     return title, Box(Kind.OUTSIDE, title, module=node.module)
-
-
-def _within(path: str, module: str) -> bool:
-    return path == module or path.startswith(f"{module}.")
 
 
 def _place(drawing: Drawing) -> None:
