@@ -64,6 +64,9 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Policy.decide: "(self, site)",
     Rule.matches: "(self, site)",
     Report.to_json: "(self, path=None)",
+    Report.from_json: "(path)",
+    Report.to_html: "(self, path, title='nmcompile report')",
+    Report.to_model_explorer: "(self, path, title='nmcompile report')",
 }
 PROPERTIES = {
     NMFormat: ["density"],

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -33,8 +34,11 @@ class Named(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def load(target: str) -> Named:
+def load(target: str, meta: bool = False) -> Named:
     """Import TARGET and call it.
+
+    Args:
+        meta: what the function makes is on the meta device: without memory and values.
 
     Raises:
         TargetError: it is not of the form, its module or attribute does not exist, or it returns
@@ -53,14 +57,17 @@ def load(target: str) -> Named:
             hint = nearest(name, own) if own else "it has none"
             raise TargetError(f"{place} has no attribute {name!r}: {hint}")
         found = getattr(found, name)
-    return _named(found, target)
+    return _named(found, target, meta)
 
 
-def _named(found: Any, target: str) -> Named:
+def _named(found: Any, target: str, meta: bool) -> Named:
     import torch
 
     if callable(found) and not isinstance(found, torch.nn.Module):
-        found = found()
+        with torch.device("meta") if meta else nullcontext():
+            found = found()
+    elif meta:
+        raise TargetError(f"{target} is no function: its tensors are made before --meta can matter")
     wanted = f"write a function that returns (model, args, kwargs): `{_EXAMPLE}`"
     if isinstance(found, torch.nn.Module):
         raise TargetError(f"{target} is a model without inputs: {wanted}")

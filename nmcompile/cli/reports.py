@@ -22,16 +22,36 @@ from nmcompile.report.report import Report
 from nmcompile.report.rows import Site
 
 
-def explained(target: str, policy: str, gpu: str | None = None, each: str | None = None) -> Report:
+def explained(
+    target: str,
+    policy: str,
+    gpu: str | None = None,
+    each: str | None = None,
+    meta: bool = False,
+) -> Report:
     """``nmcompile.explain`` of what TARGET names, with a sign of life on a terminal."""
     chosen = nmcompile.Policy.resolve(policy)  # before the model is made, which may take long
     with _alive() as progress:
         task = progress.add_task(f"loading {target}")
-        named = load(target)
+        named = load(target, meta)
         progress.update(task, description=f"planning {target} under {policy}")
         return nmcompile.explain(
             named.model, *named.args, policy=chosen, target=gpu, each=each, **named.kwargs
         )
+
+
+def read(path: Path, *options: str | bool | None) -> Report:
+    """A report that ``explain --json`` wrote; ``options`` are those that only a model can take.
+
+    Raises:
+        NMError: one is given, or the file holds no report of this version.
+    """
+    if any(options):
+        raise NMError(
+            f"{path} is a report, in which all is decided: --policy, --target, --each and --meta "
+            "are for a TARGET"
+        )
+    return Report.from_json(path)
 
 
 def _alive() -> Progress:

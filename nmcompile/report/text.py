@@ -56,7 +56,7 @@ def parts(report: Report, width: int, numbered: bool = True) -> Iterator[Rendera
         else:
             yield from _rows(graph, title)
         yield from map(_text, _unit_lines(graph))
-    yield from map(_text, _lines(report))
+    yield from map(_text, lines(report))
     for kernel in report.kernels:
         yield Text(_printable(f"kernel {kernel}"), no_wrap=True, overflow="ignore")
 
@@ -111,7 +111,8 @@ def _why(site: Site) -> str:
     return "; ".join(filter(None, (site.rule, own, guess)))
 
 
-def _lines(report: Report) -> Iterator[str]:
+def lines(report: Report) -> Iterator[str]:
+    """Sums, and what is to be said of the whole report."""
     t = report.totals
     sparse = sum(
         s.known_flops * s.dropped * g.runs

@@ -28,6 +28,7 @@ def fails():
 
 alone = model()
 number = 3
+ready = alone, (torch.randn(4, 8),)
 def one():
     return (model(),)
 def bare():

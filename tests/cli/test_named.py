@@ -77,5 +77,13 @@ def test_errors_inside_of_the_users_file_pass_through(folder: Path) -> None:
         load("nm_case.py:fails")
 
 
+def test_a_model_can_be_made_without_values(folder: Path) -> None:
+    model, (x,), _ = load("nm_case.py:case", meta=True)
+    assert x.is_meta
+    assert all(p.is_meta for p in model.parameters())
+    with pytest.raises(TargetError, match="is no function: its tensors are made before --meta"):
+        load("nm_case.py:ready", meta=True)
+
+
 def test_a_function_is_a_model_too(folder: Path) -> None:
     assert load("nm_case.py:nothing").model is torch.relu
