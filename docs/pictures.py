@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import nmcompile
 
 IMAGES = Path(__file__).parent / "images"
-CHROMIUM = os.environ.get("NMCOMPILE_BROWSER", "chromium")
+CHROMIUM = shutil.which(os.environ.get("NMCOMPILE_BROWSER", "chromium"))
 SIZE = {"width": 1440, "height": 900}
 #: The module that is selected in the picture: the first one of this name.
 SELECTED = "down_proj"

@@ -1,14 +1,6 @@
 """The code of a page, run from its first line to its last in one namespace and one empty folder.
 
-| block | what happens |
-|---|---|
-| ``python`` | it runs |
-| ``toml`` | it is read as a policy |
-| either, with ``# name.py`` or ``# name.toml`` in its first line | it is written to that file |
-| ``console`` | each ``$ nmcompile ...`` runs, and ends in 0, or as ``# exit 1`` behind it says |
-
-What a page leaves out says why, in a comment above it: ``<!-- skip: next "needs a GPU" -->``, or
-``skip: start`` and ``skip: end`` around several blocks.
+What happens to a block of which language, and how one is left out, says CONTRIBUTING.md ("Pages").
 """
 
 from __future__ import annotations
