@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from nmcompile.policy import Policy, Rule, recipe_names
     from nmcompile.report.report import Report
     from nmcompile.traced_graph import rewrite
+    from nmcompile.tuning.result import Tuned
+    from nmcompile.tuning.tune import tune
 
 __all__ = [
     "ArgumentError",
@@ -38,6 +40,7 @@ __all__ = [
     "PolicyError",
     "Report",
     "Rule",
+    "Tuned",
     "compile",
     "explain",
     "functional",
@@ -46,6 +49,7 @@ __all__ = [
     "recipe_names",
     "rewrite",
     "targets",
+    "tune",
 ]
 
 #: Where the public names live, but for modules.
@@ -60,6 +64,7 @@ _HOMES = {
     "PolicyError": "errors",
     "Report": "report.report",
     "Rule": "policy",
+    "Tuned": "tuning.result",
     "compile": "in_place",
     "explain": "dry_run",
     "last_report": "backend",
@@ -67,6 +72,7 @@ _HOMES = {
     "recipe_names": "policy",
     "rewrite": "traced_graph",
     "targets": "execution.targets",
+    "tune": "tuning.tune",
 }
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package

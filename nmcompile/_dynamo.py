@@ -172,7 +172,7 @@ def _whole(frames: list[Any]) -> nn.Module | None:
             code = getattr(getattr(owner, "forward", None), "__code__", None)
             if isinstance(owner, optimized_module) and code is frame.f_code:
                 return module_of(owner._orig_mod)
-        modules = [v for v in _closed_over(fn) if isinstance(v, nn.Module)]
+        modules = [v for v in closed_over(fn) if isinstance(v, nn.Module)]
         return module_of(getattr(fn, "__self__", modules[0] if len(modules) == 1 else None))
     return None
 
@@ -184,7 +184,8 @@ def _compiled_function(frames: list[Any]) -> Any:
     return fn if inspect.isfunction(fn) else None
 
 
-def _closed_over(fn: Any) -> Iterator[Any]:
+def closed_over(fn: Any) -> Iterator[Any]:
+    """What a function refers to in the function around it."""
     for cell in getattr(fn, "__closure__", None) or ():
         with suppress(ValueError):  # a name that has no value yet
             yield cell.cell_contents

@@ -113,7 +113,7 @@ class _Planning:
     def compiled(self, each: str | None) -> Iterator[Callable[..., Any]]:
         """The model as a function whose graphs are planned and interpreted."""
         if each is None:
-            yield torch.compile(_fresh(self.model), backend=self._backend(), dynamic=False)
+            yield torch.compile(fresh(self.model), backend=self._backend(), dynamic=False)
             return
         if self.whole is None:
             given, model = shown(each), shown(self.model)
@@ -199,7 +199,7 @@ def _put_back(model: Any) -> Iterator[None]:
 _calls = itertools.count()
 
 
-def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
+def fresh(model: Callable[..., Any]) -> Callable[..., Any]:
     """A caller with a code object of its own: no earlier compilation changes what is captured."""
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import nmcompile
-from nmcompile import Policy, Report, Rule, functional
+from nmcompile import Policy, Report, Rule, Tuned, functional
 from nmcompile.masks.formats import NMFormat
 
 NAMES = [
@@ -27,6 +27,7 @@ NAMES = [
     "PolicyError",
     "Report",
     "Rule",
+    "Tuned",
     "compile",
     "explain",
     "functional",
@@ -35,6 +36,7 @@ NAMES = [
     "recipe_names",
     "rewrite",
     "targets",
+    "tune",
 ]
 #: How each function is called; types left out.
 SIGNATURES: dict[Callable[..., Any], str] = {
@@ -47,6 +49,13 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     nmcompile.recipe_names: "()",
     nmcompile.rewrite: "(gm, policy=None, *, weights=None)",
     nmcompile.targets: "()",
+    nmcompile.tune: (
+        "(model, batches, *, flops=None, loss=None, formats=('2:4',), prune=('activation', "
+        "'gradient'), target=None, noise_cost=None, state=None, progress=None)"
+    ),
+    Tuned.to_toml: "(self, path=None)",
+    Tuned.to_json: "(self, path=None)",
+    Tuned.plot: "(self, path)",
     functional.prune: "(x, format='2:4', dim=-1, method='mse', generator=None, offsets=None)",
     functional.keep_mask: "(x, format='2:4', dim=-1, method='mse', generator=None, offsets=None)",
     functional.inclusion_probability: "(x, format='2:4', dim=-1, method='mvue')",
@@ -73,6 +82,7 @@ PROPERTIES = {
     Policy: ["all_rules", "digest"],
     Rule: ["conditions", "label", "line", "number", "ops", "origin", "recipe", "roles"],
     Report: ["kernels", "saved", "sites", "skipped", "totals"],
+    Tuned: ["policy"],
 }
 FIELDS = {
     Policy: ["schema_", "extends", "execution", "fallback", "margin", "rules"],

@@ -27,7 +27,7 @@ from nmcompile.gemm import OperandKind
 from nmcompile.graph.insert import mark_backward
 from nmcompile.graph.subgraphs import mark_planned
 from nmcompile.inductor.options import KERNELS, Settings
-from nmcompile.inductor.place import place_of
+from nmcompile.inductor.place import Place, place_of
 from nmcompile.ops.masks import warm_up
 from nmcompile.ops.schemas import KeepMask, KeepMaskRagged, Prune, PruneRagged
 from nmcompile.passes import pipeline
@@ -84,12 +84,7 @@ class JointPass(_AfterTheUsers):
             return
         name, shown = self.capture.name_of_input, place.region.shown
         before = Listing.of(graph, place.kinds, name, shown)
-        gradients = (n for n, kind in place.kinds.items() if kind is OperandKind.GRADIENT)
-        mark_backward(gradients)
-        chosen = self.settings
-        options = (chosen.policy, chosen.autotune, place.region, self.capture.ranks, chosen.target)
-        about = (place.doubt, place.operator, place.times, max(1, len(chosen.region.paths)))
-        plan = Plan(graph, place.kinds, *options, *about, place.apart, place.recomputed)
+        plan = plan_at(graph, place, self.settings, self.capture)
         run(pipeline.JOINT, plan, "joint graph")
         mark_planned(graph)
         if self.build_kernels:
@@ -98,6 +93,14 @@ class JointPass(_AfterTheUsers):
             report = GraphReport.of(plan, self.digest, before, name)
             self.reports.append(report)
             show_plan(report, self.settings.policy)
+
+
+def plan_at(graph: fx.Graph, place: Place, settings: Settings, capture: Capture) -> Plan:
+    """The plan of a joint graph, before any pass."""
+    mark_backward(n for n, kind in place.kinds.items() if kind is OperandKind.GRADIENT)
+    options = (settings.policy, settings.autotune, place.region, capture.ranks, settings.target)
+    about = (place.doubt, place.operator, place.times, max(1, len(settings.region.paths)))
+    return Plan(graph, place.kinds, *options, *about, place.apart, place.recomputed)
 
 
 class PostPass(_AfterTheUsers):
