@@ -185,6 +185,68 @@ def kernels(
 
 
 @app.command()
+def tune(
+    target: Target,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget",
+            "-b",
+            metavar="NAME=X",
+            help="flops=0.5: the share of the FLOPs to prune; loss=0.05: the increase of the loss.",
+        ),
+    ],
+    formats: Annotated[
+        str, typer.Option("--formats", metavar="N:M,...", help="To choose among.")
+    ] = "2:4",
+    prune: Annotated[
+        str,
+        typer.Option("--prune", metavar="KIND,...", help="Operands: also weight."),
+    ] = "activation,gradient",
+    batches: Annotated[
+        int, typer.Option("--batches", metavar="K", min=1, help="So many of those of TARGET.")
+    ] = 8,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--target", "-t", metavar="GPU", help="Gain time on this GPU, such as h100; not FLOPs."
+        ),
+    ] = None,
+    noise_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--noise-cost",
+            metavar="LOSS",
+            help="What gradient noise as large as the mini-batch's costs; a tenth of the loss.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The policy, as TOML.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Gain against cost: .png, .svg.")
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="FILE", help="Keep what is measured, and go on from it."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A policy by measurement: what pruning each product costs on a few batches, for a budget.
+
+    TARGET returns (model, args, kwargs, batches): batches is an iterable of tuples or mappings of
+    inputs, and model(*batch) the loss (one number, or an output with .loss). Nothing of the model
+    changes. A run that was cut off goes on where --state names the same file.
+
+    Example: nmcompile tune train.py:case --budget flops=0.5 --out policy.toml
+    """
+    from nmcompile.cli import tuning
+
+    asked = tuning.Asked(budget, formats, prune, batches, gpu, noise_cost)
+    tuning.show(tuning.tuned(target, asked, (out, plot), state), out, plot, as_json)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What runs sparse, simulated or dense on this machine, and why; a block for an issue."""
     from nmcompile.cli.doctor import show

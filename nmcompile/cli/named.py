@@ -1,8 +1,9 @@
 """TARGET on the command line: ``package.module:attribute`` or ``file.py:attribute``.
 
 The attribute is a function that returns the model and its inputs, ``(model, args, kwargs)``, or
-that tuple itself. Only a module that is not there is reworded: what goes wrong inside of the user's
-file passes through with its own traceback.
+that tuple itself; a fourth part, for ``nmcompile tune`` alone, is an iterable of batches. Only a
+module that is not there is reworded: what goes wrong inside of the user's file passes through with
+its own traceback.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ class TargetError(NMError):
 
 
 class Named(NamedTuple):
-    """What TARGET names: ``model(*args, **kwargs)``."""
+    """What TARGET names: ``model(*args, **kwargs)``, and for ``tune`` an iterable of batches."""
 
     model: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    batches: Any = None
 
 
 def load(target: str, meta: bool = False) -> Named:
@@ -71,10 +73,11 @@ def _named(found: Any, target: str, meta: bool) -> Named:
     wanted = f"write a function that returns (model, args, kwargs): `{_EXAMPLE}`"
     if isinstance(found, torch.nn.Module):
         raise TargetError(f"{target} is a model without inputs: {wanted}")
-    if not isinstance(found, tuple) or len(found) not in (2, 3):
+    if not isinstance(found, tuple) or len(found) not in (2, 3, 4):
         what = f"a tuple of {len(found)}" if isinstance(found, tuple) else type(found).__name__
         raise TargetError(f"{target} gives {what}: {wanted}")
     model, args, kwargs = (*found, {})[:3]
+    batches = found[3] if len(found) == 4 else None
     if not callable(model):
         raise TargetError(f"{target}: the model is a {type(model).__name__}: {wanted}")
     if isinstance(args, (torch.Tensor, str)) or not isinstance(args, (tuple, list)):
@@ -84,7 +87,7 @@ def _named(found: Any, target: str, meta: bool) -> Named:
         )
     if not isinstance(kwargs, Mapping):
         raise TargetError(f"{target}: kwargs is a {type(kwargs).__name__}, not a mapping: {wanted}")
-    return Named(model, tuple(args), dict(kwargs))
+    return Named(model, tuple(args), dict(kwargs), batches)
 
 
 def _from_name(name: str) -> ModuleType:
