@@ -50,8 +50,8 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     nmcompile.rewrite: "(gm, policy=None, *, weights=None)",
     nmcompile.targets: "()",
     nmcompile.tune: (
-        "(model, batches, *, flops=None, loss=None, formats=('2:4',), prune=('activation', "
-        "'gradient'), target=None, noise_cost=None, state=None, progress=None)"
+        "(model, batches, *, step=None, flops=None, loss=None, formats=('2:4',), "
+        "prune=('activation', 'gradient'), target=None, noise_cost=None, state=None, progress=None)"
     ),
     Tuned.to_toml: "(self, path=None)",
     Tuned.to_json: "(self, path=None)",

@@ -33,7 +33,8 @@ _VERSION = 1
 class Session:
     """A model that is measured, and its batches.
 
-    ``batches``: each the inputs of one call, a tuple or a mapping.
+    ``batches``: each the inputs of one call, a tuple or a mapping. ``step``: gives their loss, from
+    the model and them; None where the model itself does.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class Session:
         batches: Sequence[Batch],
         choices: Sequence[Choice],
         target: Target | None,
+        step: Callable[..., Any] | None = None,
     ) -> None:
         self.batches, self.choices, self.target = batches, choices, target
         self.measured = Measurements()
         self.run = torch.compile(run, backend=self._backend(), dynamic=False)
+        self.step = step
         self.losses: list[float] = []
 
     def _backend(self) -> Callable[..., Any]:
@@ -72,7 +75,10 @@ class Session:
         self.measured.applied = applied or {}
         try:
             with without_recompile_limit(), torch.enable_grad():
-                value = scalar(self.run(*args, **kwargs))
+                if self.step is None:
+                    value = scalar(self.run(*args, **kwargs))
+                else:
+                    value = scalar(self.step(self.run, *args, **kwargs))
         except BackendCompilerFailed as error:
             if isinstance(error.inner_exception, NMError):
                 raise error.inner_exception from None
@@ -206,7 +212,7 @@ def scalar(output: Any) -> Tensor:
         what = f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     raise ArgumentError(
         f"the model gives {what}, and tune needs its loss: let it return one number, or an output "
-        "with .loss"
+        "with .loss; or give step = a function of the model and a batch that does"
     )
 
 

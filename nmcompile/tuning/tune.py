@@ -37,6 +37,7 @@ def tune(
     model: Callable[..., Any],
     batches: Iterable[Batch],
     *,
+    step: Callable[..., Any] | None = None,
     flops: float | None = None,
     loss: float | None = None,
     formats: Sequence[str] = ("2:4",),
@@ -57,9 +58,11 @@ def tune(
     has learnt nothing has nothing to lose.
 
     Args:
-        model: a module or function whose result is the loss: ``model(*batch)`` or
-            ``model(**batch)`` is one number, or has it as ``.loss`` (or ``["loss"]``), as
-            ``torch.compile`` will compile it: paths of modules in the policy start here.
+        model: a module or function, as ``torch.compile`` will compile it: paths of modules in the
+            policy start here. Its result is the loss, if there is no ``step``: ``model(*batch)`` or
+            ``model(**batch)`` is one number, or has it as ``.loss`` (or ``["loss"]``).
+        step: the loss of a batch where it is computed outside of the model, from the model and the
+            batch: ``lambda model, x, y: cross_entropy(model(x), y)``.
         batches: tuples or mappings of inputs, all of which are used; 4 to 8 are enough. At least
             two for gradients, whose variance between batches is needed.
         flops: prune products of at least this share of the FLOPs, 0 to 1, as cheaply as possible.
@@ -88,10 +91,15 @@ def tune(
     plain = getattr(model, "_orig_mod", model)  # an already compiled module is measured afresh
     modules = _modules(plain)
     _check_place(modules)
+    if step is not None and not callable(step):
+        raise ArgumentError(
+            f"step = {shown(step)}: write a function of the model and a batch that gives the loss, "
+            "such as lambda model, x, y: cross_entropy(model(x), y)"
+        )
     some = _batches(batches, any(c.kind is OperandKind.GRADIENT for c in choices))
     _check_noise(noise_cost)
     kept = None if state is None else Path(state)
-    session = Session(fresh(plain), some, choices, place)
+    session = Session(fresh(plain), some, choices, place, step)
     with untouched(modules), _Progress(progress) as bar:
         bar.begin("measuring", len(some))
         session.measure(kept, bar.step)

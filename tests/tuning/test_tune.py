@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import nmcompile
 from nmcompile import ArgumentError, NMError, OptionError, Policy, Tuned
@@ -189,6 +190,25 @@ def test_a_target_chooses_what_runs_sparse_there() -> None:
     assert {s.execution for s in report.sites if s.pruned} == {"sparse"}
     saved = sum((s.dense_us or 0.0) - (s.sparse_us or 0.0) for s in report.sites if s.pruned)
     assert tuned.gain * 1e6 == pytest.approx(saved)
+
+
+def test_a_loss_outside_of_the_model() -> None:
+    """The paths of the policy are those of the model, which is compiled without its loss."""
+    net = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8))
+
+    def step(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(x), y)
+
+    batches = vectors()
+    outside = nmcompile.tune(net, batches, step=step, flops=0.5)
+    report = nmcompile.explain(net, batches[0][0], policy=outside.policy)
+    assert report.totals.pruned_share == pytest.approx(outside.pruned_share)
+    assert {row.module for row in outside.rows} == {"0", "2"}
+    whole = nmcompile.tune(lambda x, y: F.cross_entropy(net(x), y), batches, flops=0.5)
+    costs = [[c.loss for r in tuned.rows for c in r.costs] for tuned in (outside, whole)]
+    assert costs[0] == pytest.approx(costs[1], rel=1e-3)
+    with pytest.raises(ArgumentError, match="step = 3: write a function"):
+        nmcompile.tune(net, batches, step=3, flops=0.5)  # type: ignore[arg-type]
 
 
 def test_outputs_that_have_a_loss() -> None:
