@@ -24,7 +24,7 @@ from nmcompile.policy import Policy
 from nmcompile.reason import Reason
 from nmcompile.report import files, notebook, text
 from nmcompile.report.nodes import Listing, Node
-from nmcompile.report.rows import EagerRow, Frozen, Site, UnitRow
+from nmcompile.report.rows import EagerRow, Frozen, Site, UnitRow, WeightRow
 from nmcompile.report.saved import SavedTensor
 from nmcompile.report.totals import Totals, totals
 
@@ -110,6 +110,16 @@ class GraphReport(Frozen):
         for d in plan.decisions:
             found[d.gemm.node.name].append(d.site)
             placed[plan.products[d.site].node.name].append(d.site)
+        each, shown = plan.region.each, plan.region.shown
+        weights = {
+            d.site: WeightRow.of(
+                plan.weights[d.site],
+                d.pruning.operand,
+                each(shown(name_of_input(plan.weights[d.site].node))),
+            )
+            for d in plan.decisions
+            if d.pruning and d.site in plan.weights
+        }
         after = Listing.of(plan.graph, plan.kinds, name_of_input, plan.region.shown)
         return cls(
             digest=digest,
@@ -120,7 +130,7 @@ class GraphReport(Frozen):
             sharing=tuple(plan.sharing),
             training=any(k is OperandKind.GRADIENT for k in plan.kinds.values()),
             sites=tuple(
-                Site.of(d, plan.reasons(d), plan.dense_seconds.get(d.site))
+                Site.of(d, plan.reasons(d), plan.dense_seconds.get(d.site), weights.get(d.site))
                 for d in plan.decisions
                 if not d.gemm.again
             ),
