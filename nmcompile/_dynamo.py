@@ -197,6 +197,17 @@ def module_of(value: Any) -> nn.Module | None:
     return value if isinstance(value, nn.Module) else None
 
 
+def is_compiled_wrapper(value: Any) -> bool:
+    """Whether it is what ``torch.compile`` made of a module."""
+    return isinstance(value, private("torch._dynamo", "OptimizedModule"))
+
+
+def inside_wrappers(model: nn.Module) -> nn.Module:
+    """The user's own module inside of what ``torch.compile`` and data-parallel wrappers made."""
+    inner: Any = model._orig_mod if is_compiled_wrapper(model) else model
+    return inner.module if isinstance(inner, _COPIES) else inner  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class Attempt:
     """A function that Dynamo is about to compile within a call of what ``torch.compile`` returned.
@@ -268,6 +279,13 @@ def _wrapper(context: Any) -> Any:
     while inner := next((i for n in names if (i := getattr(found, n, None)) is not None), None):
         found = inner
     return found
+
+
+def wrapper_behind(call: Any) -> Any:
+    """The backend with its options behind what ``torch.compile`` made; None behind others."""
+    cells = closed_over(getattr(call, "__func__", call))
+    contexts = (value for value in cells if hasattr(value, "callback"))
+    return next((found for c in contexts if (found := _wrapper(c)) is not None), None)
 
 
 def _count_own(scope: dict[str, Any], wrapper: Any, whole: nn.Module | None) -> Attempt:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,6 +58,12 @@ def inductor_settings(mode: str | None, options: dict[str, Any]) -> dict[str, An
     """Inductor's settings for a mode or options, checked as ``backend="inductor"`` checks them."""
     wrapper = private("torch", "_TorchCompileInductorWrapper")
     return dict(wrapper(mode, options, None).config)
+
+
+def records_cuda_graphs(options: Mapping[str, Any] | None) -> bool:
+    """Whether Inductor replays CUDA graphs under these options."""
+    given = dict(options or {}).get("triton.cudagraphs")
+    return bool(inductor_config.triton.cudagraphs if given is None else given)
 
 
 def inductor_option_names() -> list[str]:
@@ -206,6 +213,35 @@ def process_group_store() -> Any:
         return private("torch.distributed.distributed_c10d", "_get_default_store")()
     except (RuntimeError, ValueError):
         return None
+
+
+def process_group_size() -> int:
+    """How many processes train together; 1 where no process group was made."""
+    dist = torch.distributed
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether it is a ``DTensor``, of which each process holds a part."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+@contextmanager
+def without_gradient_hooks(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
+    """A context in which no hook is called that waits for a parameter's gradient to be ready."""
+    hooks = [getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters]
+    kept = [(found, dict(found)) for found in hooks if found]
+    for found, _ in kept:
+        found.clear()
+    try:
+        yield
+    finally:
+        for found, before in kept:
+            found.update(before)
 
 
 def is_composite(op: Any) -> bool:

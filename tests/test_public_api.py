@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 import nmcompile
-from nmcompile import Policy, Report, Rule, Tuned, functional
+from nmcompile import Policy, Report, Rule, Schedule, Tuned, functional
 from nmcompile.masks.formats import NMFormat
 
 NAMES = [
     "ArgumentError",
+    "ExportError",
     "FormatError",
     "NMError",
     "NMFormat",
@@ -27,9 +28,12 @@ NAMES = [
     "PolicyError",
     "Report",
     "Rule",
+    "Schedule",
+    "ScheduleError",
     "Tuned",
     "compile",
     "explain",
+    "export",
     "functional",
     "last_report",
     "nm_sparse",
@@ -44,6 +48,7 @@ SIGNATURES: dict[Callable[..., Any], str] = {
         "(model, policy=None, *, each=None, dynamic=None, fullgraph=False, options=None)"
     ),
     nmcompile.explain: "(model, *args, policy=None, target=None, each=None, **kwargs)",
+    nmcompile.export: "(model, path, *, overwrite=False)",
     nmcompile.last_report: "()",
     nmcompile.nm_sparse: "(gm, example_inputs, *, mode=None, options=None)",
     nmcompile.recipe_names: "()",
@@ -76,12 +81,20 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Report.from_json: "(path)",
     Report.to_html: "(self, path, title='nmcompile report')",
     Report.to_model_explorer: "(self, path, title='nmcompile report')",
+    Schedule: "(model, phases, *, each=None, dynamic=None, fullgraph=False, options=None)",
+    Schedule.step: "(self, at=None)",
+    Schedule.warm_up: "(self, *args, **kwargs)",
+    Schedule.state_dict: "(self)",
+    Schedule.load_state_dict: "(self, state)",
+    Schedule.transformers_callback: "(self)",
+    Schedule.lightning_callback: "(self)",
 }
 PROPERTIES = {
     NMFormat: ["density"],
     Policy: ["all_rules", "digest"],
     Rule: ["conditions", "label", "line", "number", "ops", "origin", "recipe", "roles"],
     Report: ["kernels", "saved", "sites", "skipped", "totals"],
+    Schedule: ["phases", "policy", "reports", "steps"],
     Tuned: ["policy"],
 }
 FIELDS = {

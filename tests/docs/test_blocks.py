@@ -15,7 +15,12 @@ from tests.docs.blocks import PAGES, ROOT, parse, run_page
 #: Pages with a block to run.
 RUN = [page for page in PAGES if any(parse(page).examples())]
 #: What stands on pages that need a package of an extra, and that package.
-EXTRAS = {"transformers": "transformers", "from peft": "peft", "html": "fast_sugiyama"}
+EXTRAS = {
+    "safetensors": "safetensors",
+    "transformers": "transformers",
+    "from peft": "peft",
+    "html": "fast_sugiyama",
+}
 
 
 @pytest.fixture
