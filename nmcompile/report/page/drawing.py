@@ -98,7 +98,8 @@ class Drawings:
                 start = home.get(name)
                 if start is None:
                     number = self._numbers[name]
-                    found = _source(self.nodes[number], number, drawing.boxes[end], backward)
+                    box = drawing.boxes[end]
+                    found = _source(self.nodes[number], number, module, box, backward)
                     if found is None:
                         continue
                     start = add(*found)
@@ -141,13 +142,16 @@ def _detail(node: Node) -> str:
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 
-def _source(node: Node, number: int, reader: Box, backward: bool) -> tuple[object, Box] | None:
+def _source(
+    node: Node, number: int, module: str, reader: Box, backward: bool
+) -> tuple[object, Box] | None:
     """The key and the box of a value that comes from elsewhere; None for what need not be seen."""
     folded = reader.kind is Kind.SUBMODULE
     if node.target in ("input", "constant"):
         if folded and (node.module == reader.module or is_inside(node.module, reader.module or "")):
             return None  # a parameter of a submodule
-        return node.name, Box(Kind.INPUT, node.label or node.name, _detail(node), node=number)
+        label = (node.label or node.name).removeprefix(f"{module}.")
+        return node.name, Box(Kind.INPUT, label, _detail(node), node=number)
     if node.backward != backward:
         title = "from the forward" if backward else "from the backward"
         if folded:
