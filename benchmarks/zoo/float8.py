@@ -1,4 +1,4 @@
-"""A linear layer that trains in float8, written out: scaling and casts of torchao's recipes.
+"""Linear layers that train in float8, written out: scaling and casts of torchao's recipes.
 
 Each of its three products casts its own operands: ``tensorwise`` with one scale for a tensor,
 ``rowwise`` with one for each row of what the product reduces, ``rowwise_with_gw_hp`` with the
@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from benchmarks.zoo.entry import Entry
+from benchmarks.zoo.functions import HIDDEN, WIDTH, language_model
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
@@ -28,7 +31,7 @@ def to_float8(x: Tensor, dtype: torch.dtype = E4M3, dim: int | None = None) -> S
 
 
 def multiply(a: Scaled, b: Scaled, emulate: bool) -> Tensor:
-    """The product of two 8-bit matrices, of which the right one may lie in any order."""
+    """The product of two 8-bit matrices, in bfloat16; the right one may lie in any order."""
     (left, left_scale), (right, right_scale) = a, b
     if emulate:
         return ((left.float() / left_scale) @ (right.float() / right_scale)).bfloat16()
@@ -78,3 +81,36 @@ class Float8Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = Linear8.apply(x, self.weight, self.recipe, self.emulate)
         return y
+
+
+class Unit(nn.Module):
+    """A feed-forward unit in float8 whose other operations are in float32.
+
+    A result of bfloat16 is then the same in eager mode and compiled, and the rest comparable.
+    """
+
+    def __init__(self, recipe: str, emulate: bool = False) -> None:
+        super().__init__()
+        self.up = Float8Linear(WIDTH, HIDDEN, recipe, emulate)
+        self.down = Float8Linear(HIDDEN, WIDTH, recipe, emulate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x.bfloat16()).float().tanh()
+        return x + self.down(hidden.bfloat16()).float()
+
+
+def _entry(name: str, recipe: str, note: str, emulate: bool = False) -> Entry:
+    make, loss = language_model(lambda: Unit(recipe, emulate))
+    text = f"{note}; masks are taken before the casts"
+    return Entry(name, "float8", make, loss, text)
+
+
+ENTRIES = (
+    _entry("float8-tensorwise", "tensorwise", "`_scaled_mm`, one scale for a tensor"),
+    _entry(
+        "float8-rowwise",
+        "rowwise_with_gw_hp",
+        "`_scaled_mm`, a scale for each row, the weight gradient in high precision",
+    ),
+    _entry("float8-emulated", "tensorwise", "products of dequantised values", emulate=True),
+)
