@@ -123,7 +123,7 @@ share of linear, convolution and grouped products whose sizes have blocks, and o
 that of the first and the last step. `compile` is the process's own CPU time of the first step,
 which traces, rewrites and generates code, without the C++ compiler; `full / dense` is its ratio to
 that of the same step with policy `dense` in the same run, and varies by some tenths from run to
-run.
+run. A `?` is what was not counted yet when that row was made.
 """
 
 
@@ -154,6 +154,8 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 
 def _cell(row: Row, column: str) -> str:
+    if not all(row.get(part) for part in column.split("/")):
+        return "?"  # of an earlier run, which had no such column
     if column == "layers" or column in _PARTS:
         share = float(row[column])
         return f"{share:.1%}" if share else "-"
