@@ -216,10 +216,11 @@ def _check_twice(plan: Plan, method: Method, exact: bool) -> None:
     """Whether what runs a forward product once more would do the same."""
     if plan.apart and exact:
         text = 'backward = "exact" needs a backward in the same graph, and a branch or a loop has'
-        raise _Dense(Code.IN_SUBGRAPH, f"{text} one of its own")
+        text = f'{text} one of its own: take backward = "exact" out of its rule'
+        raise _Dense(Code.IN_SUBGRAPH, text)
     if method.random and (plan.apart or plan.recomputed):
         text = "the backward computes it once more and would draw another mask"
-        raise _Dense(Code.IN_SUBGRAPH, f"{text} ({method})")
+        raise _Dense(Code.IN_SUBGRAPH, f'{text} ({method}): write method = "mse"')
 
 
 def _check_blocks(operand: Operand, method: Method, nm: NMFormat) -> None:

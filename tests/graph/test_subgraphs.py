@@ -181,7 +181,8 @@ def test_branches_are_pruned_in_their_true_roles_and_know_their_modules() -> Non
 
 
 def test_what_runs_twice_is_not_pruned_at_random_or_exactly() -> None:
-    for extra, text in (({"backward": "exact"}, "exact"), ({"method": "mvue"}, "another mask")):
+    advice = 'take backward = "exact" out', 'would draw another mask (mvue): write method = "mse"'
+    for extra, text in zip(({"backward": "exact"}, {"method": "mvue"}), advice, strict=True):
         rule = {"role": "fprop", "prune": "activation", "format": "2:4", "method": "mse", **extra}
         report = nmcompile.explain(network(Branch), X, policy={"schema": 1, "rule": [rule]})
         assert {s.module for s in report.sites if s.pruned} == {"2"}
