@@ -87,7 +87,8 @@ class Shares:
     @property
     def of_layers(self) -> float:
         """The pruned share of layers, what runs eagerly taken for such, whose sizes have blocks."""
-        return self.pruned / (self.pruned + self.layers + self.eager)
+        whole = self.pruned + self.layers + self.eager
+        return self.pruned / whole if whole else 0.0
 
 
 def shares(ran: Executed, rows: Iterable[Listed], entry: Entry) -> Shares:
