@@ -18,6 +18,8 @@ from benchmarks.zoo.entry import Entry
 from benchmarks.zoo.functions import HIDDEN, WIDTH, language_model
 
 PARTS = 3
+#: Inductor makes a loop of each of them whose end is a number in a tensor.
+_LOOPS = {"capture_scalar_outputs": True}
 
 
 class Unit(nn.Module):
@@ -121,18 +123,19 @@ ENTRIES = (
         "`torch.cond`: the branch that the batch does not take is planned and not counted here",
         untaken=("unit.no",),
     ),
-    _entry("map", Map, "`map`: one graph, as often as there are slices"),
+    _entry("map", Map, "`map`: one graph, as often as there are slices", dynamo=_LOOPS),
     _entry(
         "scan",
         Scan,
         "`scan`: PyTorch traces its body by itself, so that its rows name the module around it",
         traced_again=("unit",),
+        dynamo=_LOOPS,
     ),
     _entry(
         "while-loop",
         While,
         "`while_loop`: how often it runs is data, and its FLOPs are those of this batch",
         iterations=PARTS,
-        dynamo={"capture_scalar_outputs": True},
+        dynamo=_LOOPS,
     ),
 )
