@@ -166,19 +166,6 @@ ENTRIES = (
         num_local_experts=4,
     ),
     transformer(
-        "qwen3-next",
-        "state space",
-        "Qwen3NextForCausalLM",
-        {**_DECODER, "num_hidden_layers": 2, "linear_num_key_heads": 1, "linear_num_value_heads": 2,
-         "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4,
-         "num_experts_per_tok": 1, "moe_intermediate_size": 32, "mlp_only_layers": [],
-         "shared_expert_intermediate_size": 32, "use_cache": False,
-         "layer_types": ["linear_attention", "full_attention"]},
-        _labelled,
-        "gated delta nets: the products of a chunk have no weight, and a gradient goes through a "
-        "triangular solver, which is no product",
-    ),
-    transformer(
         "mamba",
         "state space",
         "MambaForCausalLM",

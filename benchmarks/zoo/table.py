@@ -78,7 +78,9 @@ def read(path: Path = RESULTS) -> list[Row]:
 def write(path: Path, rows: Iterable[Row], order: Sequence[str]) -> list[Row]:
     """Write ``rows`` beside those of other entries that the file has; those not in ``order`` go."""
     by_name = {r["name"]: r for r in (*read(path), *rows)}
-    kept = [by_name[name] for name in order if name in by_name]
+    known = [by_name[name] for name in order if name in by_name]
+    # A row of an earlier run may have other columns.
+    kept = [{column: row.get(column, "") for column in COLUMNS} for row in known]
     records.write(path, kept, COLUMNS)
     return kept
 
