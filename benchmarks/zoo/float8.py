@@ -119,4 +119,5 @@ ENTRIES = (
         "rowwise_with_gw_hp",
         "`_scaled_mm`, a scale for each row, the weight gradient in high precision",
     ),
+    _entry("float8-emulated", "tensorwise", "products of dequantised values", emulate=True),
 )
