@@ -14,7 +14,7 @@ REHEARSE ?=
 CARRY ?= carried
 CARRY_PYTHON ?= 3.12
 
-.PHONY: help digits study text test quick check static tritons benchmark zoo fuzz versions resolve rehearse carry
+.PHONY: help digits study text test quick check docs pictures static tritons benchmark zoo fuzz versions resolve rehearse carry
 
 help:                 ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,13 @@ check: $(DEV)         ## lint, spelling, types and the law of imports
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(DEV)          ## the documentation as pages, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -n -q -c docs . build/docs
+	@echo build/docs/docs/index.html
+
+pictures: $(DEV)      ## the pictures of README.md and the documentation, in docs/images (needs Chromium)
+	$(BIN)/python docs/pictures.py
 
 static: $(DEV)        ## cross-compile every kernel for GPUs and read the machine code (3 minutes)
 	$(BIN)/python -m benchmarks.static_check

@@ -11,24 +11,31 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nmcompile import functional
     from nmcompile.backend import last_report, nm_sparse
+    from nmcompile.baked.export import export
     from nmcompile.dry_run import explain
     from nmcompile.errors import (
         ArgumentError,
+        ExportError,
         FormatError,
         NMError,
         NMWarning,
         OptionError,
         PolicyError,
+        ScheduleError,
     )
     from nmcompile.execution.targets import targets
     from nmcompile.in_place import compile
     from nmcompile.masks.formats import NMFormat
     from nmcompile.policy import Policy, Rule, recipe_names
     from nmcompile.report.report import Report
+    from nmcompile.schedule.schedule import Schedule
     from nmcompile.traced_graph import rewrite
+    from nmcompile.tuning.result import Tuned
+    from nmcompile.tuning.tune import tune
 
 __all__ = [
     "ArgumentError",
+    "ExportError",
     "FormatError",
     "NMError",
     "NMFormat",
@@ -38,19 +45,25 @@ __all__ = [
     "PolicyError",
     "Report",
     "Rule",
+    "Schedule",
+    "ScheduleError",
+    "Tuned",
     "compile",
     "explain",
+    "export",
     "functional",
     "last_report",
     "nm_sparse",
     "recipe_names",
     "rewrite",
     "targets",
+    "tune",
 ]
 
 #: Where the public names live, but for modules.
 _HOMES = {
     "ArgumentError": "errors",
+    "ExportError": "errors",
     "FormatError": "errors",
     "NMError": "errors",
     "NMFormat": "masks.formats",
@@ -60,13 +73,18 @@ _HOMES = {
     "PolicyError": "errors",
     "Report": "report.report",
     "Rule": "policy",
+    "Schedule": "schedule.schedule",
+    "ScheduleError": "errors",
+    "Tuned": "tuning.result",
     "compile": "in_place",
     "explain": "dry_run",
+    "export": "baked.export",
     "last_report": "backend",
     "nm_sparse": "backend",
     "recipe_names": "policy",
     "rewrite": "traced_graph",
     "targets": "execution.targets",
+    "tune": "tuning.tune",
 }
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package

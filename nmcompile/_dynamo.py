@@ -172,7 +172,7 @@ def _whole(frames: list[Any]) -> nn.Module | None:
             code = getattr(getattr(owner, "forward", None), "__code__", None)
             if isinstance(owner, optimized_module) and code is frame.f_code:
                 return module_of(owner._orig_mod)
-        modules = [v for v in _closed_over(fn) if isinstance(v, nn.Module)]
+        modules = [v for v in closed_over(fn) if isinstance(v, nn.Module)]
         return module_of(getattr(fn, "__self__", modules[0] if len(modules) == 1 else None))
     return None
 
@@ -184,7 +184,8 @@ def _compiled_function(frames: list[Any]) -> Any:
     return fn if inspect.isfunction(fn) else None
 
 
-def _closed_over(fn: Any) -> Iterator[Any]:
+def closed_over(fn: Any) -> Iterator[Any]:
+    """What a function refers to in the function around it."""
     for cell in getattr(fn, "__closure__", None) or ():
         with suppress(ValueError):  # a name that has no value yet
             yield cell.cell_contents
@@ -194,6 +195,17 @@ def module_of(value: Any) -> nn.Module | None:
     """The module itself, inside of a data-parallel wrapper; None for anything else."""
     value = value.module if isinstance(value, _COPIES) else value
     return value if isinstance(value, nn.Module) else None
+
+
+def is_compiled_wrapper(value: Any) -> bool:
+    """Whether it is what ``torch.compile`` made of a module."""
+    return isinstance(value, private("torch._dynamo", "OptimizedModule"))
+
+
+def inside_wrappers(model: nn.Module) -> nn.Module:
+    """The user's own module inside of what ``torch.compile`` and data-parallel wrappers made."""
+    inner: Any = model._orig_mod if is_compiled_wrapper(model) else model
+    return inner.module if isinstance(inner, _COPIES) else inner  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -267,6 +279,13 @@ def _wrapper(context: Any) -> Any:
     while inner := next((i for n in names if (i := getattr(found, n, None)) is not None), None):
         found = inner
     return found
+
+
+def wrapper_behind(call: Any) -> Any:
+    """The backend with its options behind what ``torch.compile`` made; None behind others."""
+    cells = closed_over(getattr(call, "__func__", call))
+    contexts = (value for value in cells if hasattr(value, "callback"))
+    return next((found for c in contexts if (found := _wrapper(c)) is not None), None)
 
 
 def _count_own(scope: dict[str, Any], wrapper: Any, whole: nn.Module | None) -> Attempt:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,6 +58,12 @@ def inductor_settings(mode: str | None, options: dict[str, Any]) -> dict[str, An
     """Inductor's settings for a mode or options, checked as ``backend="inductor"`` checks them."""
     wrapper = private("torch", "_TorchCompileInductorWrapper")
     return dict(wrapper(mode, options, None).config)
+
+
+def records_cuda_graphs(options: Mapping[str, Any] | None) -> bool:
+    """Whether Inductor replays CUDA graphs under these options."""
+    given = dict(options or {}).get("triton.cudagraphs")
+    return bool(inductor_config.triton.cudagraphs if given is None else given)
 
 
 def inductor_option_names() -> list[str]:
@@ -208,6 +215,35 @@ def process_group_store() -> Any:
         return None
 
 
+def process_group_size() -> int:
+    """How many processes train together; 1 where no process group was made."""
+    dist = torch.distributed
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether it is a ``DTensor``, of which each process holds a part."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+@contextmanager
+def without_gradient_hooks(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
+    """A context in which no hook is called that waits for a parameter's gradient to be ready."""
+    hooks = [getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters]
+    kept = [(found, dict(found)) for found in hooks if found]
+    for found, _ in kept:
+        found.clear()
+    try:
+        yield
+    finally:
+        for found, before in kept:
+            found.update(before)
+
+
 def is_composite(op: Any) -> bool:
     """Whether an operator is always made of others, and has no kernel of its own."""
     if not isinstance(op, OpOverload):
@@ -231,6 +267,24 @@ def trace_artifact(name: str, text: str) -> None:
     about = {"name": name, "encoding": "string"}
     trace = private("torch._logging", "trace_structured")
     trace("artifact", metadata_fn=lambda: about, payload_fn=lambda: text)
+
+
+def debug_folder() -> Path | None:
+    """Where Inductor writes what is for debugging (``TORCH_COMPILE_DEBUG=1``); else None."""
+    if not inductor_config.trace.enabled:
+        return None
+    chosen = inductor_config.trace.debug_dir
+    return Path(chosen or private("torch._dynamo.utils", "get_debug_dir")()) / "torchinductor"
+
+
+def graph_name() -> str:
+    """What Inductor's folders call the graph in hand, or ``cached_0_1``: of a compile id 0/1."""
+    module = "torch._functorch._aot_autograd.logging_utils"
+    compiled, _, _ = private(module, "get_aot_compilation_context")()
+    if compiled:
+        return str(private(module, "get_aot_graph_name")())
+    compile_id = private("torch._guards", "CompileContext").current_compile_id()
+    return f"cached_{compile_id}".replace("/", "_")
 
 
 def load_cpp(source: str, open_library: Callable[[Path], Any]) -> Any:

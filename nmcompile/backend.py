@@ -7,12 +7,12 @@ How a graph is compiled is ``inductor``'s; what was done to it is kept here, for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from nmcompile._dynamo import (
     Attempt,
@@ -20,6 +20,7 @@ from nmcompile._dynamo import (
     ends_in_graph_break,
     in_compiled_autograd,
     watch,
+    wrapper_behind,
 )
 from nmcompile.capture.regions import check_indices, region_of
 from nmcompile.errors import NMError
@@ -141,3 +142,27 @@ def last_report() -> Report:
         NMError: nothing has been compiled in this process (or since ``torch._dynamo.reset()``).
     """
     return _history.last()
+
+
+def report_of_call(call: Any, module: nn.Module) -> tuple[Report, Sequence[str]] | None:
+    """The report of what ``torch.compile`` made of a module with this backend; None of another one.
+
+    It is empty where nothing has run yet. Beside it, the modules that share the code (``each``).
+    """
+    wrapper = wrapper_behind(call)
+    if getattr(wrapper, "compiler_fn", None) is not nm_sparse:
+        return None
+    settings = read_options(wrapper.kwargs.get("mode"), wrapper.kwargs.get("options"))
+    policy = settings.policy
+    report = _history.of(policy, [module], wrapper) or Report.of(policy, ())
+    return report, settings.region.paths
+
+
+def report_of(policy: Policy, modules: Collection[nn.Module]) -> Report | None:
+    """The report of what was compiled for these modules with this policy; None before there is any.
+
+    Args:
+        policy: the very object that the modules were compiled with.
+        modules: those that may run code of an earlier ``torch.compile`` call with an equal one.
+    """
+    return _history.of(policy, modules)

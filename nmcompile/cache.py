@@ -25,6 +25,15 @@ def write(path: Path, data: bytes) -> None:
         OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, data)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """The same in a folder that must be there.
+
+    Raises:
+        OSError: it is not, or cannot be written.
+    """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     # 0o666 less the umask, which a temporary file of the library would not have.
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

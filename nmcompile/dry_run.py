@@ -23,6 +23,7 @@ from nmcompile.capture.eager import EagerProducts
 from nmcompile.capture.fakes import off_meta
 from nmcompile.capture.inputs import Capture
 from nmcompile.capture.regions import Region, region_of
+from nmcompile.codegen.loader import sources
 from nmcompile.errors import ArgumentError, NMError, OptionError, shown
 from nmcompile.execution.targets import Target, named
 from nmcompile.inductor.options import Settings
@@ -30,6 +31,7 @@ from nmcompile.inductor.plan_only import Planned, plan_only
 from nmcompile.policy import Policy
 from nmcompile.policy.blocks import alike_blocks
 from nmcompile.policy.paths import named_modules
+from nmcompile.report.artifacts import show_kernels
 from nmcompile.report.nothing_pruned import no_graph_arrived, some_ran_eagerly
 from nmcompile.report.report import GraphReport, Report
 from nmcompile.report.rows import EagerRow
@@ -111,7 +113,7 @@ class _Planning:
     def compiled(self, each: str | None) -> Iterator[Callable[..., Any]]:
         """The model as a function whose graphs are planned and interpreted."""
         if each is None:
-            yield torch.compile(_fresh(self.model), backend=self._backend(), dynamic=False)
+            yield torch.compile(fresh(self.model), backend=self._backend(), dynamic=False)
             return
         if self.whole is None:
             given, model = shown(each), shown(self.model)
@@ -148,7 +150,8 @@ class _Planning:
         """The planned graph, of which is noted that it runs, and what it multiplies is not."""
         found: dict[str, Any] = {"saved": saved_for_backward(planned.graphs)}
         if self.target is not None:
-            found["kernel_specs"] = tuple(planned.kernels())
+            specs = found["kernel_specs"] = tuple(planned.kernels())
+            show_kernels(lambda: sources(specs))
         first = len(self.graphs)
         # What is kept, and for kernels: the graphs inside of another one are part of it.
         self.graphs += [r if r.operator else r.model_copy(update=found) for r in planned.reports]
@@ -196,7 +199,7 @@ def _put_back(model: Any) -> Iterator[None]:
 _calls = itertools.count()
 
 
-def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
+def fresh(model: Callable[..., Any]) -> Callable[..., Any]:
     """A caller with a code object of its own: no earlier compilation changes what is captured."""
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -53,6 +53,14 @@ class OptionError(NMError, ValueError):
     """An option of the backend that does not exist or has the wrong type."""
 
 
+class ExportError(NMError, ValueError):
+    """A model whose weights cannot be exported, or a file that cannot be written."""
+
+
+class ScheduleError(NMError, ValueError):
+    """Phases that are no schedule, a checkpoint of another one, or ranks at different steps."""
+
+
 @contextmanager
 def owned(part: str) -> Iterator[None]:
     """Turn any other error of a part of the package into one that names it.

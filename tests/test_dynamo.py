@@ -16,6 +16,7 @@ from nmcompile._dynamo import (
     differentiates,
     ends_in_graph_break,
     in_compiled_autograd,
+    is_compiled_wrapper,
 )
 
 X = torch.randn(4, 8)
@@ -168,6 +169,12 @@ def test_pytorchs_own_classes_are_skipped_and_a_users_are_not() -> None:
     assert compiled_function_is_skipped(nn.Sequential(nn.Linear(8, 8)))
     assert compiled_function_is_skipped(nn.TransformerEncoderLayer(8, 2))
     assert not compiled_function_is_skipped(Layer())
+
+
+def test_what_compile_made_of_a_module_is_told_from_the_module() -> None:
+    assert is_compiled_wrapper(torch.compile(Layer()))
+    assert not is_compiled_wrapper(Layer())
+    assert not is_compiled_wrapper(3)
 
 
 def test_a_reason_without_the_word_is_no_break() -> None:

@@ -7,11 +7,13 @@ import pytest
 from nmcompile import errors
 from nmcompile.errors import (
     ArgumentError,
+    ExportError,
     FormatError,
     NMError,
     NMWarning,
     OptionError,
     PolicyError,
+    ScheduleError,
     nearest,
     owned,
     shown,
@@ -27,7 +29,16 @@ def test_an_error_is_caught_as_ours_and_as_a_value_error(error: type[Exception])
 def test_every_class_says_what_its_cause_is() -> None:
     found = [c for c in vars(errors).values() if isinstance(c, type)]
     classes = [c for c in found if issubclass(c, (NMError, NMWarning))]
-    known = {ArgumentError, FormatError, NMError, NMWarning, OptionError, PolicyError}
+    known = {
+        ArgumentError,
+        ExportError,
+        FormatError,
+        NMError,
+        NMWarning,
+        OptionError,
+        PolicyError,
+        ScheduleError,
+    }
     assert set(classes) == known
     assert all("__doc__" in vars(c) and c.__doc__ for c in classes)
 

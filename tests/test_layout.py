@@ -24,7 +24,7 @@ ACROSS = {
 }
 #: Folders of tests that are about the package as a whole, or about what lies beside it.
 BESIDE = {
-    *("benchmarks", "distributed", "end_to_end", "fuzzing", "kernels", "setups", "tools"),
+    *("benchmarks", "distributed", "docs", "end_to_end", "fuzzing", "kernels", "setups", "tools"),
     *("trainers", "zoo"),
 }
 

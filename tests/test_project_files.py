@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import tomllib
 from pathlib import Path
@@ -40,10 +38,16 @@ def _anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
 
 
-def test_the_readme_shows_no_picture_that_an_index_could_not_find() -> None:
+def test_the_pictures_of_the_readme_are_small_and_say_what_they_show() -> None:
+    """An index that does not find them shows the words."""
     text = (ROOT / PROJECT["project"]["readme"]).read_text()
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)|<img[^>]*src=\"([^\"]+)\"", text)
-    assert [p for p in pictures if not "".join(p).startswith("https://")] == []
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size < 150_000, picture
+    assert all(len(words) > 40 for words in re.findall(r'<img alt="([^"]*)"', text))
+    assert text.count("<img ") == len(re.findall(r'<img alt="', text))
+    assert "they lead nowhere on a package index" in text
 
 
 def test_the_citation_is_of_this_version() -> None:
@@ -62,19 +66,15 @@ def test_commits_are_checked_with_the_versions_of_ci() -> None:
     assert set(used) <= set(pinned)
 
 
-def test_the_code_of_contributing_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
-    said: list[str] = []
-    for block in blocks:
-        with contextlib.redirect_stdout(io.StringIO()) as output:
-            exec(compile(block, "CONTRIBUTING.md", "exec"), {})
-        said.append(output.getvalue())
-    by_hand, report = said
-    assert "Role.FPROP" in by_hand
-    assert re.search(
-        r"pruned = torch.ops.nm.prune.default\(x_1, .*mm.default\(pruned, t\)", by_hand, re.S
-    )
-    assert "torch.ops.nm.prune" in report
+INDEX = (ROOT / "docs" / "index.md").read_text()
+
+
+def test_every_page_is_in_the_contents() -> None:
+    listed = re.findall(r"^(?:\w+|\.\./[\w/]+)$", INDEX, re.M)
+    pages = {p.stem for p in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert pages - set(listed) == set(), "list it in a toctree of docs/index.md"
+    assert [n for n in listed if not (ROOT / "docs" / f"{n}.md").exists()] == []
+    assert len(set(listed)) == len(listed)
 
 
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()

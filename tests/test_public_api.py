@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 import nmcompile
-from nmcompile import Policy, Report, Rule, functional
+from nmcompile import Policy, Report, Rule, Schedule, Tuned, functional
 from nmcompile.masks.formats import NMFormat
 
 NAMES = [
     "ArgumentError",
+    "ExportError",
     "FormatError",
     "NMError",
     "NMFormat",
@@ -27,14 +28,19 @@ NAMES = [
     "PolicyError",
     "Report",
     "Rule",
+    "Schedule",
+    "ScheduleError",
+    "Tuned",
     "compile",
     "explain",
+    "export",
     "functional",
     "last_report",
     "nm_sparse",
     "recipe_names",
     "rewrite",
     "targets",
+    "tune",
 ]
 #: How each function is called; types left out.
 SIGNATURES: dict[Callable[..., Any], str] = {
@@ -42,11 +48,19 @@ SIGNATURES: dict[Callable[..., Any], str] = {
         "(model, policy=None, *, each=None, dynamic=None, fullgraph=False, options=None)"
     ),
     nmcompile.explain: "(model, *args, policy=None, target=None, each=None, **kwargs)",
+    nmcompile.export: "(model, path, *, overwrite=False)",
     nmcompile.last_report: "()",
     nmcompile.nm_sparse: "(gm, example_inputs, *, mode=None, options=None)",
     nmcompile.recipe_names: "()",
     nmcompile.rewrite: "(gm, policy=None, *, weights=None)",
     nmcompile.targets: "()",
+    nmcompile.tune: (
+        "(model, batches, *, step=None, flops=None, loss=None, formats=('2:4',), "
+        "prune=('activation', 'gradient'), target=None, noise_cost=None, state=None, progress=None)"
+    ),
+    Tuned.to_toml: "(self, path=None)",
+    Tuned.to_json: "(self, path=None)",
+    Tuned.plot: "(self, path)",
     functional.prune: "(x, format='2:4', dim=-1, method='mse', generator=None, offsets=None)",
     functional.keep_mask: "(x, format='2:4', dim=-1, method='mse', generator=None, offsets=None)",
     functional.inclusion_probability: "(x, format='2:4', dim=-1, method='mvue')",
@@ -64,12 +78,24 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Policy.decide: "(self, site)",
     Rule.matches: "(self, site)",
     Report.to_json: "(self, path=None)",
+    Report.from_json: "(path)",
+    Report.to_html: "(self, path, title='nmcompile report')",
+    Report.to_model_explorer: "(self, path, title='nmcompile report')",
+    Schedule: "(model, phases, *, each=None, dynamic=None, fullgraph=False, options=None)",
+    Schedule.step: "(self, at=None)",
+    Schedule.warm_up: "(self, *args, **kwargs)",
+    Schedule.state_dict: "(self)",
+    Schedule.load_state_dict: "(self, state)",
+    Schedule.transformers_callback: "(self)",
+    Schedule.lightning_callback: "(self)",
 }
 PROPERTIES = {
     NMFormat: ["density"],
     Policy: ["all_rules", "digest"],
     Rule: ["conditions", "label", "line", "number", "ops", "origin", "recipe", "roles"],
     Report: ["kernels", "saved", "sites", "skipped", "totals"],
+    Schedule: ["phases", "policy", "reports", "steps"],
+    Tuned: ["policy"],
 }
 FIELDS = {
     Policy: ["schema_", "extends", "execution", "fallback", "margin", "rules"],

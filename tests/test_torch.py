@@ -69,6 +69,36 @@ def test_one_process_has_no_store() -> None:
     assert _torch.process_group_store() is None
 
 
+def test_one_process_is_one() -> None:
+    assert _torch.process_group_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (None, False),
+        ({}, False),
+        ({"triton.cudagraphs": True}, True),
+        ({"max_fusion_size": 8}, False),
+    ],
+)
+def test_whether_cuda_graphs_are_recorded(options: Any, expected: bool) -> None:
+    assert _torch.records_cuda_graphs(options) is expected
+    with _torch.inductor_config.patch({"triton.cudagraphs": True}):
+        assert _torch.records_cuda_graphs(options)
+        assert not _torch.records_cuda_graphs({"triton.cudagraphs": False})
+
+
+def test_hooks_of_finished_gradients_can_be_left_out() -> None:
+    p, calls = torch.nn.Parameter(torch.ones(2)), []
+    p.register_post_accumulate_grad_hook(calls.append)
+    with _torch.without_gradient_hooks([p, torch.ones(1)]):
+        p.sum().backward()
+        assert calls == []
+    p.sum().backward()
+    assert calls == [p]
+
+
 def test_a_trace_is_written_where_somebody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     log = _torch.private("torch._logging._internal", "trace_log")
     records: list[logging.LogRecord] = []

@@ -6,11 +6,11 @@ python -m benchmarks.zoo llama gpt2   # some, shown only
 
 from __future__ import annotations
 
-from benchmarks.zoo import functions, language, speech, vision
+from benchmarks.zoo import float8, functions, language, nested, recurrent, speech, vision
 from benchmarks.zoo.entry import Entry
 
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
-    for module in (language, vision, speech, functions)
+    for module in (language, vision, speech, functions, nested, recurrent, float8)
     for entry in module.ENTRIES
 }

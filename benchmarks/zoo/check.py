@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 import nmcompile
 from benchmarks.zoo.entry import Entry
-from benchmarks.zoo.executed import Executed, Layer, Product, executed
+from benchmarks.zoo.executed import Executed, Layer, executed
+from benchmarks.zoo.reports import explained
+from benchmarks.zoo.shares import Listed, Shares, listed, not_pruned, shares
 from nmcompile import Report
 
 RTOL, NOISE = 1e-4, 1e-6
@@ -39,6 +41,7 @@ class Outcome:
     losses: list[float]
     graphs: int
     seconds: dict[str, float]
+    shares: Shares
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -54,6 +57,11 @@ class Outcome:
 
 def check(entry: Entry) -> Outcome:
     """Run every check of an entry: eager, then ``dense`` once, then ``full`` for some steps."""
+    with torch._dynamo.config.patch(**entry.dynamo):
+        return _check(entry)
+
+
+def _check(entry: Entry) -> Outcome:
     model, batch = entry.build()
     losses: list[float] = []
 
@@ -69,6 +77,9 @@ def check(entry: Entry) -> Outcome:
 
     dense = _compiled(entry, "dense")
     dense_loss = _timed(lambda: dense.step(0), seconds, "dense")
+    for name, p in model.named_parameters():
+        if name.startswith(tuple(f"{path}." for path in entry.untaken)):
+            eager[name] = torch.zeros_like(p)  # a branch that was not taken says so in numbers
     deviation, failures = compare(losses[0], eager, dense_loss, _gradients(dense.model))
 
     full = _compiled(entry, "full")
@@ -84,11 +95,16 @@ def check(entry: Entry) -> Outcome:
         failures.append(f"{len(report.graphs) - graphs} graphs were compiled after the first step")
     if not report.totals.pruned_sites:
         failures.append("full: nothing is pruned")
+    rows = listed(report, entry)
+    parts = shares(ran, rows, entry)
     failures += falls(trained)
-    failures += unlisted(ran, report, entry.eager_only, entry.fused) + unlisted_layers(
-        ran.layers, report
+    failures += unlisted(ran, report, entry) + unlisted_layers(ran.layers, rows, entry)
+    failures += not_pruned(rows, ran)
+    if entry.eager_only:
+        failures += uncounted(ran, explained(entry, "full"), entry)
+    outcome = Outcome(
+        entry, report, parameters, deviation, trained, graphs, seconds, parts, failures
     )
-    outcome = Outcome(entry, report, parameters, deviation, trained, graphs, seconds, failures)
     if (outcome.unpathed or outcome.guessed) and not entry.note:
         failures.append(f"{outcome.unpathed} without a path, {outcome.guessed} guessed, no note")
     return outcome
@@ -163,54 +179,84 @@ def falls(losses: list[float]) -> list[str]:
     return []
 
 
-def unlisted(
-    ran: Executed, report: Report, eager_only: Sequence[str] = (), fused: Sequence[str] = ()
-) -> list[str]:
+def unlisted(ran: Executed, report: Report, entry: Entry | None = None) -> list[str]:
     """Where the report and the eager step disagree about FLOPs of a module in one direction.
 
     FLOPs are compared in sum, since a model may write the same product as one or as several; what
     is one operator in eager mode must be listed as skipped, or as products, under the same module.
-    Nothing may be listed of the modules ``eager_only``, and both directions of those ``fused`` are
-    one.
+    Nothing may be listed of the modules ``eager_only`` of the entry, both directions of those
+    ``fused`` are one, and what is inside of one that is ``traced_again`` is that one's.
     """
-    expected, outer = _flops(ran.products, fused), _flops(ran.outer, fused)
-    listed: Counter[tuple[str, bool]] = Counter()
-    for site in report.sites:
-        listed[site.module, site.role != "fprop" and site.module not in fused] += site.known_flops
-    skipped = {(s.path, s.backward) for s in report.skipped}
+    eager_only = entry.eager_only if entry else ()
+
+    def key(path: str, backward: bool) -> tuple[str, bool]:
+        for outer in entry.traced_again if entry else ():
+            path = outer if path.startswith(f"{outer}.") else path
+        return path, backward and (entry is None or path not in entry.fused)
+
+    expected, outer, found = Counter[Key](), Counter[Key](), Counter[Key]()
+    for product, count in ran.products.items():
+        if product.path not in eager_only:
+            expected[key(product.path, product.backward)] += count * product.flops
+    for product, count in ran.outer.items():
+        outer[key(product.path, product.backward)] += count * product.flops
+    for row in listed(report, entry):
+        found[key(row.path, row.backward)] += row.flops
+    skipped = {key(s.path, s.backward) for s in report.skipped}
+    hidden = {key(o.path, o.backward) for o in ran.opaque if o.path not in eager_only}
     failures = []
-    for key in sorted(expected.keys() | listed.keys()):
-        opaque = any((path, backward) == key for _, path, backward in ran.opaque)
-        if key[0] in eager_only:
-            expected[key] = outer[key] = 0
-        agree = expected[key] - outer[key] <= listed[key] <= expected[key]
-        if not agree and not (opaque and not expected[key]):
-            failures.append(_disagree(key, expected[key], listed[key]))
-    for name, *key in ran.opaque:
-        if tuple(key) not in skipped and not listed[tuple(key)]:
-            failures.append(f"{name} runs in {key[0]!r} and is not listed")
+    for at in sorted(expected.keys() | found.keys()):
+        agree = expected[at] - outer[at] <= found[at] <= expected[at]
+        if not agree and not (at in hidden and not expected[at]):
+            failures.append(_disagree(at, expected[at], found[at]))
+    for opaque in ran.opaque:
+        at = key(opaque.path, opaque.backward)
+        if at in hidden and at not in skipped and not found[at]:
+            failures.append(f"{opaque.name} runs in {opaque.path!r} and is not listed")
     return failures
 
 
-def _flops(products: Counter[Product], fused: Sequence[str]) -> Counter[tuple[str, bool]]:
-    total: Counter[tuple[str, bool]] = Counter()
-    for product, count in products.items():
-        total[product.path, product.backward and product.path not in fused] += count * product.flops
-    return total
+#: The path of a module, and whether it is its backward.
+Key = tuple[str, bool]
 
 
-def _disagree(key: tuple[str, bool], expected: float, listed: float) -> str:
+def _disagree(key: Key, expected: float, listed: float) -> str:
     direction = "backward" if key[1] else "forward"
     return f"{key[0]!r} {direction}: {expected:g} FLOPs run, {listed:g} are listed"
 
 
-def unlisted_layers(layers: dict[str, Layer], report: Report) -> list[str]:
+def unlisted_layers(
+    layers: dict[str, Layer], rows: Sequence[Listed], entry: Entry | None = None
+) -> list[str]:
     """Layers that lack a product in one of the roles, or have one too many."""
-    listed = Counter((site.module, str(site.role)) for site in report.sites)
+    found: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        found[row.path, str(row.site.role)] += row.count
     failures = []
     for path, layer in layers.items():
+        if entry and path in entry.eager_only:
+            continue
+        if entry and path.startswith(tuple(f"{outer}." for outer in entry.traced_again)):
+            continue  # counted as one with the others inside
         wanted = {"fprop": layer.calls, "dgrad": layer.needs_dgrad, "wgrad": layer.needs_wgrad}
         for role, count in wanted.items():
-            if listed[path, role] != count:
-                failures.append(f"{path}: {count} {role} run, {listed[path, role]} are listed")
+            if found[path, role] != count:
+                failures.append(f"{path}: {count} {role} run, {found[path, role]} are listed")
     return failures
+
+
+def uncounted(ran: Executed, report: Report, entry: Entry) -> list[str]:
+    """Where ``explain`` counts other FLOPs in no graph than ran eagerly, by module."""
+    expected: Counter[str] = Counter()
+    for product, count in ran.products.items():
+        expected[product.path] += count * product.flops
+    for opaque in ran.opaque:
+        expected[opaque.path] += opaque.flops
+    counted: Counter[str] = Counter()
+    for row in report.eager:
+        counted[row.module] += row.flops or 0.0
+    return [
+        f"{path!r} runs eagerly: {expected[path]:g} FLOPs, and explain counts {counted[path]:g}"
+        for path in sorted({*entry.eager_only, *counted})
+        if counted[path] != (expected[path] if path in entry.eager_only else 0.0)
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,10 @@ class Entry:
     ``note`` says what is particular: an option that is not the library's default, or what of the
     model no policy reaches. ``eager_only`` are modules that Dynamo cannot trace and runs as they
     are: no backend sees their products. ``fused`` are those whose forward computes gradients, so
-    that what runs in one direction is a product of the other.
+    that what runs in one direction is a product of the other. ``traced_again`` are those whose
+    body PyTorch traces by itself, so that nothing tells the modules inside of it apart.
+    ``untaken`` are modules of a branch that the batch does not take, ``iterations`` how often a
+    loop over data runs. ``dynamo`` are settings of ``torch._dynamo.config``.
     """
 
     name: str
@@ -35,6 +38,10 @@ class Entry:
     note: str = ""
     eager_only: tuple[str, ...] = ()
     fused: tuple[str, ...] = ()
+    traced_again: tuple[str, ...] = ()
+    untaken: tuple[str, ...] = ()
+    iterations: int = 1
+    dynamo: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> tuple[nn.Module, Batch]:
         """The model in training mode and its batch: the same weights and data at each call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -97,30 +98,39 @@ class Model(nn.Module):
         return self.head(x, labels.flatten())
 
 
-def _batch() -> Batch:
-    ids = tokens(WORDS)
-    return {"ids": ids, "labels": ids.roll(1)}
-
-
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
     loss: Tensor = model(**batch)
     return loss
+
+
+Make = Callable[[], tuple[nn.Module, Batch]]
+Loss = Callable[[nn.Module, Batch], Tensor]
+
+
+def language_model(
+    unit: Callable[[], nn.Module], head: Callable[[], nn.Module] | None = None, length: int = 16
+) -> tuple[Make, Loss]:
+    """How to make a model of such a unit and its batch, and its loss."""
+
+    def make() -> tuple[nn.Module, Batch]:
+        ids = tokens(WORDS, length)
+        return Model(unit(), head() if head else None), {"ids": ids, "labels": ids.roll(1)}
+
+    return make, _loss
 
 
 ENTRIES = (
     Entry(
         "recomputing-unit",
         "custom function",
-        lambda: (Model(GatedUnit(), None), _batch()),
-        _loss,
+        *language_model(GatedUnit),
         "a gated unit whose backward computes its middle once more",
         fused=("unit",),
     ),
     Entry(
         "fused-loss",
         "custom function",
-        lambda: (Model(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()), Head()), _batch()),
-        _loss,
+        *language_model(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()), Head),
         "a chunked loss whose forward computes its gradients, as Liger-Kernel's",
         fused=("head",),
     ),

@@ -22,8 +22,10 @@ def interpreted() -> Iterator[None]:
     """While it is active, backend ``nm_sparse`` interprets what it compiles."""
     compile_fx = _torch.compile_fx
 
-    def without_code(gm: fx.GraphModule, inputs: Any, patches: dict[str, Any]) -> Any:
-        return compile_fx(gm, inputs, patches, inner=_interpret)
+    def without_code(
+        gm: fx.GraphModule, inputs: Any, patches: dict[str, Any], inner: Any = _interpret
+    ) -> Any:
+        return compile_fx(gm, inputs, patches, inner=inner)
 
     uncached = functorch_config.patch(enable_autograd_cache=False)
     with mock.patch.object(_torch, "compile_fx", without_code), uncached:

@@ -13,26 +13,34 @@ RESULTS = records.RESULTS / "zoo.csv"
 PAGE = records.ROOT / "docs" / "zoo.md"
 Row = dict[str, str]
 
-#: Columns of the page and their headings; the CSV has those of the machine and versions as well.
+#: Columns of the page and their headings; of some, two or three of the CSV are one. The CSV has
+#: those of the machine and versions as well.
 SHOWN = {
     "name": "model",
-    "parameters": "parameters",
     "graphs": "graphs",
-    "fprop": "fprop",
-    "dgrad": "dgrad",
-    "wgrad": "wgrad",
-    "skipped": "skipped",
+    "fprop/dgrad/wgrad": "products",
     "unpathed": "unpathed",
     "guessed": "guessed",
-    "pruned_share": "pruned",
+    "layers": "layers",
+    "pruned": "pruned",
+    "short": "no block",
+    "matmul": "no weight",
+    "inside": "inside",
+    "eager": "eager",
+    "attention": "attention",
     "deviation": "deviation",
-    "loss_first": "first loss",
-    "loss_last": "last loss",
+    "loss_first/loss_last": "loss",
     "compile_dense_s": "compile (s)",
     "compile_ratio": "full / dense",
 }
+#: Shares of what a step multiplies.
+_PARTS = ("pruned", "short", "matmul", "inside", "eager", "attention")
 _ORIGIN = ("machine", "torch", "transformers", "diffusers", "commit")
-COLUMNS = (*SHOWN, "family", "unlisted", "note", *_ORIGIN)
+COLUMNS = (
+    *(column for shown in SHOWN for column in shown.split("/")),
+    *("parameters", "skipped", "family", "unlisted", "note"),
+    *_ORIGIN,
+)
 
 
 def row(outcome: Outcome) -> Row:
@@ -50,7 +58,8 @@ def row(outcome: Outcome) -> Row:
         "unlisted": ", ".join(outcome.entry.eager_only),
         "unpathed": str(outcome.unpathed),
         "guessed": str(outcome.guessed),
-        "pruned_share": f"{report.totals.pruned_share:.3f}",
+        "layers": f"{outcome.shares.of_layers:.4f}",
+        **{part: f"{outcome.shares.of(part):.4f}" for part in _PARTS},
         "deviation": f"{outcome.deviation:.1e}",
         "loss_first": f"{outcome.losses[0]:.3f}",
         "loss_last": f"{outcome.losses[-1]:.3f}",
@@ -69,7 +78,9 @@ def read(path: Path = RESULTS) -> list[Row]:
 def write(path: Path, rows: Iterable[Row], order: Sequence[str]) -> list[Row]:
     """Write ``rows`` beside those of other entries that the file has; those not in ``order`` go."""
     by_name = {r["name"]: r for r in (*read(path), *rows)}
-    kept = [by_name[name] for name in order if name in by_name]
+    known = [by_name[name] for name in order if name in by_name]
+    # A row of an earlier run may have other columns.
+    kept = [{column: row.get(column, "") for column in COLUMNS} for row in known]
     records.write(path, kept, COLUMNS)
     return kept
 
@@ -92,16 +103,29 @@ each family compiled (but the U-Net), the others interpreted after all passes.
 - The report is complete. A dispatch mode counts every product of an eager step without looking at
   any graph: the FLOPs of each module, forward and backward, are those of the report, and each
   linear layer and convolution that ran is there under its own path, in each role, as often as it
-  was called. Fused operators are listed as skipped under the module that they ran in.
+  was called. Fused operators are listed as skipped under the module that they ran in, and what runs
+  in no graph is what `explain` counts.
+- Policy `full` prunes every linear, convolution and grouped product in all three roles, but for
+  those that reduce over fewer than 4 elements where a block would lie. Nothing is pruned whose role
+  was not derived.
 """
 _FOOT = """\
-`fprop`, `dgrad` and `wgrad` are numbers of products in that role. `skipped` are operators whose
-products no policy reaches. `unpathed` are products that belong to no module but the model itself;
-`guessed` are those whose role could not be derived. `pruned` is the share of the listed FLOPs
-whose product is pruned. `deviation` is the largest one of `dense` from eager mode, relative as in
-the tolerance. `compile` is the process's own CPU time of the first step, which traces, rewrites and
-generates code, without the C++ compiler; `full / dense` is its ratio to that of the same step with
-policy `dense` in the same run, and varies by some tenths from run to run.
+`products` are numbers of `fprop` / `dgrad` / `wgrad`. `unpathed` are products that belong to no
+module but the model itself; `guessed` are those whose role could not be derived, and which are
+dense for that reason.
+
+Shares are of FLOPs, of everything that an eager step multiplies but fused attention: `pruned`; `no
+block`, what reduces over fewer than 4 elements (three channels of an image, one channel of a
+depthwise convolution, one token of an expert); `no weight`, products of two activations, which
+`full` leaves alone; `inside`, of operators that hide their products; `eager`, what runs in no
+graph. `attention` is the share of the whole step that is fused attention. `layers` is the pruned
+share of linear, convolution and grouped products whose sizes have blocks, and of what runs eagerly.
+
+`deviation` is the largest one of `dense` from eager mode, relative as in the tolerance. `loss` is
+that of the first and the last step. `compile` is the process's own CPU time of the first step,
+which traces, rewrites and generates code, without the C++ compiler; `full / dense` is its ratio to
+that of the same step with policy `dense` in the same run, and varies by some tenths from run to
+run. A `?` is what was not counted yet when that row was made.
 """
 
 
@@ -127,5 +151,16 @@ def page(rows: Sequence[Row]) -> str:
 
 def _table(rows: Sequence[Row]) -> list[str]:
     cells = [list(SHOWN.values()), ["---"] * len(SHOWN)]
-    cells += [[r[column] or "-" for column in SHOWN] for r in rows]
+    cells += [[_cell(row, column) for column in SHOWN] for row in rows]
     return ["| " + " | ".join(line) + " |" for line in cells]
+
+
+def _cell(row: Row, column: str) -> str:
+    if not all(row.get(part) for part in column.split("/")):
+        return "?"  # of an earlier run, which had no such column
+    if column == "layers" or column in _PARTS:
+        share = float(row[column])
+        return f"{share:.1%}" if share else "-"
+    if column.startswith("loss"):
+        return " to ".join(row[part] for part in column.split("/"))
+    return " / ".join(row[part] for part in column.split("/"))

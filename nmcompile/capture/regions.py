@@ -17,7 +17,7 @@ from torch import nn
 from nmcompile._dynamo import Caller
 from nmcompile.errors import PolicyError, nearest
 from nmcompile.policy import Policy
-from nmcompile.policy.paths import named_modules, own_names, without_wrappers
+from nmcompile.policy.paths import is_inside, named_modules, own_names, without_wrappers
 
 #: A component of a pattern that is a number: "layers.3", "layers.[0-3]", r"re:layers\.3\..*".
 _INDEX = re.compile(r"(?:^|re:|\.)\(?(?:\d+|\[[\d-]+\])\)?(?=\\?\.|\||\*|$)")
@@ -78,7 +78,7 @@ def called_region(outer: Region, callers: Sequence[str], inside: Iterable[str]) 
         return outer
     # No module is inside of one of its own class and parameters: such a call has lost its place
     # (Dynamo forgets it behind a custom Function).
-    callers = [c for c in callers if not any(_is_inside(other, c) for other in callers)]
+    callers = [c for c in callers if not any(is_inside(other, c) for other in callers)]
     paths = [path for path in inside if path]
     below = [path for path in paths if path not in callers]
     traced = [c for c in paths if c in callers] or callers
@@ -90,10 +90,6 @@ def called_region(outer: Region, callers: Sequence[str], inside: Iterable[str]) 
     head = f"{under[0]}."
     own = tuple(path.removeprefix(head) for path in outer.own if path.startswith(head))
     return Region(tuple(sorted(each, key=_natural)), under[0], _NO_REGION, own)
-
-
-def _is_inside(path: str, module: str) -> bool:
-    return path != module and (not module or path.startswith(f"{module}."))
 
 
 def _natural(path: str) -> list[tuple[int, str]]:

@@ -51,6 +51,10 @@ Each = Annotated[
         "--each", metavar="GLOB", help="Blocks such as layers.*: equal ones are one plan."
     ),
 ]
+Meta = Annotated[
+    bool,
+    typer.Option("--meta", help="Make the model without values: no memory, and far less time."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -74,13 +78,30 @@ def main_options(
 
 @app.command()
 def explain(
-    target: Target,
-    policy: PolicyOption = "full",
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="module:attribute, file.py:attribute, or a report's JSON file."
+        ),
+    ],
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy", "-p", metavar="P", help="A recipe's name or a policy file.  [default: full]"
+        ),
+    ] = None,
     gpu: GPU = None,
     each: Each = None,
+    meta: Meta = False,
     as_json: AsJson = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also as a page, for a browser.")
+    ] = None,
+    model_explorer: Annotated[
+        Path | None,
+        typer.Option(
+            "--model-explorer", metavar="FILE", help="Also the graphs, for Google's Model Explorer."
+        ),
     ] = None,
     strict: Annotated[
         bool,
@@ -90,13 +111,23 @@ def explain(
     """What a policy does to every product of a model, and why.
 
     Example: nmcompile explain train.py:case --policy full --target h100 --html report.html
+
+    What --json wrote is read again: nmcompile explain report.json --html report.html
     """
     from nmcompile.cli import reports
 
-    report = reports.explained(target, policy, gpu, each)
+    if target.endswith(".json"):
+        report, title = reports.read(Path(target), policy, gpu, each, meta), target
+    else:
+        policy = policy or "full"
+        report = reports.explained(target, policy, gpu, each, meta)
+        title = f"{target}, policy {policy}"
     reports.show(report, as_json)
     if html is not None:
-        message(f"page: {report.to_html(html, f'{target}, policy {policy}')}")
+        message(f"page: {report.to_html(html, title)}")
+    if model_explorer is not None:
+        report.to_model_explorer(model_explorer, title)
+        message(f"graphs: {model_explorer}, to be opened with `model-explorer {model_explorer}`")
     found = reports.findings(report) if strict else []
     for line in found:
         message(line)
@@ -113,6 +144,7 @@ def diff(
     ],
     gpu: GPU = None,
     each: Each = None,
+    meta: Meta = False,
     as_json: AsJson = False,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="Exit 1 if any product differs.")
@@ -126,7 +158,7 @@ def diff(
 
     if len(policy) != 2:
         raise typer.BadParameter(f"give --policy twice, not {len(policy)} times")
-    before, after = (reports.explained(target, p, gpu, each) for p in policy)
+    before, after = (reports.explained(target, p, gpu, each, meta) for p in policy)
     changes = reports.differences(before, after)
     reports.show_differences(changes, before, after, policy, as_json)
     if exit_code and changes:
@@ -138,6 +170,7 @@ def kernels(
     target: Target,
     policy: PolicyOption = "full",
     gpu: GPU = "h100",
+    meta: Meta = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Write each as a file there.")
     ] = None,
@@ -148,7 +181,69 @@ def kernels(
     """
     from nmcompile.cli import reports
 
-    reports.show_kernels(reports.explained(target, policy, gpu), out)
+    reports.show_kernels(reports.explained(target, policy, gpu, meta=meta), out)
+
+
+@app.command()
+def tune(
+    target: Target,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget",
+            "-b",
+            metavar="NAME=X",
+            help="flops=0.5: the share of the FLOPs to prune; loss=0.05: the increase of the loss.",
+        ),
+    ],
+    formats: Annotated[
+        str, typer.Option("--formats", metavar="N:M,...", help="To choose among.")
+    ] = "2:4",
+    prune: Annotated[
+        str,
+        typer.Option("--prune", metavar="KIND,...", help="Operands: also weight."),
+    ] = "activation,gradient",
+    batches: Annotated[
+        int, typer.Option("--batches", metavar="K", min=1, help="So many of those of TARGET.")
+    ] = 8,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--target", "-t", metavar="GPU", help="Gain time on this GPU, such as h100; not FLOPs."
+        ),
+    ] = None,
+    noise_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--noise-cost",
+            metavar="LOSS",
+            help="What gradient noise as large as the mini-batch's costs; a tenth of the loss.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The policy, as TOML.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Gain against cost: .png, .svg.")
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="FILE", help="Keep what is measured, and go on from it."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A policy by measurement: what pruning each product costs on a few batches, for a budget.
+
+    TARGET returns (model, args, kwargs, batches): batches is an iterable of tuples or mappings of
+    inputs, and model(*batch) the loss (one number, or an output with .loss). Nothing of the model
+    changes. A run that was cut off goes on where --state names the same file.
+
+    Example: nmcompile tune train.py:case --budget flops=0.5 --out policy.toml
+    """
+    from nmcompile.cli import tuning
+
+    asked = tuning.Asked(budget, formats, prune, batches, gpu, noise_cost)
+    tuning.show(tuning.tuned(target, asked, (out, plot), state), out, plot, as_json)
 
 
 @app.command()

@@ -1,8 +1,9 @@
 """TARGET on the command line: ``package.module:attribute`` or ``file.py:attribute``.
 
 The attribute is a function that returns the model and its inputs, ``(model, args, kwargs)``, or
-that tuple itself. Only a module that is not there is reworded: what goes wrong inside of the user's
-file passes through with its own traceback.
+that tuple itself; a fourth part, for ``nmcompile tune`` alone, is an iterable of batches. Only a
+module that is not there is reworded: what goes wrong inside of the user's file passes through with
+its own traceback.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -26,15 +28,19 @@ class TargetError(NMError):
 
 
 class Named(NamedTuple):
-    """What TARGET names: ``model(*args, **kwargs)``."""
+    """What TARGET names: ``model(*args, **kwargs)``, and for ``tune`` an iterable of batches."""
 
     model: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    batches: Any = None
 
 
-def load(target: str) -> Named:
+def load(target: str, meta: bool = False) -> Named:
     """Import TARGET and call it.
+
+    Args:
+        meta: what the function makes is on the meta device: without memory and values.
 
     Raises:
         TargetError: it is not of the form, its module or attribute does not exist, or it returns
@@ -53,21 +59,25 @@ def load(target: str) -> Named:
             hint = nearest(name, own) if own else "it has none"
             raise TargetError(f"{place} has no attribute {name!r}: {hint}")
         found = getattr(found, name)
-    return _named(found, target)
+    return _named(found, target, meta)
 
 
-def _named(found: Any, target: str) -> Named:
+def _named(found: Any, target: str, meta: bool) -> Named:
     import torch
 
     if callable(found) and not isinstance(found, torch.nn.Module):
-        found = found()
+        with torch.device("meta") if meta else nullcontext():
+            found = found()
+    elif meta:
+        raise TargetError(f"{target} is no function: its tensors are made before --meta can matter")
     wanted = f"write a function that returns (model, args, kwargs): `{_EXAMPLE}`"
     if isinstance(found, torch.nn.Module):
         raise TargetError(f"{target} is a model without inputs: {wanted}")
-    if not isinstance(found, tuple) or len(found) not in (2, 3):
+    if not isinstance(found, tuple) or len(found) not in (2, 3, 4):
         what = f"a tuple of {len(found)}" if isinstance(found, tuple) else type(found).__name__
         raise TargetError(f"{target} gives {what}: {wanted}")
     model, args, kwargs = (*found, {})[:3]
+    batches = found[3] if len(found) == 4 else None
     if not callable(model):
         raise TargetError(f"{target}: the model is a {type(model).__name__}: {wanted}")
     if isinstance(args, (torch.Tensor, str)) or not isinstance(args, (tuple, list)):
@@ -77,7 +87,7 @@ def _named(found: Any, target: str) -> Named:
         )
     if not isinstance(kwargs, Mapping):
         raise TargetError(f"{target}: kwargs is a {type(kwargs).__name__}, not a mapping: {wanted}")
-    return Named(model, tuple(args), dict(kwargs))
+    return Named(model, tuple(args), dict(kwargs), batches)
 
 
 def _from_name(name: str) -> ModuleType:

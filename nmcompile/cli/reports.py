@@ -16,24 +16,42 @@ from rich.text import Text
 
 import nmcompile
 from nmcompile.cli.named import load
-from nmcompile.codegen.loader import file_name
-from nmcompile.codegen.printer import print_kernel
 from nmcompile.errors import NMError
 from nmcompile.reason import Code
 from nmcompile.report.report import Report
 from nmcompile.report.rows import Site
 
 
-def explained(target: str, policy: str, gpu: str | None = None, each: str | None = None) -> Report:
+def explained(
+    target: str,
+    policy: str,
+    gpu: str | None = None,
+    each: str | None = None,
+    meta: bool = False,
+) -> Report:
     """``nmcompile.explain`` of what TARGET names, with a sign of life on a terminal."""
     chosen = nmcompile.Policy.resolve(policy)  # before the model is made, which may take long
     with _alive() as progress:
         task = progress.add_task(f"loading {target}")
-        named = load(target)
+        named = load(target, meta)
         progress.update(task, description=f"planning {target} under {policy}")
         return nmcompile.explain(
             named.model, *named.args, policy=chosen, target=gpu, each=each, **named.kwargs
         )
+
+
+def read(path: Path, *options: str | bool | None) -> Report:
+    """A report that ``explain --json`` wrote; ``options`` are those that only a model can take.
+
+    Raises:
+        NMError: one is given, or the file holds no report of this version.
+    """
+    if any(options):
+        raise NMError(
+            f"{path} is a report, in which all is decided: --policy, --target, --each and --meta "
+            "are for a TARGET"
+        )
+    return Report.from_json(path)
 
 
 def _alive() -> Progress:
@@ -152,16 +170,15 @@ def show_differences(
 
 def show_kernels(report: Report, out: Path | None) -> None:
     """Every kernel once: its source on stdout, or as a file in ``out``."""
-    specs = dict.fromkeys(s for g in report.graphs for s in g.kernel_specs or ())
-    if not specs:
+    sources = report.kernel_sources()
+    if not sources:
         where = report.target.name if report.target else "this machine"
         raise NMError(f"no kernel would be generated on {where}: see `nmcompile explain`")
     console = Console(highlight=False, soft_wrap=True)
-    for spec in specs:
-        source = print_kernel(spec)
+    for name, source in sources.items():
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            path = out / file_name(spec, source)
+            path = out / name
             path.write_text(source)
             console.print(str(path), markup=False)
         elif sys.stdout.isatty():

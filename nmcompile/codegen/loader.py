@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ def kernel_path(spec: Spec) -> Path:
 def file_name(spec: Spec, source: str) -> str:
     """What the file of a kernel with this text is called."""
     return f"{spec.name}_{_digest(source.encode())}.py"
+
+
+def sources(specs: Iterable[Spec]) -> dict[str, str]:
+    """The text of each kernel once, by the name of its file; nothing is written."""
+    printed = ((spec, print_kernel(spec)) for spec in dict.fromkeys(specs))
+    return {file_name(spec, source): source for spec, source in printed}
 
 
 def _written(spec: Spec, source: str) -> Path:

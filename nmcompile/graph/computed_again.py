@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile.graph.aten import is_item, item_index
+from nmcompile.graph.aten import (
+    Convolution,
+    ConvolutionBackward,
+    is_item,
+    is_product,
+    is_view,
+    item_index,
+    view_base,
+)
+from nmcompile.graph.grouped import is_grouped
 from nmcompile.graph.higher_order import Body, outputs
 
 aten, prims = torch.ops.aten, torch.ops.prims
@@ -27,15 +36,34 @@ _REORDERS = frozenset([*_SAME, prims.rev.default, aten.flip.default])
 _JOINS = frozenset([*_SAME, aten.unsqueeze.default, aten.slice.Tensor])
 
 
-_AGAIN = "nm_again"
+_AGAIN, _READ_IN = "nm_again", "nm_read_in"
+_STACK = "nn_module_stack"
 
 
-def mark_again(found: dict[fx.Node, fx.Node]) -> None:
-    """Remember which nodes are computed again, and the modules that they are of."""
-    for node, twin in found.items():
-        node.meta[_AGAIN] = True
-        if twin.meta.get("nn_module_stack"):
-            node.meta["nn_module_stack"] = twin.meta["nn_module_stack"]
+def mark_again(same: dict[fx.Node, fx.Node]) -> None:
+    """Remember which nodes are computed again, and the modules that they are of.
+
+    Of a value also which modules of the forward read it: the forward's last product is not
+    computed again, and nothing else tells of which module its gradients are.
+
+    Args:
+        same: what ``same_values`` has found.
+    """
+    for node, twin in same.items():
+        if twin.op == "call_function" and twin.target is node.target:
+            node.meta[_AGAIN] = True
+            if twin.meta.get(_STACK):
+                node.meta[_STACK] = twin.meta[_STACK]
+        base = view_base(twin)
+        products = [n for n in twin.graph.nodes if multiplies(n) and n.meta.get(_STACK)]
+        readers = [n for n in products if base in map(view_base, n.all_input_nodes)]
+        node.meta[_READ_IN] = {n.name: n.meta[_STACK] for n in readers}
+
+
+def multiplies(node: fx.Node) -> bool:
+    """Whether it is a product of any kind."""
+    convolutions = (Convolution.operator, ConvolutionBackward.operator)
+    return is_product(node) or is_grouped(node) or node.target in convolutions
 
 
 def is_again(node: fx.Node) -> bool:
@@ -43,18 +71,29 @@ def is_again(node: fx.Node) -> bool:
     return bool(node.meta.get(_AGAIN))
 
 
-def computed_again(call: fx.Node, forward: Body, backward: Body) -> dict[fx.Node, fx.Node]:
-    """Nodes of the backward's graph that make the same call of the same values as the forward.
+def read_in(node: fx.Node) -> dict[str, Any]:
+    """Which products of the forward's graph read this value, each with its stack of modules."""
+    known: dict[str, Any] = {}
+    while True:
+        known |= node.meta.get(_READ_IN, {})
+        if not is_view(node):
+            return known
+        node = node.all_input_nodes[0]
+
+
+def same_values(call: fx.Node, forward: Body, backward: Body) -> dict[fx.Node, fx.Node]:
+    """Nodes of the backward's graph that hold a value of the forward's: kept, or computed again.
 
     Args:
         call: of the forward.
         forward, backward: what it runs, and what the call for its gradients runs.
 
     Returns:
-        for each the forward's node, of those that a result depends on.
+        for each the forward's node. What is computed again makes the same call of the same values
+        as that one, of those that a result depends on.
     """
     origins = _Origins(call, forward)
-    same: dict[fx.Node, Any] = {}
+    same: dict[fx.Node, fx.Node] = {}
     stacked: dict[fx.Node, fx.Node] = {}
     inputs = backward.gm.graph.find_nodes(op="placeholder")
     for node, operand in zip(inputs, backward.operands, strict=True):
@@ -67,7 +106,6 @@ def computed_again(call: fx.Node, forward: Body, backward: Body) -> dict[fx.Node
         for node in forward.gm.graph.nodes
         if _is_call(node) and node in origins.live
     }
-    found: dict[fx.Node, fx.Node] = {}
     for node in filter(_is_call, backward.gm.graph.nodes):
         read = node.all_input_nodes[0] if node.all_input_nodes else None
         if node.target is aten.select.int and read in stacked:
@@ -75,8 +113,8 @@ def computed_again(call: fx.Node, forward: Body, backward: Body) -> dict[fx.Node
             continue
         twin = first.get(_key(node, lambda n: same.get(_plain(n), f"own {n}")))
         if twin is not None:
-            same[node] = found[node] = twin
-    return found
+            same[node] = twin
+    return same
 
 
 class _Origins:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+from typing import Any
 
 from torch import fx
 
@@ -25,8 +26,11 @@ _TABLES = {"_modules", "_parameters", "_buffers", "__dict__"}
 def module_path(node: fx.Node) -> tuple[str, str]:
     """(path, class name) of the innermost module; ("", "") for an operation outside of any."""
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
-    if not stack:
-        return "", ""
+    return path_of_stack(stack) if stack else ("", "")
+
+
+def path_of_stack(stack: dict[str, Any]) -> tuple[str, str]:
+    """The same of a stack of modules, as nodes carry it: it holds at least one."""
     path, cls = list(stack.values())[-1]
     name = cls if isinstance(cls, str) else getattr(cls, "__name__", str(cls))
     return normalise(path), name.rsplit(".", 1)[-1]

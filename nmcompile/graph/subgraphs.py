@@ -20,15 +20,8 @@ from typing import Any
 from torch import fx
 
 from nmcompile.gemm import OperandKind
-from nmcompile.graph.aten import (
-    Convolution,
-    ConvolutionBackward,
-    is_item,
-    is_product,
-    item_index,
-)
-from nmcompile.graph.computed_again import computed_again, is_again, mark_again
-from nmcompile.graph.grouped import is_grouped
+from nmcompile.graph.aten import is_item, item_index
+from nmcompile.graph.computed_again import is_again, mark_again, multiplies, same_values
 from nmcompile.graph.higher_order import Body, bodies, outputs
 from nmcompile.graph.module_path import module_path
 from nmcompile.graph.operand_kinds import Kind, Kinds, operand_kinds, strongest
@@ -175,7 +168,7 @@ class _Search:
             kinds = self.evaluate(graph, by_position(graph, self.known[body.gm].kinds))
             for node in graph.nodes:
                 own = kinds[node] is not OperandKind.GRADIENT and not is_again(node)
-                if own and _multiplies(node):
+                if own and multiplies(node):
                     return False
         return True
 
@@ -248,7 +241,7 @@ def _apart(known: dict[fx.GraphModule, _Known]) -> Iterator[tuple[fx.Node, fx.No
         forward = first.setdefault((node.graph, number), node)
         if forward is not node and OperandKind.GRADIENT in reads:
             for ours, theirs in zip(bodies(forward), bodies(node), strict=False):
-                mark_again(computed_again(forward, ours, theirs))
+                mark_again(same_values(forward, ours, theirs))
             yield forward, node
 
 
@@ -277,11 +270,6 @@ def _mark_weight_gradients(root: fx.Graph, kinds: Kinds, search: _Search) -> Non
                     of_input = by_position(inner, search.known[body.gm].kinds)
                     graphs[inner] = search.evaluate(inner, of_input)
                     stack.append(inner)
-
-
-def _multiplies(node: fx.Node) -> bool:
-    convolutions = (Convolution.operator, ConvolutionBackward.operator)
-    return is_product(node) or is_grouped(node) or node.target in convolutions
 
 
 class _Around:

@@ -18,7 +18,8 @@ from nmcompile.inductor.hooks import JointPass, PostPass
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import plan_only
 from nmcompile.inductor.reused import dense_elsewhere, may_be_reused
-from nmcompile.report.report import GraphReport
+from nmcompile.report.artifacts import show_kernels, show_plan
+from nmcompile.report.report import GraphReport, Report
 from nmcompile.report.stored import StoredReports
 
 log = logging.getLogger(__name__)
@@ -34,10 +35,8 @@ def compile_graph(
     known = stored.load()
     reusable = may_be_reused(gm)
     spare = None if known and not reusable else fx.GraphModule(gm, copy.deepcopy(gm.graph))
-    hooks = {
-        "joint_custom_pre_pass": joint,
-        "post_grad_custom_pre_pass": PostPass(settings, joint.digest),
-    }
+    post = PostPass(settings, joint.digest)
+    hooks = {"joint_custom_pre_pass": joint, "post_grad_custom_pre_pass": post}
     compiled = _torch.compile_fx(gm, inputs, {**settings.inductor, **hooks})
     reports = joint.reports or known
     if reports is None:
@@ -47,8 +46,12 @@ def compile_graph(
     if reports is not known:
         stored.save(reports)
     else:
+        for report in reports:
+            show_plan(report, settings.policy, stored=True)
         for text in dict.fromkeys(text for report in reports for text in report.warnings):
             warnings.warn(text, NMWarning, stacklevel=2)
+    if not post.ran:
+        show_kernels(Report.of(settings.policy, tuple(reports)).kernel_sources)
     if capture.ranks is not None:
         ours = (settings.policy.to_toml(), settings.autotune, settings.kernels, settings.region)
         decided = [report.decisions_digest for report in reports]

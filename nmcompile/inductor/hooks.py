@@ -19,19 +19,21 @@ from torch import fx
 from nmcompile import _torch
 from nmcompile._torch import CustomGraphPass
 from nmcompile.capture.inputs import Capture
-from nmcompile.codegen.loader import record_kernels
+from nmcompile.codegen.loader import record_kernels, sources
+from nmcompile.codegen.printer import Spec
 from nmcompile.errors import owned
 from nmcompile.execution.targets import fingerprint
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.insert import mark_backward
 from nmcompile.graph.subgraphs import mark_planned
 from nmcompile.inductor.options import KERNELS, Settings
-from nmcompile.inductor.place import place_of
+from nmcompile.inductor.place import Place, place_of
 from nmcompile.ops.masks import warm_up
 from nmcompile.ops.schemas import KeepMask, KeepMaskRagged, Prune, PruneRagged
 from nmcompile.passes import pipeline
 from nmcompile.passes.plan import Kernels, Plan
 from nmcompile.passes.run import run
+from nmcompile.report.artifacts import show_kernels, show_plan
 from nmcompile.report.nodes import Listing
 from nmcompile.report.report import GraphReport
 
@@ -82,12 +84,7 @@ class JointPass(_AfterTheUsers):
             return
         name, shown = self.capture.name_of_input, place.region.shown
         before = Listing.of(graph, place.kinds, name, shown)
-        gradients = (n for n, kind in place.kinds.items() if kind is OperandKind.GRADIENT)
-        mark_backward(gradients)
-        chosen = self.settings
-        options = (chosen.policy, chosen.autotune, place.region, self.capture.ranks, chosen.target)
-        about = (place.doubt, place.operator, place.times, max(1, len(chosen.region.paths)))
-        plan = Plan(graph, place.kinds, *options, *about, place.apart, place.recomputed)
+        plan = plan_at(graph, place, self.settings, self.capture)
         run(pipeline.JOINT, plan, "joint graph")
         mark_planned(graph)
         if self.build_kernels:
@@ -95,6 +92,15 @@ class JointPass(_AfterTheUsers):
         if plan.gemms or plan.skipped or not place.operator:
             report = GraphReport.of(plan, self.digest, before, name)
             self.reports.append(report)
+            show_plan(report, self.settings.policy)
+
+
+def plan_at(graph: fx.Graph, place: Place, settings: Settings, capture: Capture) -> Plan:
+    """The plan of a joint graph, before any pass."""
+    mark_backward(n for n, kind in place.kinds.items() if kind is OperandKind.GRADIENT)
+    options = (settings.policy, settings.autotune, place.region, capture.ranks, settings.target)
+    about = (place.doubt, place.operator, place.times, max(1, len(settings.region.paths)))
+    return Plan(graph, place.kinds, *options, *about, place.apart, place.recomputed)
 
 
 class PostPass(_AfterTheUsers):
@@ -107,11 +113,15 @@ class PostPass(_AfterTheUsers):
         self.fuse = settings.kernels != "unfused"
         self.autotune = settings.autotune
         self.digest = digest
+        self.ran = False  # it does not where Inductor has the graphs in its cache
 
     def run(self, graph: fx.Graph) -> None:
         kernels = Kernels(graph, self.devices, self.lower, self.autotune, self.fuse)
         run(pipeline.POST_GRAD, kernels, "post-grad graph")
-        record_kernels(self.digest, [*kernels.specs, *kernels.masks])
+        specs: list[Spec] = [*kernels.specs, *kernels.masks]
+        record_kernels(self.digest, specs)
+        show_kernels(lambda: sources(specs))
+        self.ran = True
 
 
 def _warm_up(graph: fx.Graph) -> None:

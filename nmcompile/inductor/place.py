@@ -75,7 +75,8 @@ def place_of(graph: fx.Graph, settings: Settings, capture: Capture) -> Place | N
 def _region(graph: fx.Graph, inside: Inside, settings: Settings) -> Region | None:
     """The modules that a graph is of; None where nothing tells and the policy has to know."""
     outer = settings.region
-    paths = [module_path(node)[0] for node in graph.nodes]
+    # An input may carry the path of another call.
+    paths = [module_path(node)[0] for node in graph.nodes if node.op == "call_function"]
     region = called_region(outer, inside.callers, paths) if inside.told_apart else None
     lost = "scan" in inside.operators  # PyTorch traces it once more, and no module is left
     names = [rule.module or (lost and rule.class_) for rule in settings.policy.all_rules]

@@ -57,6 +57,16 @@ def plan_only(
     By default without their masks, for which kernels would have to be built.
     """
     joint = JointPass(settings, Capture.of(gm, inputs), build_kernels=False)
+    return interpreted(gm, inputs, joint, interpreter)
+
+
+def interpreted(
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    joint: JointPass,
+    interpreter: type[fx.Interpreter],
+) -> Planned:
+    """Trace and partition with this pass on the joint graphs; both halves are interpreted."""
     graphs: list[fx.Graph] = []
 
     def interpret(inner: fx.GraphModule, *_: Any, **__: Any) -> Any:
@@ -70,7 +80,7 @@ def plan_only(
 
     eager_backward = {"force_non_lazy_backward_lowering": True}
     with _torch.functorch_config.patch(enable_autograd_cache=False, **eager_backward):
-        patches = {**settings.inductor, "joint_custom_pre_pass": joint}
+        patches = {**joint.settings.inductor, "joint_custom_pre_pass": joint}
         if any(isinstance(x, torch.Tensor) and x.is_meta for x in inputs):
             # It would replace every result on the meta device by an empty tensor.
             patches["joint_graph_constant_folding"] = False

@@ -8,9 +8,10 @@ from nmcompile.errors import PolicyError
 from nmcompile.execution.choose import Execution, Request, choose
 from nmcompile.execution.cost import Predicted
 from nmcompile.execution.targets import target_of
-from nmcompile.gemm import Gemm, Op, Operand, Pruning, Role, size_hint
+from nmcompile.gemm import Gemm, Op, Operand, OperandKind, Pruning, Role, size_hint
 from nmcompile.graph.aten import argument
 from nmcompile.graph.float8 import NoCast, cast_of
+from nmcompile.graph.stored_weight import StoredWeight
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.passes.plan import Decision, Plan, Product
 from nmcompile.passes.requests import reads_pruned, request
@@ -44,6 +45,7 @@ def assign(plan: Plan) -> None:
         d.site: Product(d.gemm.node, d.pruning.operand if d.pruning else None)
         for d in plan.decisions
     }
+    plan.weights = _stored_weights(plan)
     _warn_of_guesses(plan)
     declined = [d for d in plan.decisions if d.declined]
     if declined and not any(d.pruning for d in plan.decisions):
@@ -116,6 +118,20 @@ def _run(plan: Plan, requests: list[Request], executions: dict[int, Execution]) 
 
 def _kept(plan: Plan, site: int, execution: Execution) -> Pruning | None:
     return None if execution.how == "dense" else plan.pruning.get(site)
+
+
+def _stored_weights(plan: Plan) -> dict[int, StoredWeight]:
+    """Of each forward product whose weight is pruned: the parameter in which it lies."""
+    pruned = {
+        d.site: (d.gemm.node, d.pruning.operand.arg)
+        for d in plan.decisions
+        if d.pruning and d.gemm.role is Role.FPROP and d.pruning.kind is OperandKind.WEIGHT
+    }
+    readers = {node for node, _ in pruned.values()}
+    return {
+        site: StoredWeight.of(argument(node, arg), readers, plan.kinds)
+        for site, (node, arg) in pruned.items()
+    }
 
 
 def _dense_seconds(plan: Plan) -> dict[int, float]:
@@ -200,10 +216,11 @@ def _check_twice(plan: Plan, method: Method, exact: bool) -> None:
     """Whether what runs a forward product once more would do the same."""
     if plan.apart and exact:
         text = 'backward = "exact" needs a backward in the same graph, and a branch or a loop has'
-        raise _Dense(Code.IN_SUBGRAPH, f"{text} one of its own")
+        text = f'{text} one of its own: take backward = "exact" out of its rule'
+        raise _Dense(Code.IN_SUBGRAPH, text)
     if method.random and (plan.apart or plan.recomputed):
         text = "the backward computes it once more and would draw another mask"
-        raise _Dense(Code.IN_SUBGRAPH, f"{text} ({method})")
+        raise _Dense(Code.IN_SUBGRAPH, f'{text} ({method}): write method = "mse"')
 
 
 def _check_blocks(operand: Operand, method: Method, nm: NMFormat) -> None:

@@ -25,6 +25,7 @@ from nmcompile.execution.units import Unit
 from nmcompile.gemm import Gemm, Operand, Pruning
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.graph.operand_kinds import Kinds
+from nmcompile.graph.stored_weight import StoredWeight
 from nmcompile.ops.call import Call
 from nmcompile.policy import Policy, Rule
 from nmcompile.reason import Code, Reason
@@ -110,9 +111,10 @@ class Plan:
     ``recomputed``: whether a checkpoint around it does.
 
     By site: ``pruning`` is what its rule prunes, whether or not it will be; ``products`` is where
-    each stands now, ``results`` what pruning made of it, ``masked`` the input gradient under the
-    mask of a forward product (``backward = "exact"``), ``notes`` what else there is to say about
-    it, ``dense_seconds`` the predicted time of it as a dense product.
+    each stands now, ``weights`` the input that holds the pruned weight of a forward product,
+    ``results`` what pruning made of it, ``masked`` the input gradient under the mask of a forward
+    product (``backward = "exact"``), ``notes`` what else there is to say about it,
+    ``dense_seconds`` the predicted time of it as a dense product.
     """
 
     graph: fx.Graph
@@ -136,6 +138,7 @@ class Plan:
     units: list[Unit] = field(default_factory=list)
     dense_seconds: dict[int, float] = field(default_factory=dict)
     products: dict[int, Product] = field(default_factory=dict)
+    weights: dict[int, StoredWeight] = field(default_factory=dict)
     results: dict[int, Simulated | Sparse] = field(default_factory=dict)
     masked: dict[int, fx.Node] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

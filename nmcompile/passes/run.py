@@ -1,7 +1,7 @@
 """Run a list of passes, check what each needs and leaves, and write down the graph in between.
 
 ``TORCH_LOGS="+nmcompile"`` logs a numbered dump of the graph before the first pass and after every
-pass that changed it; a trace (``TORCH_TRACE``) holds the same dumps as artifacts.
+pass that changed it; a trace (``TORCH_TRACE``) then holds the same dumps as artifacts.
 ``NMCOMPILE_CHECK_PASSES=1`` checks after every pass that the graph is sound, that what changed is
 described by its metadata, and that every fact left so far still holds. Tests turn it on.
 """
@@ -90,7 +90,7 @@ def _name(fact: Fact) -> str:
 
 def _dump(graph: fx.Graph, shown: str, title: str, number: int, name: str) -> str:
     """Log and trace the graph where somebody listens and it changed; returns what was shown."""
-    if not log.isEnabledFor(logging.DEBUG) and not _torch.is_traced():
+    if not log.isEnabledFor(logging.DEBUG):
         return shown
     code = readable(graph)
     if code != shown:

@@ -36,6 +36,11 @@ def without_wrappers(path: str, own: Collection[str] = ()) -> str:
     return ".".join(kept)
 
 
+def is_inside(path: str, module: str) -> bool:
+    """Whether a module lies below another one: ``a.b`` in ``a``, and all but the model in it."""
+    return path != module and (not module or path.startswith(f"{module}."))
+
+
 def own_names(model: nn.Module) -> tuple[str, ...]:
     """Paths of modules whose last name is a wrapper's although nothing wraps them."""
     found = []

@@ -81,7 +81,9 @@ _FLOPs = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 class Rule(PolicyModel):
     """One ``[[rule]]``: conditions, all of which must hold, and what to do with what matches.
 
-    Conditions (None holds always, except as noted):
+    A condition that is None holds always, except as noted.
+
+    Conditions:
         module: glob on the module's path as in ``model.named_modules()``, case-sensitive; ``*``
             crosses dots. ``"re:..."`` is a regular expression for the whole path, in the syntax of
             RE2 (which matches in linear time: no look-around, no back-references).
@@ -235,7 +237,7 @@ class Rule(PolicyModel):
 
     @property
     def conditions(self) -> Hashable:
-        """All conditions, ``None`` resolved: rules in which it is equal match the same sites."""
+        """All conditions, ``None`` resolved. Rules in which they are equal match the same sites."""
         names = itertools.takewhile(lambda name: name != "dense", type(self).model_fields)
         values = {name: getattr(self, name) for name in names}
         values |= {"op": self.ops, "role": self.roles}

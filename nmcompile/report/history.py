@@ -26,6 +26,7 @@ class _Compilation:
     graphs: list[GraphReport] = field(default_factory=list)
     judged: bool = False
     whole: Callable[[], nn.Module | None] = lambda: None  # a weak reference
+    alive: Callable[[], Any] = lambda: None  # a weak reference: to what it is gone with
     parameters: set[str] = field(default_factory=set)  # of ``whole``, that graphs read
     notes: list[Reason] = field(default_factory=list)
 
@@ -96,6 +97,7 @@ class History:
             if (ends := whole if alive is None else alive) is not None:
                 # Dynamo itself keeps every owner, which is the backend with its options.
                 weakref.finalize(ends, self._forget, entry).atexit = False
+                entry.alive = weakref.ref(ends)
         if whole is not None:
             entry.whole = weakref.ref(whole)
         self._newest = entry
@@ -116,6 +118,18 @@ class History:
                 "nmcompile.compile(model, policy) takes these"
             )
         return self._newest.report()
+
+    def of(
+        self, policy: Policy, modules: Collection[nn.Module], owner: Any = None
+    ) -> Report | None:
+        """See :func:`nmcompile.backend.report_of`; ``owner`` is known of one call."""
+        entries = list(self._compilations.values())
+        ours = [e for e in entries if owner is not None and e.owner is owner]
+        # Blocks that are compiled one by one share their policy and its report.
+        own = ours or [e for e in entries if (e.policy if owner is None else e.owner) is policy]
+        alike = [e for e in entries if e.policy == policy and e.alive() in modules]
+        found = own or alike[-1:]
+        return found[0].report() if found else None
 
     def clear(self) -> None:
         """Forget everything."""

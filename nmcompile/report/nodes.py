@@ -109,6 +109,11 @@ def _node(
     )
 
 
+def parts_of(module: str) -> list[str]:
+    """The components of a path; ``{0..79}``, which stands for several modules, is one."""
+    return re.findall(r"(?:\{[^}]*\}|[^.])+", module)
+
+
 _WORDS = {"placeholder": "input", "get_attr": "constant", "output": "output"}
 
 

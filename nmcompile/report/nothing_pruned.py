@@ -87,7 +87,8 @@ def some_ran_eagerly(unsupported: Sequence[str]) -> Reason:
 
 def _said(unsupported: Sequence[str]) -> str:
     """What Dynamo says, as the end of a sentence."""
-    return "".join(f"; torch.compile says: {text}" for text in unsupported[:_MOST])
+    different = list(dict.fromkeys(unsupported))
+    return "".join(f"; torch.compile says: {text}" for text in different[:_MOST])
 
 
 def limit_is_reached(function: str, limit: int) -> Reason:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import fx
 
 from nmcompile.codegen.kernel_spec import KernelSpec
-from nmcompile.codegen.loader import recorded_kernels
+from nmcompile.codegen.loader import recorded_kernels, sources
 from nmcompile.codegen.masks import MaskSpec
-from nmcompile.errors import NMError
 from nmcompile.execution.targets import Target
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy
 from nmcompile.reason import Reason
-from nmcompile.report import text
+from nmcompile.report import files, notebook, text
 from nmcompile.report.nodes import Listing, Node
-from nmcompile.report.rows import EagerRow, Frozen, Site, UnitRow
+from nmcompile.report.rows import EagerRow, Frozen, Site, UnitRow, WeightRow
 from nmcompile.report.saved import SavedTensor
 from nmcompile.report.totals import Totals, totals
 
@@ -81,6 +79,15 @@ class GraphReport(Frozen):
         modules = max(1, len(self.region)) if self.modules is None else self.modules
         return (modules if self.calls is None else self.calls) * (self.times or 1)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return notebook.html((self,), ())
+
+    def kernel_sources(self) -> dict[str, str]:
+        """The source of each kernel that would be generated or that was, by its file's name."""
+        were = {path.name: path.read_text() for path in recorded_kernels(self.digest)}
+        return sources(self.kernel_specs or ()) | were
+
     @property
     def decisions_digest(self) -> str:
         """What was decided for each product, without the times that were measured."""
@@ -103,6 +110,16 @@ class GraphReport(Frozen):
         for d in plan.decisions:
             found[d.gemm.node.name].append(d.site)
             placed[plan.products[d.site].node.name].append(d.site)
+        each, shown = plan.region.each, plan.region.shown
+        weights = {
+            d.site: WeightRow.of(
+                plan.weights[d.site],
+                d.pruning.operand,
+                each(shown(name_of_input(plan.weights[d.site].node))),
+            )
+            for d in plan.decisions
+            if d.pruning and d.site in plan.weights
+        }
         after = Listing.of(plan.graph, plan.kinds, name_of_input, plan.region.shown)
         return cls(
             digest=digest,
@@ -113,7 +130,7 @@ class GraphReport(Frozen):
             sharing=tuple(plan.sharing),
             training=any(k is OperandKind.GRADIENT for k in plan.kinds.values()),
             sites=tuple(
-                Site.of(d, plan.reasons(d), plan.dense_seconds.get(d.site))
+                Site.of(d, plan.reasons(d), plan.dense_seconds.get(d.site), weights.get(d.site))
                 for d in plan.decisions
                 if not d.gemm.again
             ),
@@ -192,19 +209,41 @@ class Report(Frozen):
         found = [path for g in self.graphs for path in recorded_kernels(g.digest)]
         return tuple(dict.fromkeys(found))
 
+    def kernel_sources(self) -> dict[str, str]:
+        """The source of each kernel that would be generated or that was, by its file's name."""
+        return {name: s for g in self.graphs for name, s in g.kernel_sources().items()}
+
     @property
     def totals(self) -> Totals:
         """Sums over all graphs."""
         return totals(self.graphs, self.eager)
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The report as JSON (``schema_version`` 3), with its totals; also written to ``path``."""
+        """The report as JSON (``schema_version`` 3), with its totals; also written to ``path``.
+
+        Raises:
+            NMError: the file cannot be written.
+        """
         data: dict[str, Any] = self.model_dump(mode="json")
         data["totals"] = self.totals.model_dump(mode="json")
         document = json.dumps(data, indent=2)
         if path is not None:
-            Path(path).write_text(document)
+            files.write(path, document)
         return document
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Report:
+        """Read what ``to_json`` (or ``nmcompile explain --json``) wrote into a file.
+
+        Raises:
+            NMError: it cannot be read, is no report, or one of another ``schema_version``.
+        """
+        data = files.read(path, cls.model_fields["schema_version"].default)
+        data.pop("totals", None)  # they follow from the rest
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise files.broken(path, error) from error
 
     def to_html(self, path: str | Path, title: str = "nmcompile report") -> Path:
         """Write the report as one HTML file, which needs no network.
@@ -214,22 +253,31 @@ class Report(Frozen):
         """
         from nmcompile.report.page.page import page
 
-        text = page(self, title)
-        try:
-            Path(path).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise NMError(f"{path}: cannot be written: {error.strerror or error}") from error
-        return Path(path)
+        return files.write(path, page(self, title))
+
+    def to_model_explorer(self, path: str | Path, title: str = "nmcompile report") -> Path:
+        """Write the graphs, after and before, for Google's Model Explorer.
+
+        ``pip install ai-edge-model-explorer && model-explorer FILE`` shows them.
+
+        Modules are its layers; what was inserted and what was pruned is marked, and each node has
+        its shape, dtype, line of the model's source, and of a product the role, rule and reason.
+
+        Raises:
+            NMError: there is no graph, or the file cannot be written.
+        """
+        from nmcompile.report.model_explorer import collection
+
+        return files.write(path, json.dumps(collection(self, title)))
 
     def __str__(self) -> str:
-        width = text.terminal_width()
-        out = io.StringIO()
-        console = Console(file=out, width=width, highlight=False)
-        for part in text.parts(self, width):
-            console.print(part)
-        return out.getvalue()
+        return text.plain(self, text.terminal_width())
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return notebook.html(self.graphs, text.lines(self))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from text.parts(self, options.max_width)

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from nmcompile.capture.eager import Count, Layer
 from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.units import Unit
-from nmcompile.gemm import Op, OperandKind, Role, Unknown
+from nmcompile.gemm import Op, Operand, OperandKind, Role, Unknown
+from nmcompile.graph.stored_weight import StoredWeight
 from nmcompile.masks.formats import NMFormat
 from nmcompile.passes.plan import Decision
 from nmcompile.reason import Code, Reason, sentence
@@ -19,6 +20,34 @@ class Frozen(BaseModel):
     """What cannot be changed, and has no field that is not declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WeightRow(Frozen):
+    """The parameter in which the pruned weight of a forward product lies.
+
+    Dimensions are the parameter's own: ``dims`` those that the product reduces over, of which
+    ``groups`` channel groups share the first; ``tile_dims`` and ``tile_groups`` those of a mask
+    that is N:M along both. ``obstacle``: why the mask cannot be written into the parameter.
+    """
+
+    names: tuple[str, ...] = Field(description="its paths: one for each module of a region")
+    dims: tuple[int, ...]
+    groups: int
+    tile_dims: tuple[int, int] | None
+    tile_groups: int
+    obstacle: str
+
+    @classmethod
+    def of(cls, stored: StoredWeight, operand: Operand, names: tuple[str, ...]) -> WeightRow:
+        order, tile = stored.order, operand.tile_dims
+        return cls(
+            names=names,
+            dims=tuple(order[d] for d in operand.dims),
+            groups=operand.groups,
+            tile_dims=None if tile is None else (order[tile[0]], order[tile[1]]),
+            tile_groups=operand.tile_groups,
+            obstacle=stored.obstacle,
+        )
 
 
 class Site(Frozen):
@@ -55,6 +84,9 @@ class Site(Frozen):
     )
     rule: str | None = Field(description="file, line and number of the rule that decided")
     reasons: tuple[Reason, ...] = Field(description="why it is so: codes to filter by, and texts")
+    weight: WeightRow | None = Field(
+        default=None, description="where the weight lies that a forward product prunes"
+    )
     guess: Reason | None = Field(description="why its role could not be derived; it is dense")
 
     @property
@@ -85,7 +117,13 @@ class Site(Frozen):
         return any(reason.code is code for reason in self.reasons)
 
     @classmethod
-    def of(cls, d: Decision, reasons: tuple[Reason, ...], dense: float | None = None) -> Site:
+    def of(
+        cls,
+        d: Decision,
+        reasons: tuple[Reason, ...],
+        dense: float | None = None,
+        weight: WeightRow | None = None,
+    ) -> Site:
         g, p, how = d.gemm, d.pruning, d.execution
         dense = how.estimate.dense if how.estimate else dense
         # Of the product that was found: a sparse convolution has become a matrix product by now.
@@ -114,6 +152,7 @@ class Site(Frozen):
             unit=how.unit,
             rule=d.rule.label if d.rule else None,
             reasons=reasons,
+            weight=weight,
             guess=g.guess,
         )
 

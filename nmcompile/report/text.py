@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -31,10 +32,23 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((150, 24)).columns
 
 
-def parts(report: Report, width: int) -> Iterator[RenderableType]:
-    """What is printed of a report, in order, for a screen of ``width`` columns."""
+def plain(report: Report, width: int, numbered: bool = True) -> str:
+    """A report as it is printed on a screen of ``width`` columns, without colours."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, highlight=False)
+    for part in parts(report, width, numbered):
+        console.print(part)
+    return out.getvalue()
+
+
+def parts(report: Report, width: int, numbered: bool = True) -> Iterator[RenderableType]:
+    """What is printed of a report, in order, for a screen of ``width`` columns.
+
+    ``numbered``: whether graphs are told by their number; one of many alone has none.
+    """
     for number, graph in enumerate(report.graphs):
-        title = f"graph {number} ({'training' if graph.training else 'inference'}"
+        title = f"graph{f' {number}' if numbered else ''} "
+        title += f"({'training' if graph.training else 'inference'}"
         title += f", inside of {graph.operator})" if graph.operator else ")"
         title += f", {graph.runs} times" if graph.runs > 1 else ""
         if width >= _TABLE:
@@ -42,7 +56,7 @@ def parts(report: Report, width: int) -> Iterator[RenderableType]:
         else:
             yield from _rows(graph, title)
         yield from map(_text, _unit_lines(graph))
-    yield from map(_text, _lines(report))
+    yield from map(_text, lines(report))
     for kernel in report.kernels:
         yield Text(_printable(f"kernel {kernel}"), no_wrap=True, overflow="ignore")
 
@@ -97,7 +111,8 @@ def _why(site: Site) -> str:
     return "; ".join(filter(None, (site.rule, own, guess)))
 
 
-def _lines(report: Report) -> Iterator[str]:
+def lines(report: Report) -> Iterator[str]:
+    """Sums, and what is to be said of the whole report."""
     t = report.totals
     sparse = sum(
         s.known_flops * s.dropped * g.runs

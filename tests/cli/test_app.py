@@ -51,6 +51,31 @@ def test_json_is_one_document(case: str, capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads(capsys.readouterr().out)["schema_version"] == 1
 
 
+def test_a_report_that_was_written_is_read_again(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code("explain", case, "--json") == 0
+    document = capsys.readouterr().out
+    (tmp_path / "report.json").write_text(document)
+    assert code("explain", "report.json", "--json", "--model-explorer", "graphs.json") == 0
+    shown = capsys.readouterr()
+    assert shown.out == document
+    assert shown.err.startswith("graphs: graphs.json, to be opened with `model-explorer ")
+    assert json.loads((tmp_path / "graphs.json").read_text())["label"] == "report.json"
+    for option in (("-p", "full"), ("--target", "h100"), ("--each", "a"), ("--meta",)):
+        assert code("explain", "report.json", *option) == USAGE
+        assert "report.json is a report, in which all is decided" in capsys.readouterr().err
+
+
+def test_a_model_without_values_is_explained_alike(
+    case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code("explain", case) == 0
+    plain = capsys.readouterr().out
+    assert code("explain", case, "--meta") == 0
+    assert capsys.readouterr().out == plain
+
+
 def test_diff_ends_with_1_where_it_is_asked_to(case: str) -> None:
     assert code("diff", case, "-p", "full", "-p", "dense", "--exit-code") == FINDINGS
     assert code("diff", case, "-p", "full", "-p", "full", "--exit-code") == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nmcompile.cli.named import TargetError, load
-from tests.cli.samples import CASE
+from tests.cli.samples import CASE, TUNED
 
 
 @pytest.fixture
@@ -39,6 +39,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_target_gives_a_model_and_its_inputs(folder: Path, target: str) -> None:
     named = load(target)
     assert named.model(*named.args, **named.kwargs).shape == (4, 8)
+
+
+def test_a_fourth_part_is_for_tune_alone(folder: Path) -> None:
+    (folder / "nm_tuned.py").write_text(TUNED)
+    assert load("nm_tuned.py:one").batches is None
+    named = load("nm_tuned.py:logits")
+    assert len(named.batches) == 3
+    assert named.model(*named.args).shape == (4, 8)
 
 
 def test_a_file_imports_what_lies_beside_it(folder: Path) -> None:
@@ -75,6 +83,14 @@ def test_errors_inside_of_the_users_file_pass_through(folder: Path) -> None:
         load("nm_broken:case")
     with pytest.raises(ValueError, match="the data is not here"):
         load("nm_case.py:fails")
+
+
+def test_a_model_can_be_made_without_values(folder: Path) -> None:
+    model, (x,), *_ = load("nm_case.py:case", meta=True)
+    assert x.is_meta
+    assert all(p.is_meta for p in model.parameters())
+    with pytest.raises(TargetError, match="is no function: its tensors are made before --meta"):
+        load("nm_case.py:ready", meta=True)
 
 
 def test_a_function_is_a_model_too(folder: Path) -> None:

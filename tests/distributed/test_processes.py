@@ -90,6 +90,21 @@ def test_ranks_with_different_policies_are_stopped(tmp_path: Path) -> None:
     assert "rank 1 and rank 0 have different policies or options" in messages[1]
 
 
+def test_a_schedule_switches_on_every_rank_at_the_same_step(tmp_path: Path) -> None:
+    ranks = results("schedule", 2, tmp_path)
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+    for rank in ranks:
+        assert rank["ddp_compiled"] == rank["fsdp_compiled"] == 0  # all was warm
+        assert rank["untouched"]
+        assert rank["pruned"] == [False, True, False]
+        assert rank["ddp"] == pytest.approx(rank["fsdp"], rel=0.05)  # masks are drawn otherwise
+    # From its last phase, at 4, rank 0 goes back to the one of step 2, and rank 1 to that of 0.
+    for me, rank in enumerate(ranks):
+        assert f"rank {me} switches after" in rank["lost"]
+    assert ranks[0]["other"] == ""
+    assert "rank 1 and rank 0 have different schedules" in ranks[1]["other"]
+
+
 def test_the_example_runs_unchanged_with_one_or_two_processes() -> None:
     command = ("examples.distributed", "--steps", "4", "--width", "32", "--depth", "2")
     alone = torchrun(1, *command)

@@ -6,6 +6,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import nmcompile
-from nmcompile import Policy, Rule
+from nmcompile import Policy, Rule, _torch
 
 #: Deterministic masks: what several processes compute can be compared with what one does.
 MSE = Policy(
@@ -186,6 +187,63 @@ def other_policy() -> dict[str, Any]:
     if dist.get_rank() == 0:
         dist.barrier()
     return {"message": message}
+
+
+def schedule() -> dict[str, Any]:
+    """DDP and FSDP2 under one schedule; a rank that loses count; a rank with other phases."""
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
+    phases = {0: "dense", 2: "gradients", 4: "dense"}
+    result: dict[str, Any] = {}
+
+    def train(model: nn.Module, schedule: nmcompile.Schedule) -> list[float]:
+        optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
+        torch.manual_seed(1)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = model(data(rank)).square().mean()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        result["compiled"] = torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs
+        return losses
+
+    replicated = net()
+    one = nmcompile.Schedule(replicated, phases)
+    ddp = DistributedDataParallel(replicated)
+    one.warm_up(data(rank))
+    result["ddp"], result["ddp_compiled"] = train(ddp, one), result["compiled"]
+    result["weights"] = replicated.head.weight.tolist()
+
+    sharded = net()
+    for layer in sharded.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    two = nmcompile.Schedule(sharded, phases, each="layers.*")
+    two.warm_up(data(rank))
+    result["untouched"] = all(p.grad is None for p in sharded.parameters())
+    result["fsdp"], result["fsdp_compiled"] = train(sharded, two), result["compiled"]
+    result["pruned"] = [r.totals.pruned_sites > 0 for r in two.reports.values()]
+
+    _torch.process_group_store().set_timeout(timedelta(seconds=3))
+    result["lost"] = _said(lambda: one.step(at=2 if rank == 0 else 1))
+    dist.barrier()
+    if rank == 1:
+        dist.barrier()
+    other = phases if rank == 0 else {0: "dense", 3: "gradients"}
+    result["other"] = _said(lambda: nmcompile.Schedule(net(), other))
+    if rank == 0:
+        dist.barrier()
+    return result
+
+
+def _said(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except nmcompile.ScheduleError as error:
+        return str(error)
+    return ""
 
 
 def message_of(call: Callable[[], Any]) -> str:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from benchmarks.zoo.float8 import E4M3, E5M2, to_float8
 from nmcompile.graph.aten import is_product
 from nmcompile.graph.float8 import Cast, NoCast, cast_of, source_of
-from tests.graph.float8_linear import E4M3, E5M2, to_float8
 
 X, W, ONE = torch.randn(16, 32), torch.randn(32, 48), torch.ones(())
 

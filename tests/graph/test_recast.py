@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from benchmarks.zoo.float8 import E4M3, multiply, to_float8
 from nmcompile.graph.aten import is_product
 from nmcompile.graph.float8 import Cast, cast_of
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.recast import Frame, recast
-from tests.graph.float8_linear import E4M3, multiply, to_float8
 
 X, Z = torch.randn(2, 8, 32), 3 * torch.randn(2, 8, 32)
 W = torch.randn(48, 32)

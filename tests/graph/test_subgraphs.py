@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx
+from torch._higher_order_ops.map import map as map_over
 from torch.utils.checkpoint import checkpoint
 
 import nmcompile
@@ -118,6 +119,17 @@ def test_a_region_is_what_its_module_would_be_without_it() -> None:
     assert "(training, inside of invoke_subgraph), 2 times" in str(region)
 
 
+def test_a_region_of_one_layer_is_that_layer() -> None:
+    class Layer(torch.nn.Linear):
+        @torch.compiler.nested_compile_region
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16), Layer(16, 16), Layer(16, 16))
+    report = nmcompile.explain(model, X)
+    assert {s.module for s in report.sites} == {"0", "{1..2}"}
+
+
 def test_a_rule_decides_all_modules_of_a_region_or_is_refused() -> None:
     def policy(module: str) -> dict[str, Any]:
         rule = {"module": module, "role": "fprop", "prune": "activation", "format": "2:4"}
@@ -169,12 +181,46 @@ def test_branches_are_pruned_in_their_true_roles_and_know_their_modules() -> Non
 
 
 def test_what_runs_twice_is_not_pruned_at_random_or_exactly() -> None:
-    for extra, text in (({"backward": "exact"}, "exact"), ({"method": "mvue"}, "another mask")):
+    advice = 'take backward = "exact" out', 'would draw another mask (mvue): write method = "mse"'
+    for extra, text in zip(({"backward": "exact"}, {"method": "mvue"}), advice, strict=True):
         rule = {"role": "fprop", "prune": "activation", "format": "2:4", "method": "mse", **extra}
         report = nmcompile.explain(network(Branch), X, policy={"schema": 1, "rule": [rule]})
         assert {s.module for s in report.sites if s.pruned} == {"2"}
         assert all(text in s.reason for s in report.sites if s.has(Code.IN_SUBGRAPH))
         assert sum(s.has(Code.IN_SUBGRAPH) for s in report.sites) == 4
+
+
+@pytest.mark.parametrize("loop", [Map, While])
+def test_the_last_layer_of_a_loop_is_known_in_its_backward(loop: type[torch.nn.Module]) -> None:
+    """Its product is not computed again there, so that no forward product tells."""
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        report = nmcompile.explain(loop(), X)
+    assert pruned_roles(report) == {(m, role) for m in ("up", "down") for role in ROLES}
+
+
+class Parallel(torch.nn.Module):
+    """Layers of equal sizes with one input, of which ``c`` and ``d`` have one gradient as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (torch.nn.Linear(16, 16, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = lambda x: self.a(x) * self.b(x).sin() + self.c(x) + self.d(x)  # noqa: E731
+        slices: Tensor = map_over(layers, x)
+        return slices
+
+
+def test_layers_with_one_input_are_told_apart_in_a_backward() -> None:
+    slices = X.reshape(3, -1, 16)
+    report = nmcompile.explain(Parallel(), slices)
+    known = {(m, role) for m in "abcd" for role in ROLES} - {("c", "wgrad"), ("d", "wgrad")}
+    found = [(s.module, str(s.role)) for s in report.sites if s.pruned]
+    assert sorted(found) == sorted([("", "wgrad"), ("", "wgrad"), *known])
+    named = {"schema": 1, "extends": "full", "rule": [{"module": "c", "dense": True}]}
+    with pytest.warns(NMWarning, match="nothing says of which layers"):
+        report = nmcompile.explain(Parallel(), slices, policy=named)
+    assert pruned_roles(report) == {(m, role) for m, role in known if m != "c"}
 
 
 @pytest.mark.parametrize("loop", [Map, Scan, While])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from nmcompile.policy.paths import named_modules, own_names, without_wrappers
+from nmcompile.policy.paths import is_inside, named_modules, own_names, without_wrappers
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,22 @@ from nmcompile.policy.paths import named_modules, own_names, without_wrappers
 )
 def test_what_is_left_of_a_path(path: str, own: tuple[str, ...], expected: str) -> None:
     assert without_wrappers(path, own) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "module", "expected"),
+    [
+        ("a.b", "a", True),
+        ("a.b.c", "a", True),
+        ("a", "", True),
+        ("a", "a", False),
+        ("", "", False),
+        ("ab", "a", False),
+        ("a", "a.b", False),
+    ],
+)
+def test_a_module_is_inside_of_those_above_it(path: str, module: str, expected: bool) -> None:
+    assert is_inside(path, module) is expected
 
 
 def test_names_of_ones_own_stay() -> None:

@@ -123,3 +123,18 @@ def test_a_remark_goes_to_the_newest_report() -> None:
     for _ in range(2):
         history.remark(reason)
     assert history.last().notes == (reason,)
+
+
+def test_a_report_is_found_by_its_policy_object_or_by_a_module_with_an_equal_one() -> None:
+    history, module = History(), nn.Linear(4, 4)
+    first, second = FULL.model_copy(), FULL.model_copy()
+    history.add(Owner(), first, [graph(site("a"))], whole=module)
+    history.add(Owner(), DENSE, [graph(site("x"))])
+    for policy, modules, names in (
+        (first, [], ["a"]),
+        (second, [], None),
+        (second, [module], ["a"]),  # which runs what was compiled for the first
+        (DENSE.model_copy(), [module], None),
+    ):
+        found = history.of(policy, modules)
+        assert (found and [s.module for s in found.sites]) == names

@@ -10,7 +10,7 @@ import pytest
 from nmcompile import NMWarning, Policy, Report, Rule
 from nmcompile.gemm import OperandKind, Role
 from nmcompile.reason import Code, Reason
-from nmcompile.report.nothing_pruned import warn_if_nothing_pruned
+from nmcompile.report.nothing_pruned import some_ran_eagerly, warn_if_nothing_pruned
 from tests.report.samples import graph, site, skipped
 
 PRUNE = {"prune": "activation", "role": "fprop", "format": "2:4"}
@@ -90,3 +90,10 @@ def test_weights_that_are_plain_tensors_are_hinted_at() -> None:
         judge(FORWARD, plain, plain)
     with pytest.warns(NMWarning, match="too short$"):
         judge(FORWARD, plain, site(reasons=(TOO_SHORT,)))
+
+
+def test_what_dynamo_says_twice_is_quoted_once() -> None:
+    reason = some_ran_eagerly(["a", "a", "b", "a"])
+    assert reason.text == (
+        "not all of it can be compiled; torch.compile says: a; torch.compile says: b"
+    )

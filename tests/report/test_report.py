@@ -65,6 +65,7 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
         "sparse_us": None,
         "unit": None,
         "rule": "recipe full, rule 1",
+        "weight": None,
         "reasons": [
             {"code": "auto-simulates", "text": "auto: no sparse tensor core product on cpu"}
         ],

@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import nmcompile
-from nmcompile import Policy, Report
-from nmcompile.gemm import OperandKind, Role
-from nmcompile.ops.schemas import Prune
-from nmcompile.reason import Code
-from tests.graph.float8_linear import (
+from benchmarks.zoo.float8 import (
     RECIPES,
     Float8Linear,
     Linear8,
@@ -21,6 +17,10 @@ from tests.graph.float8_linear import (
     multiply,
     to_float8,
 )
+from nmcompile import Policy, Report
+from nmcompile.gemm import OperandKind, Role
+from nmcompile.ops.schemas import Prune
+from nmcompile.reason import Code
 from tests.passes.plans import plan_of, ran
 
 WAYS = [(recipe, emulate) for recipe in RECIPES for emulate in (False, True)]

@@ -1,4 +1,4 @@
-"""The examples of ``docs/trainers.md``, run as they stand there."""
+"""The examples of ``docs/trainers.md`` and other pages, run as they stand there."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ import torch
 
 import nmcompile
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "trainers.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def example(heading: str) -> str:
+def example(heading: str, of: str = "trainers.md") -> str:
     """The block of code under a heading."""
-    section = re.split(r"^## ", PAGE.read_text(), flags=re.M)
-    (text,) = [s for s in section if s.startswith(heading + "\n")]
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    return str(code)
+    (code,) = blocks(heading, of=of)
+    return code
+
+
+def blocks(*headings: str, of: str) -> list[str]:
+    """Every block of code under some headings of a page."""
+    sections = re.split(r"^## ", (DOCS / of).read_text(), flags=re.M)
+    texts = [s for h in headings for s in sections if s.startswith(h + "\n")]
+    assert len(texts) == len(headings)
+    return [str(code) for text in texts for code in re.findall(r"```python\n(.*?)```", text, re.S)]
 
 
 def run(code: str) -> tuple[dict[str, Any], int]:
@@ -33,7 +39,7 @@ def run(code: str) -> tuple[dict[str, Any], int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", nmcompile.NMWarning)
-        exec(compile(code, str(PAGE), "exec"), found)
+        exec(compile(code, "example", "exec"), found)
     return found, int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 

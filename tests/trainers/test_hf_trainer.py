@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nmcompile import ScheduleError
 from tests.trainers import page
 
 pytest.importorskip("transformers", reason="needs nmcompile[integrations]")
@@ -53,3 +54,24 @@ def test_the_name_of_the_backend_is_rejected() -> None:
     arguments = TrainingArguments("out", torch_compile_backend="nm_sparse", report_to="none")
     with pytest.raises(ValueError, match="'NM_SPARSE' is not a valid DynamoBackend"):
         Trainer(torch.nn.Linear(4, 4), arguments)
+
+
+@pytest.mark.slow
+def test_a_schedule_follows_its_steps_and_goes_on_from_a_checkpoint() -> None:
+    code = page.example("Hugging Face Trainer", of="schedule.md")
+    found, graphs = page.run(code)
+    schedule = found["schedule"]
+    assert schedule.steps == 8
+    pruned = {start: r.totals.pruned_sites > 0 for start, r in schedule.reports.items()}
+    assert pruned == {0: False, 3: True, 6: False}
+    assert graphs == 2  # dense and full: all at the first call, none at a switch
+    losses = [e["loss"] for e in found["trainer"].state.log_history if "loss" in e]
+
+    resumed = code.replace("trainer.train()", 'trainer.train("scheduled/checkpoint-4")')
+    again, _ = page.run(resumed)
+    assert again["schedule"].steps == 8
+    entries = [e["loss"] for e in again["trainer"].state.log_history if "loss" in e]
+    assert entries == losses
+    other = resumed.replace('3: "full"', '2: "full"')
+    with pytest.raises(ScheduleError, match="begin at steps 0, 3, 6, and not at 0, 2, 6"):
+        page.run(other)

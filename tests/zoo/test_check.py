@@ -13,9 +13,11 @@ pytest.importorskip("typer", reason="the benchmarks need nmcompile[study]")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import nmcompile
-from benchmarks.zoo.check import RTOL, compare, falls, unlisted, unlisted_layers
+from benchmarks.zoo.check import RTOL, compare, falls, uncounted, unlisted, unlisted_layers
+from benchmarks.zoo.entry import Entry
 from benchmarks.zoo.executed import Product, executed, grouped_flops
 from benchmarks.zoo.interpreted import interpreted
+from benchmarks.zoo.shares import listed
 from nmcompile import Report
 
 
@@ -58,12 +60,19 @@ def test_products_of_an_eager_step() -> None:
     }
     backward = {p.path: n for p, n in ran.products.items() if p.backward}
     assert backward == {"conv": 1, "twice": 4, "frozen": 1, "": 1}
-    names = {(path, backward) for _, path, backward in ran.opaque}
-    assert names == {("", False), ("", True)}
+    row = 10 - 3 + 1  # of attention: 8 rows of 8 features in each of two batches
+    once = 2 * 2 * row * row * 8
+    hidden = {(o.path, o.backward, o.is_attention, o.flops) for o in ran.opaque}
+    assert hidden == {("", False, True, 2 * once), ("", True, True, 5 * once)}
     assert {path: layer.calls for path, layer in ran.layers.items()} == {
         "conv": 1, "twice": 2, "frozen": 1,
     }  # fmt: skip
     assert (ran.layers["conv"].needs_dgrad, ran.layers["frozen"].needs_wgrad) == (0, 0)
+    assert ran.extents == {
+        "conv": {"fprop": 2, "dgrad": 4, "wgrad": 16},
+        "twice": {"fprop": 8, "dgrad": 8, "wgrad": 16},
+        "frozen": {"fprop": 8, "dgrad": 6, "wgrad": 16},
+    }
 
 
 def test_grouped_products_of_an_eager_step() -> None:
@@ -93,12 +102,13 @@ def test_a_product_that_is_not_listed_is_found(lost: dict[str, str]) -> None:
     model = Net()
     ran = executed(model, lambda: model(X).sum())
     report = nmcompile.explain(Net(), X)
-    assert unlisted(ran, report) + unlisted_layers(ran.layers, report) == []
-    found = unlisted(ran, report_without(report, **lost))
+    assert unlisted(ran, report) + unlisted_layers(ran.layers, listed(report)) == []
+    without = report_without(report, **lost)
+    found = unlisted(ran, without)
     assert found
     assert all(line.startswith(repr(lost["module"])) for line in found)
     if lost["module"]:
-        assert unlisted_layers(ran.layers, report_without(report, **lost))
+        assert unlisted_layers(ran.layers, listed(without))
 
 
 def test_a_fused_operator_that_is_not_listed_is_found() -> None:
@@ -108,6 +118,27 @@ def test_a_fused_operator_that_is_not_listed_is_found() -> None:
     graph = report.graphs[0].model_copy(update={"skipped": ()})
     report = report_without(report.model_copy(update={"graphs": (graph,)}), module="")
     assert any("attention" in line for line in unlisted(ran, report))
+
+
+def test_what_runs_eagerly_is_compared_with_what_explain_counts() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0]
+
+    model, x = Recurrent(), torch.randn(5, 8, requires_grad=True)
+    ran = executed(model, lambda: model(x).sum())
+    report = nmcompile.explain(Recurrent(), x)
+    once = 2 * 5 * 2 * 8 * 32
+    assert [(o.backward, o.flops) for o in ran.opaque] == [(False, once), (True, 2 * once)]
+    entry = Entry("", "", lambda: (model, {}), eager_only=("lstm",))
+    assert uncounted(ran, report, entry) == []
+    lost = report.model_copy(update={"eager": ()})
+    assert uncounted(ran, lost, entry)[0].endswith(f"{3 * once:g} FLOPs, and explain counts 0")
+    assert uncounted(ran, report, Entry("", "", entry.make))
 
 
 def test_gradients_are_compared_with_the_largest_of_their_tensor() -> None:

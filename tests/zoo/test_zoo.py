@@ -25,6 +25,9 @@ from benchmarks.zoo.interpreted import interpreted  # noqa: E402
 
 COMPILED = {
     "fused-loss",
+    "nested-regions",
+    "gru",
+    "float8-tensorwise",
     "bert",
     "llama",
     "qwen3-moe",

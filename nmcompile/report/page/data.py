@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from nmcompile.codegen.printer import print_kernel
 from nmcompile.report.nodes import Node
 from nmcompile.report.page.drawing import Drawing, Drawings, Kind
 
@@ -36,7 +34,7 @@ def data_of(report: Report) -> dict[str, Any]:
             for s in report.skipped
         ],
         "saved": [[s.name, " x ".join(s.shape), s.dtype, s.bytes, s.compressed] for s in saved],
-        "kernels": [[name, source] for name, source in _kernels(report)],
+        "kernels": [[name.removesuffix(".py"), s] for name, s in report.kernel_sources().items()],
     }
 
 
@@ -88,12 +86,3 @@ def _drawing(drawing: Drawing, number: dict[str, int]) -> list[Any]:
         module = None if b.module is None else number.get(b.module)
         boxes.append([KINDS.index(b.kind), b.title, b.detail, b.node, module, b.x, b.y])
     return [boxes, [list(edge) for edge in drawing.edges]]
-
-
-def _kernels(report: Report) -> Iterable[tuple[str, str]]:
-    """The source of each kernel, of those that would be generated or of those that were."""
-    specs = dict.fromkeys(s for g in report.graphs for s in g.kernel_specs or ())
-    for spec in specs:
-        yield spec.name, print_kernel(spec)
-    for path in report.kernels:
-        yield path.stem, path.read_text()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from nmcompile.errors import NMError
-from nmcompile.report.nodes import Node
+from nmcompile.policy.paths import is_inside
+from nmcompile.report.nodes import Node, parts_of
 
 
 class Kind(StrEnum):
@@ -98,7 +98,8 @@ class Drawings:
                 start = home.get(name)
                 if start is None:
                     number = self._numbers[name]
-                    found = _source(self.nodes[number], number, drawing.boxes[end], backward)
+                    box = drawing.boxes[end]
+                    found = _source(self.nodes[number], number, module, box, backward)
                     if found is None:
                         continue
                     start = add(*found)
@@ -111,13 +112,8 @@ class Drawings:
         return drawing
 
 
-def _parts(module: str) -> list[str]:
-    """The components of a path; ``{0..79}``, which stands for several modules, is one."""
-    return re.findall(r"(?:\{[^}]*\}|[^.])+", module)
-
-
 def _prefixes(module: str) -> list[str]:
-    parts = _parts(module)
+    parts = parts_of(module)
     return [".".join(parts[:k]) for k in range(1, len(parts) + 1)]
 
 
@@ -125,7 +121,7 @@ def _box(node: Node, module: str, number: int) -> tuple[object, Box]:
     """The key and the box of a node inside: its own, or that of the submodule it is in."""
     if node.module != module:
         rest = node.module[len(module) + 1 if module else 0 :]
-        child = _parts(rest)[0]
+        child = parts_of(rest)[0]
         path = f"{module}.{child}" if module else child
         return path, Box(Kind.SUBMODULE, child, module=path)
     kind = Kind.OPERATION
@@ -146,13 +142,16 @@ def _detail(node: Node) -> str:
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 
-def _source(node: Node, number: int, reader: Box, backward: bool) -> tuple[object, Box] | None:
+def _source(
+    node: Node, number: int, module: str, reader: Box, backward: bool
+) -> tuple[object, Box] | None:
     """The key and the box of a value that comes from elsewhere; None for what need not be seen."""
     folded = reader.kind is Kind.SUBMODULE
     if node.target in ("input", "constant"):
-        if folded and _within(node.module, reader.module or ""):
+        if folded and (node.module == reader.module or is_inside(node.module, reader.module or "")):
             return None  # a parameter of a submodule
-        return node.name, Box(Kind.INPUT, node.label or node.name, _detail(node), node=number)
+        label = (node.label or node.name).removeprefix(f"{module}.")
+        return node.name, Box(Kind.INPUT, label, _detail(node), node=number)
     if node.backward != backward:
         title = "from the forward" if backward else "from the backward"
         if folded:
@@ -170,10 +169,6 @@ def _reader(node: Node, backward: bool) -> tuple[object, Box]:
         return title, Box(Kind.OUTSIDE, title, "saved for it")
     title = f"to {node.module or 'the model'}"
     return title, Box(Kind.OUTSIDE, title, module=node.module)
-
-
-def _within(path: str, module: str) -> bool:
-    return path == module or path.startswith(f"{module}.")
 
 
 def _place(drawing: Drawing) -> None:

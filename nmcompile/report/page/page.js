@@ -27,6 +27,7 @@ function draw(tag, attributes, ...children) {
   return element;
 }
 
+const counted = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 const percent = (x) => (100 * x).toFixed(1) + " %";
 const time = (us) => (us >= 1000 ? (us / 1000).toFixed(2) + " ms" : us.toFixed(0) + " us");
 const components = (path) => path.match(/(?:\{[^}]*\}|[^.])+/g) || []; // "layers.{0..79}.fc" has three
@@ -149,7 +150,7 @@ class Tree {
   show() {
     const rows = this.rows();
     this.body.replaceChildren(...rows.map((node) => this.row(node)));
-    const count = $("filter").value.trim() ? `${rows.length} modules` : "";
+    const count = $("filter").value.trim() ? counted(rows.length, "module") : "";
     $("shown").textContent = rows.length ? count : "nothing matches";
     $("unfold").textContent = this.open.size > 1 ? "fold all" : "unfold all";
   }
@@ -158,8 +159,8 @@ class Tree {
     const children = this.sorted(node).length;
     const open = this.open.has(node.path);
     const twist = make("span", { className: "twist" }, children ? (open ? "\u25be" : "\u25b8") : "");
-    const first = make("td", {}, twist, node.name);
-    first.style.paddingLeft = `${6 + 14 * node.depth}px`;
+    const first = make("td", { title: node.path }, twist, node.name);
+    first.style.setProperty("--depth", node.depth);
     const cells = ROLES.map((role) => {
       const sites = (open ? node.sites : node.all).filter((s) => s.role === role);
       const groups = new Map();
@@ -281,7 +282,7 @@ class Graph {
       const tip = draw("title", {});
       tip.textContent = detail ? `${title}\n${detail}` : title;
       const first = draw("text", { x: WIDTH / 2, y: detail ? 17 : 24 }), second = draw("text", { x: WIDTH / 2, y: 31, class: "second" });
-      first.textContent = short(title, 21);
+      first.textContent = PATHS.has(KINDS[kind]) ? ending(title, 21) : short(title, 21);
       second.textContent = short(detail, 25);
       g.append(draw("rect", { width: WIDTH, height: HEIGHT, rx: 6 }), first, second, tip);
       return g;
@@ -302,7 +303,7 @@ class Graph {
       button("before", !this.version, again(() => (this.version = 0))),
       button("after", !!this.version, again(() => (this.version = 1))),
       button("fit", false, () => this.fit()),
-      make("span", { className: "soft" }, this.boxes.length ? `${this.boxes.length} boxes; dashed: inserted` : "nothing runs here"),
+      make("span", { className: "soft" }, this.boxes.length ? `${this.boxes.length} ${this.boxes.length === 1 ? "box" : "boxes"}; dashed: inserted` : "nothing runs here"),
     );
   }
 
@@ -332,6 +333,13 @@ class Graph {
 
 const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "\u2026" : text);
 
+// Of a path, the end says more: "from \u2026h.1.attn".
+const PATHS = new Set(["input", "outside"]);
+function ending(text, most) {
+  const word = /^(from|to) /.exec(text)?.[0] ?? "";
+  return text.length > most ? `${word}\u2026${text.slice(word.length + 1 - most)}` : text;
+}
+
 // -- what is selected ------------------------------------------------------------------------
 
 function table(heads, rows) {
@@ -340,7 +348,7 @@ function table(heads, rows) {
 }
 
 function products(data, node) {
-  if (!node.sites.length) return make("p", { className: "soft" }, node.all.length ? `${node.all.length} products inside` : "no product");
+  if (!node.sites.length) return make("p", { className: "soft" }, node.all.length ? `${counted(node.all.length, "product")} inside` : "no product");
   const line = data.policy.split("\n");
   return table(["role", "batch x M x N x K", "what", "why"], node.sites.map((s) => {
     const times = planned(s) === null ? [] : [make("br"), `${time(s.dense_us)} dense${s.execution === "sparse" ? `, ${time(s.sparse_us)} sparse` : ""}`];
@@ -375,6 +383,7 @@ function panels(data, sites, openFilter) {
   const found = [];
   const unused = data.unused.length ? `, ${data.unused.length} of your rules decided nothing` : "";
   found.push(panel(`Policy${unused}`, "policy", ...data.unused.map((r) => make("p", {}, `${r} decided nothing`)), make("pre", {}, data.policy)));
+  if (data.notes.length) found.push(panel("Notes", "notes", ...data.notes.map(([code, text]) => make("p", {}, make("code", {}, code), ` ${text}`))));
   const dense = new Map();
   for (const s of sites.filter((x) => x.execution === "dense")) {
     for (const [code, text] of s.reasons) {
@@ -386,14 +395,14 @@ function panels(data, sites, openFilter) {
   }
   if (dense.size) {
     const rows = [...dense].sort((a, b) => b[1].flops - a[1].flops).map(([code, e]) => [make("a", { href: "#tree", onclick: () => openFilter(code) }, code), String(e.count), percent(e.flops / (data.totals.flops || 1)), e.text]);
-    found.push(panel(`Left dense, by reason: ${sites.filter((s) => s.execution === "dense").length} products`, "dense", table(["code", "products", "of all FLOPs", "the first one's reason"], rows)));
+    found.push(panel(`Left dense, by reason: ${counted(sites.filter((s) => s.execution === "dense").length, "product")}`, "dense", table(["code", "products", "of all FLOPs", "the first one's reason"], rows)));
   }
   if (data.skipped.length) found.push(panel(`Multiplies, and no policy can reach it: ${data.skipped.length}`, "skipped", table(["operator", "module", "direction", "why"], data.skipped.map((s) => [s[0], s[1] || "(model)", s[2] ? "backward" : "forward", `${s[3]}: ${s[4]}`]))));
   if (data.eager.length) found.push(panel(`In no graph, runs eagerly and dense: ${percent(data.totals.eager_share)} of the step's multiplying`, "eager", table(["operator", "module", "calls", "FLOPs", "why"], data.eager.map((r) => [r[0], r[1] || "(model)", String(r[2]), flops(r[3]), r[4]]))));
-  if (data.uncompiled.length) found.push(panel(`In no compiled graph: ${data.uncompiled.length} layers`, "uncompiled", make("p", {}, data.uncompiled.join(", "))));
+  if (data.uncompiled.length) found.push(panel(`In no compiled graph: ${counted(data.uncompiled.length, "layer")}`, "uncompiled", make("p", {}, data.uncompiled.join(", "))));
   if (data.saved.length) {
     const bytes = data.saved.reduce((x, s) => x + s[3], 0);
-    found.push(panel(`Saved for the backward: ${bytes.toLocaleString("en")} bytes in ${data.saved.length} tensors`, "saved", table(["tensor", "shape", "dtype", "bytes", ""], data.saved.map((s) => [s[0], s[1], s[2], s[3].toLocaleString("en"), s[4] ? "compressed" : ""]))));
+    found.push(panel(`Saved for the backward: ${counted(bytes, "byte")} in ${counted(data.saved.length, "tensor")}`, "saved", table(["tensor", "shape", "dtype", "bytes", ""], data.saved.map((s) => [s[0], s[1], s[2], s[3].toLocaleString("en"), s[4] ? "compressed" : ""]))));
   }
   if (data.kernels.length) {
     const links = data.kernels.map(([name], i) => make("li", {}, make("a", { href: `#kernel-${i}` }, name)));

@@ -71,7 +71,7 @@ def test_a_layer_shows_its_operations_and_names_what_leaves_it() -> None:
         "nm.prune": Kind.INSERTED,
         "aten.mm": Kind.PRODUCT,
         "x": Kind.INPUT,
-        "a.fc.weight": Kind.INPUT,
+        "weight": Kind.INPUT,
         "to a": Kind.OUTSIDE,
         "to the backward": Kind.OUTSIDE,
     }

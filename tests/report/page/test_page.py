@@ -17,6 +17,7 @@ pytest.importorskip("fast_sugiyama", reason="a page needs nmcompile[page]")
 
 import nmcompile
 from nmcompile import NMError, Policy, Report
+from nmcompile.reason import Code, Reason
 from nmcompile.report.nodes import Node
 from nmcompile.report.page.page import page as html_of
 from tests.report.samples import graph, site, skipped
@@ -270,3 +271,43 @@ def test_a_model_without_products_says_so(opened: Any, tmp_path: Path) -> None:
     report = Report.of(Policy.recipe("full"), ())
     tab = opened(report.to_html(tmp_path / "page.html"))
     assert tab.text_content("#summary") == "this model has no product"
+
+
+@needs_browser
+def test_a_narrow_screen_keeps_deep_names_on_a_line_and_long_notes_inside(
+    opened: Any, tmp_path: Path
+) -> None:
+    deep = ".".join(["encoder", "stages", "0", "layers", "1", "layer", "2", "convolution"] * 2)
+    note = Reason(Code.SOME_EAGER, f"`torch._dynamo.config.{'capture_' * 20}ops`; " * 20)
+    report = Report.of(Policy.recipe("full"), (graph(site(deep)),), notes=[note])
+    tab = opened(report.to_html(tmp_path / "page.html"), width=420, height=900)
+    tab.click("#unfold")
+    tab.click("#unfold")  # it was unfolded, as a chain
+    heights = tab.eval_on_selector_all("#tree tbody tr", "rows => rows.map(r => r.offsetHeight)")
+    assert len(heights) == 17
+    assert max(heights) < 50
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.evaluate("document.querySelector('header').offsetHeight") < 300
+    tab.click("#notes summary")
+    assert note.text.strip() in tab.text_content("#notes")  # all of it
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    last = tab.locator("#tree tbody tr").last.locator("td").first
+    assert last.get_attribute("title") == deep
+
+
+@needs_browser
+def test_a_path_that_is_too_long_keeps_its_end(opened: Any, tmp_path: Path) -> None:
+    far, near = "transformer.h.11.attention", "transformer.h.11.mlp.projection"
+    one = ("4",), "float32", ""
+    nodes = (
+        Node("x", "aten.relu", far, False, *one, ()),
+        Node("y", "aten.a_very_long_name_of_an_operator", near, False, *one, ("x",)),
+    )
+    report = Report.of(Policy.recipe("full"), (graph(site(near), nodes_after=nodes),))
+    tab = opened(report.to_html(tmp_path / "page.html"))
+    tab.click("#unfold")
+    tab.click("#unfold")
+    tab.locator("#tree tbody tr").last.click()
+    texts = tab.eval_on_selector_all("#graph g text", "all => all.map(t => t.textContent)")
+    assert "from \u2026.h.11.attention" in texts
+    assert "aten.a_very_long_nam\u2026" in texts

@@ -1,0 +1,3 @@
+"""Weight masks written into a checkpoint."""
+
+from __future__ import annotations

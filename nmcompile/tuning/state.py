@@ -1,0 +1,54 @@
+"""Leave a model as it was found, and tell one model and one batch from another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmcompile._torch import FakeTensor, tree_leaves
+
+
+@contextmanager
+def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put back buffers, modes and the random state; parameters and gradients are never written."""
+    inside = [m for module in modules for m in module.modules()]
+    held = [(m._buffers, name, b) for m in inside for name, b in m._buffers.items()]
+    values = [(b, b.detach().clone()) for _, _, b in held if b is not None]
+    modes = [(m, m.training) for m in inside]
+    tensors = [*values, *((p, p) for m in inside for p in m.parameters(recurse=False))]
+    devices = {t.device.index for t, _ in tensors if t.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+        for table, name, before in held:
+            table[name] = before
+        for m, training in modes:
+            m.training = training
+
+
+def has_values(modules: Iterable[nn.Module]) -> bool:
+    """Whether every tensor of the modules holds numbers: not on the meta device, not fake."""
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    return not any(t.is_meta or isinstance(t, FakeTensor) for t in tensors)
+
+
+def digest_of(values: Any) -> str:
+    """SHA-256 of all tensors and plain values in any nesting."""
+    digest = hashlib.sha256()
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            digest.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
+            flat = leaf.detach().to("cpu").contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()
