@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from nmcompile.gemm import Gemm, OperandKind
+from nmcompile.gemm import Gemm, OperandKind, Role
 from nmcompile.graph.aten import view_base
 from nmcompile.graph.computed_again import is_again, read_in
 from nmcompile.graph.find_gemms import find_gemms
@@ -58,16 +58,17 @@ class _Modules:
     """
 
     def __init__(self, found: list[Gemm]) -> None:
-        self.readers: dict[Gemm, dict[str, Any]] = {}
+        # Not by the product itself, whose sizes may be symbolic: these have no hash.
+        self.readers: dict[tuple[fx.Node, Role], dict[str, Any]] = {}
         self.sure: defaultdict[fx.Node, set[str]] = defaultdict(set)
         for gemm in found:
-            readers = self.readers[gemm] = _readers(gemm)
+            readers = self.readers[gemm.node, gemm.role] = _readers(gemm)
             if len(readers) == 1 and (gradient := _gradient(gemm)) is not None:
                 self.sure[gradient].update(readers)
 
     def of(self, gemm: Gemm) -> list[tuple[str, str]]:
         """Path and class of each module that may be meant."""
-        readers = self.readers.get(gemm, {})
+        readers = self.readers.get((gemm.node, gemm.role), {})
         gradient = _gradient(gemm) if readers else None
         sure = self.sure.get(gradient, set()) if gradient is not None else set()
         names = (readers.keys() & sure) or readers.keys()
