@@ -125,6 +125,12 @@ class Measurements:
         session = self
 
         class Measuring(PlannedInterpreter):
+            def __init__(self, gm: fx.GraphModule) -> None:
+                super().__init__(gm)
+                numbers = [n for node in gm.graph.nodes for n in node.meta.get(MARK, ())]
+                roles = {session.found.products[n].gemm.role for n in numbers}
+                self.is_backward = bool(roles - {Role.FPROP})
+
             def run_node(self, n: fx.Node) -> Any:
                 if MARK not in n.meta:
                     result = super().run_node(n)
@@ -133,7 +139,9 @@ class Measurements:
                     return result
                 arguments = self.fetch_args_kwargs_from_env(n)
                 products = [session.found.products[number] for number in n.meta[MARK]]
-                return session._run(n.target, products, arguments)
+                # What a checkpoint computes once more in the backward has been measured.
+                again = self.is_backward and products[0].gemm.role is Role.FPROP
+                return session._run(n.target, products, arguments, again)
 
         return Measuring
 
@@ -163,7 +171,7 @@ class Measurements:
         before = self.sums.energies.get(number, [0.0, 0.0, 0.0])
         self.sums.energies[number] = [a + b for a, b in zip(before, found, strict=True)]
 
-    def _run(self, target: Any, products: list[Product], arguments: Arguments) -> Any:
+    def _run(self, target: Any, products: list[Product], arguments: Arguments, again: bool) -> Any:
         """Run a node: one product, or the two of a convolution's backward."""
         result: Any = None
         for product in products:
@@ -177,7 +185,7 @@ class Measurements:
                 result = _replaced(product, before, target(*args, **kwargs))
         if result is None:
             result = target(*arguments[0], **arguments[1])
-        if self.measuring:
+        if self.measuring and not again:
             for product in products:
                 self._measure(target, product, arguments, result)
         return result

@@ -99,8 +99,8 @@ class Slot(NamedTuple):
 class Product:
     """A product of the model in one role. ``forward`` is the number of the fprop product.
 
-    ``why``: why nothing can be pruned in it, "" where something can. ``gradient``: of a product of
-    the backward whose forward product is known.
+    ``why``: why nothing can be pruned in it, "" where something can. ``gradient``: of that product
+    of the backward at which the forward product is measured.
     """
 
     number: int
@@ -165,6 +165,7 @@ class MarkProducts(JointPass):
                 assign(plans[choice])
         first = len(self.found.products)
         places: Counter[Key] = Counter()
+        scored: set[int] = set()
         numbers = {g.node: first + n for n, g in enumerate(plan.gemms) if g.role is Role.FPROP}
         for number, gemm in enumerate(plan.gemms):
             key = Key(gemm.path, gemm.module_class, gemm.op, gemm.role)
@@ -173,10 +174,13 @@ class MarkProducts(JointPass):
             places[key] += 1
             ways, why = _ways(gemm, number, plans, self.settings.target)
             product = Product(first + number, slot, gemm, ways, why)
-            if gemm.forward in numbers:
-                forward = plan.gemms[numbers[gemm.forward] - first]
-                found = gradient_of(forward, gemm)
-                product = replace(product, forward=numbers[gemm.forward], gradient=found)
+            forward = numbers.get(gemm.forward) if gemm.forward is not None else None
+            if forward is not None:
+                product = replace(product, forward=forward)
+            if forward is not None and forward not in scored:
+                where = gradient_of(plan.gemms[forward - first], gemm)
+                product = replace(product, gradient=where)
+                scored |= {forward} if where else set()
             self.found.products.append(product)
             gemm.node.meta[MARK] = (*gemm.node.meta.get(MARK, ()), first + number)
         gemms = {first + n: g for n, g in enumerate(plan.gemms)}

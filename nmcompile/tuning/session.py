@@ -23,7 +23,7 @@ from nmcompile.inductor.plan_only import interpreted
 from nmcompile.policy import Policy
 from nmcompile.tuning.measure import Measurements, Sums
 from nmcompile.tuning.products import Choice, Key, MarkProducts
-from nmcompile.tuning.state import digest_of
+from nmcompile.tuning.state import digest_of, draw_from
 
 Batch = Sequence[Any] | Mapping[str, Any]
 #: Of files that keep what has been measured.
@@ -71,7 +71,7 @@ class Session:
         """
         batch = self.batches[number]
         args, kwargs = ((), batch) if isinstance(batch, Mapping) else (batch, {})
-        torch.manual_seed(number)
+        draw_from(number)
         self.measured.applied = applied or {}
         try:
             with without_recompile_limit(), torch.enable_grad():

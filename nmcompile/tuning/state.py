@@ -20,10 +20,8 @@ def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
     held = [(m._buffers, name, b) for m in inside for name, b in m._buffers.items()]
     values = [(b, b.detach().clone()) for _, _, b in held if b is not None]
     modes = [(m, m.training) for m in inside]
-    tensors = [*values, *((p, p) for m in inside for p in m.parameters(recurse=False))]
-    devices = {t.device.index for t, _ in tensors if t.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+        with torch.random.fork_rng(devices=_gpus()):
             yield
     finally:
         with torch.no_grad():
@@ -33,6 +31,18 @@ def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
             table[name] = before
         for m, training in modes:
             m.training = training
+
+
+def draw_from(number: int) -> None:
+    """Let random numbers start here; on GPUs that are in use as well, and on no others."""
+    torch.default_generator.manual_seed(number)
+    if _gpus():
+        torch.cuda.manual_seed_all(number)
+
+
+def _gpus() -> list[int]:
+    """A process that has not used them has no state there to keep."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def has_values(modules: Iterable[nn.Module]) -> bool:

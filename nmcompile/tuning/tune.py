@@ -173,6 +173,11 @@ def _select(
         bar.begin(f"with what was chosen ({check + 1})", len(session.batches))
         applied = {k: Choice(OperandKind(c.prune), c.format) for k, c in forward.items()}
         measured = session.increase(applied, bar.step)
+        if not math.isfinite(measured):
+            raise NMError(
+                "with what was chosen pruned the loss is not finite: ask for less, or leave out "
+                "formats that drop more"
+            )
         noise = math.fsum(c.loss for r in picked if (c := r.choice) and c.noise is not None)
         if loss is None or measured + noise <= loss:
             break

@@ -19,6 +19,7 @@ from nmcompile.report.rows import EagerRow, Site, UnitRow
 from nmcompile.report.saved import SavedTensor
 from nmcompile.report.totals import Totals
 from tests.docs.blocks import ROOT, run_page
+from tests.test_public_api import PROPERTIES, SIGNATURES
 
 DOCS = ROOT / "docs"
 
@@ -103,3 +104,17 @@ def test_every_public_name_is_in_the_api() -> None:
         if getattr(value, "__module__", "") == "nmcompile.functional" and name[0] != "_"
     ]
     assert sorted(named) == sorted([*nmcompile.__all__, *masks])
+
+
+def test_every_public_member_is_in_the_api() -> None:
+    shown = re.findall(
+        r"^\.\. autoclass:: nmcompile\.(\w+).*\n   :members: (.*)$",
+        (DOCS / "api.md").read_text(),
+        re.M,
+    )
+    members = {f"{owner}.{name}" for owner, names in shown for name in names.split(", ")}
+    properties = {
+        f"{owner.__name__}.{name}" for owner, names in PROPERTIES.items() for name in names
+    }
+    methods = {f.__qualname__ for f in SIGNATURES if "." in f.__qualname__}
+    assert members == properties | methods

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from nmcompile import functional
 from nmcompile.dry_run import fresh
@@ -174,3 +175,50 @@ def test_sums_survive_a_file() -> None:
     assert again.calls == sums.calls
     assert again.energies == sums.energies
     assert list(again.signals) == list(sums.signals)
+
+
+def test_a_checkpoint_changes_no_measurement() -> None:
+    """What is computed once more in the backward is measured, and counted, once."""
+    model = Blocks().eval()
+
+    def checkpointed(x: Tensor, y: Tensor) -> Tensor:
+        for block in model.blocks:
+            up, down = block["up"], block["down"]
+            inner = checkpoint(
+                lambda x, up=up, down=down: down(F.gelu(up(x))), x, use_reentrant=False
+            )
+            x = x + inner
+        return F.cross_entropy(model.head(x), y)
+
+    batches = vectors(2)
+    plain = measured(model, batches, ACTIVATION)
+    again = measured(checkpointed, batches, ACTIVATION)
+    assert sorted(again.measured.sums.calls.values()) == [2] * len(again.measured.sums.calls)
+    wanted = sorted(m.first for m in moments(plain, ACTIVATION).values())
+    found = sorted(m.first for m in moments(again, ACTIVATION).values())
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-7)
+
+
+def test_a_graph_that_runs_twice_is_measured_twice() -> None:
+    """Behind a graph break one graph serves two calls; the backward comes in the opposite order."""
+    layer = nn.Linear(8, 8)
+
+    def half(x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return torch.tanh(layer(x))
+
+    def model(x: Tensor, y: Tensor) -> Tensor:
+        return (half(half(x)) - y).square().mean()
+
+    x, y = torch.randn(6, 8), torch.randn(6, 8)
+    session = measured(model, [(x, y)], ACTIVATION)
+    total = sum(m.first for m in moments(session, ACTIVATION).values())
+    t = torch.zeros((), requires_grad=True)
+
+    def changed(layer: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        x = args[0]
+        return (x + t * (functional.prune(x.detach(), "2:4") - x.detach()),)
+
+    layer.register_forward_pre_hook(changed)
+    (slope,) = torch.autograd.grad((torch.tanh(layer(torch.tanh(layer(x)))) - y).square().mean(), t)
+    assert total == pytest.approx(slope.item(), rel=1e-4)
