@@ -152,11 +152,15 @@ class KernelSpec(_Frozen):
     @property
     def name(self) -> str:
         """A readable name, unique up to the digest."""
-        targets = {s.name: s.target.split(".")[1] for s in self.statements}
-        values = "_".join(targets.get(o.value, "copy") for o in self.operands)
         if not self.dims:
-            return f"compute_{values}"
-        return f"compress_{self.orientations}_{self.method}_{self.n}_{self.m}_{values}"
+            return f"compute_{self.word}"
+        return f"compress_{self.orientations}_{self.method}_{self.n}_{self.m}_{self.word}"
+
+    @property
+    def word(self) -> str:
+        """The operators that the operands are results of."""
+        targets = {s.name: s.target.split(".")[1] for s in self.statements}
+        return "_".join(targets.get(o.value, "copy") for o in self.operands)
 
     @property
     def digest(self) -> str:

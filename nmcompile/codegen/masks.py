@@ -14,7 +14,7 @@ import json
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,8 +22,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from nmcompile.codegen import launch
+from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.loader import load
-from nmcompile.codegen.printer import print_kernel, template
+from nmcompile.codegen.printer import called_functions, print_kernel, template
 from nmcompile.compressed.hardware import has_triton
 from nmcompile.masks.blocks import layout_of_strides
 from nmcompile.masks.formats import Method, NMFormat
@@ -43,6 +44,8 @@ class MaskSpec(BaseModel):
             blocks do (``"across"``); ``"tiles"`` for transposable masks.
         ranks: the numbers of dimensions before, along and behind the blocks, or before a tile.
         swapped: whether a tile's columns are what lies in memory line by line.
+        computed: what computes the operand, where it is not read as it is: a spec that packs
+            nothing, and that may keep the operand itself (``Operand.keep_dense``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,12 +58,26 @@ class MaskSpec(BaseModel):
     lie: Literal["runs", "across", "tiles"]
     ranks: tuple[int, ...]
     swapped: bool = False
+    computed: KernelSpec | None = None
 
     @property
     def name(self) -> str:
         """A readable name, unique up to the digest."""
         what = "keep_mask" if self.mask else "prune"
-        return f"{what}_{self.lie}_{self.method.replace('-', '_')}_{self.n}_{self.m}"
+        name = f"{what}_{self.lie}_{self.method.replace('-', '_')}_{self.n}_{self.m}"
+        return f"{name}_{self.computed.word}" if self.computed else name
+
+    @property
+    def inputs(self) -> list[str]:
+        """The kernel's names of what it reads, then of the operand where that is written too."""
+        if self.computed is None:
+            return ["x"]
+        return [i.name for i in self.computed.inputs] + ["dense"] * self.keeps_dense
+
+    @property
+    def keeps_dense(self) -> bool:
+        """Whether the operand itself is a result."""
+        return self.computed is not None and self.computed.dense_results > 0
 
     @property
     def storage(self) -> str:
@@ -148,10 +165,21 @@ _GROUPS = {
 
 def parameters(spec: MaskSpec) -> list[str]:
     """The kernel's arguments before its constants: tensors, stream, each group's dimensions."""
-    names = ["x", "y", *(["seed", "stream0"] if spec.random else [])]
+    names = [*spec.inputs, "y", *(["seed", "stream0"] if spec.random else [])]
+    names += ["C"] * _broadcasts(spec)
     for group, rank in zip(_GROUPS[spec.lie], spec.ranks, strict=True):
         names += [f"{group}{k}{part}" for part in ("", "_x", "_y") for k in range(rank)]
     return names
+
+
+def _broadcasts(spec: MaskSpec) -> bool:
+    """Whether an input is smaller than the operand, whose rows ``C`` tells."""
+    given = spec.computed.inputs if spec.computed else ()
+    return any(i.shape in ("per_row", "per_column") for i in given)
+
+
+#: Where the element of an input lies, for that of the operand at ``at``.
+_PLACES = {"full": "at", "per_column": "at % C", "per_row": "at // C", "scalar": "at * 0"}
 
 
 @print_kernel.register
@@ -162,11 +190,21 @@ def _(spec: MaskSpec) -> str:
     ]
     what = "the keep mask" if spec.mask else "the pruned values"
     patterns = transposable_patterns(spec.n, spec.m) if spec.lie == "tiles" else ()
+    statements = spec.computed.statements if spec.computed else ()
+    loads = {"as_bits", "load_bits"}
+    if spec.computed:
+        loads = {"float_bits", "load_float"} | ({"as_bits"} if spec.keeps_dense else set())
     return template("mask.py.jinja").render(
         spec=spec,
         what=f"{what} of {spec.n}:{spec.m} {spec.method} in {spec.dtype}",
         spec_lines=textwrap.wrap(spec.to_json(), 90, break_on_hyphens=False),
         kept=", ".join(str(place) for pattern in patterns for place in pattern),
+        loads=sorted(loads),
+        functions=called_functions(statements),
+        places=_PLACES,
+        value=spec.computed.operands[0].value if spec.computed else "",
+        bytes=4 if spec.storage == "fp32" else 2,
+        inputs=[*spec.inputs, *["C"] * _broadcasts(spec)],
         parameters=parameters(spec),
         constants=_CONSTANTS,
         # Else the streams 0, 1 and 16 would each be a kernel of their own.
@@ -343,29 +381,27 @@ def _merged(dims: Sequence[Dim]) -> list[Dim]:
     return found
 
 
+def tensors(spec: MaskSpec, inputs: Sequence[Any], results: Sequence[Any]) -> dict[str, Any]:
+    """The kernel's pointers by name: what it reads, the result ``y`` and, if kept, ``dense``."""
+    names = spec.inputs[: len(inputs)]
+    return dict(zip([*names, "y", *spec.inputs[len(inputs) :]], [*inputs, *results], strict=True))
+
+
 def random_arguments(spec: MaskSpec, seed: Any, stream: int) -> dict[str, Any]:
     """The kernel's seed and stream by name, where it draws random numbers."""
     return {"seed": seed, "stream0": stream} if spec.random else {}
 
 
-def run(
-    x: Tensor,
-    y: Tensor,
-    form: NMFormat,
-    dims: Sequence[int],
-    method: str,
-    seed: Tensor | None,
-    stream: int,
-) -> None:
-    """Write the pruned ``x``, or its keep mask, to ``y``: one kernel.
+def computing(found: MaskLaunch, computed: KernelSpec, columns: int) -> MaskLaunch:
+    """The same launch of a kernel that computes its operand ``[R, columns]``."""
+    spec = found.spec.model_copy(update={"computed": computed})
+    numbers = found.numbers | ({"C": columns} if _broadcasts(spec) else {})
+    return replace(found, spec=spec, numbers=numbers)
 
-    Args:
-        x: any strides, at least one element, a dtype of ``STORAGE``.
-        y: with the strides of ``empty_like(x)``; of bool for the keep mask.
-        form, dims, method, seed, stream: as of ``nm::prune``.
-    """
-    how = launch_of(lie_of(x, y), form, tuple(dims), method)
+
+def run(how: MaskLaunch, tensors: dict[str, Tensor], seed: Tensor | None, stream: int) -> None:
+    """Launch the kernel on its tensors, by name: what it reads, what it writes."""
     drawn = random_arguments(how.spec, seed, stream)
-    with launch.on_device(x.device):
+    with launch.on_device(tensors["y"].device):
         kernel = load(how.spec)[how.grid]
-        kernel(x=x, y=y, **drawn, **how.numbers, **how.constants, num_warps=how.warps)
+        kernel(**tensors, **drawn, **how.numbers, **how.constants, num_warps=how.warps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import Protocol
@@ -80,7 +80,6 @@ def _(spec: KernelSpec) -> str:
         imports.add("store_dense")
     if spec.alike:
         imports.add("load_words")
-    called = [f for f in FUNCTIONS if any(f"{f}(" in s.expression for s in spec.statements)]
     streams = _random(spec)[1:]
     return template("kernel.py.jinja").render(
         spec=spec,
@@ -90,7 +89,7 @@ def _(spec: KernelSpec) -> str:
         spec_lines=textwrap.wrap(spec.to_json(), 90, break_on_hyphens=False),
         imports=sorted(imports),
         unpacking=sorted({_LOADS[i.shape][0] for i in read if i.shape in PACKED}),
-        functions=called,
+        functions=called_functions(spec.statements),
         packed_names=packed_names,
         load=lambda i: _LOADS[i.shape][1].format(name=i.name, layout=i.layout),
         pieces=_pieces,
@@ -98,6 +97,12 @@ def _(spec: KernelSpec) -> str:
         # Else the streams 0, 1 and 16 would each be a kernel of their own.
         decoration=f"(do_not_specialize={streams!r})" if streams else "",
     )
+
+
+def called_functions(statements: Iterable[Statement]) -> list[str]:
+    """The functions of ``codegen.device.functions`` that these call."""
+    expressions = [s.expression for s in statements]
+    return [f for f in FUNCTIONS if any(f"{f}(" in e for e in expressions)]
 
 
 def _printed(spec: KernelSpec) -> Iterator[_Printed]:

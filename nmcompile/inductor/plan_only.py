@@ -18,9 +18,8 @@ from nmcompile.graph.higher_order import reachable
 from nmcompile.inductor.hooks import JointPass
 from nmcompile.inductor.interpreter import DenseInterpreter
 from nmcompile.inductor.options import Settings
-from nmcompile.ops.schemas import KeepMask, Prune
 from nmcompile.passes import pipeline
-from nmcompile.passes.lower_kernels import mask_spec
+from nmcompile.passes.lower_kernels import mask_nodes, mask_spec
 from nmcompile.passes.plan import Kernels
 from nmcompile.passes.run import run
 from nmcompile.report.report import GraphReport
@@ -41,7 +40,7 @@ class Planned(NamedTuple):
             devices = {v.device.type for n in copied.nodes if (v := _tensor(n)) is not None}
             kernels = Kernels(copied, tuple(sorted(devices)), lower=False)
             run(pipeline.POST_GRAD, kernels, "post-grad graph")
-            masks = [mask_spec(node) for op in (Prune, KeepMask) for node in op.nodes(copied)]
+            masks = map(mask_spec, mask_nodes(copied))
             specs += [*kernels.specs, *filter(None, masks)]
         return specs
 

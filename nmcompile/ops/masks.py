@@ -1,5 +1,7 @@
 """``nm::prune``, ``nm::prune_each``, ``nm::keep_mask``: a kernel, C++ on the CPU, Triton on CUDA.
 
+``nm::fused_prune`` computes the operand too; on the CPU the oracle of its spec does.
+
 On CUDA a float64 operand is the oracle's, in plain PyTorch, and so is every one where there is no
 Triton; a warning says so, once.
 """
@@ -14,14 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmcompile.codegen import masks
+from nmcompile.codegen import launch, masks
 from nmcompile.codegen.cpu import kernel as cpu
+from nmcompile.codegen.evaluate import evaluate
 from nmcompile.compressed.hardware import has_triton
 from nmcompile.errors import NMWarning
 from nmcompile.masks import reference
 from nmcompile.masks.blocks import dense_copy, layout_of
 from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.ops.schemas import LIBRARY, KeepMask, Mask, Prune, PruneEach, PruneInAnyLayout
+from nmcompile.ops.schemas import (
+    LIBRARY,
+    FusedPrune,
+    KeepMask,
+    Mask,
+    Prune,
+    PruneEach,
+    PruneInAnyLayout,
+    spec_of,
+)
 
 
 def empty_result(call: Mask) -> Tensor:
@@ -85,9 +97,15 @@ def _on_cuda(call: Mask) -> Tensor:
         return _by_reference(call)
     out = empty_result(call)
     if out.numel():
-        form = NMFormat(call.n, call.m)
-        masks.run(call.x, out, form, call.dims, call.method, call.seed, call.stream)
+        how = launch_of(call, out)
+        masks.run(how, masks.tensors(how.spec, [call.x], [out]), call.seed, call.stream)
     return out
+
+
+def launch_of(call: Mask, out: Tensor) -> masks.MaskLaunch:
+    """How the mask of a tensor is written to ``out``; both may be fake."""
+    lie = masks.lie_of(call.x, out)
+    return masks.launch_of(lie, NMFormat(call.n, call.m), tuple(call.dims), call.method)
 
 
 @functools.cache
@@ -99,6 +117,31 @@ def _no_kernel(dtype: torch.dtype) -> None:
         NMWarning,
         stacklevel=2,
     )
+
+
+# -- with what computes the operand ----------------------------------------------------------------
+
+
+def _fused_on_cpu(call: FusedPrune) -> list[Tensor]:
+    spec = spec_of(call.spec)
+    (value,) = evaluate(spec, call.inputs, *launch.operand_shape(spec, call.inputs))
+    pruned = call.mask(value.as_strided(call.size, call.stride)).run()
+    return [pruned, value] if spec.dense_results else [pruned]
+
+
+def _fused_on_cuda(call: FusedPrune) -> list[Tensor]:
+    results = call.empty_results()
+    how = fused_launch_of(call, results[0])
+    masks.run(how, masks.tensors(how.spec, call.inputs, results), call.seed, call.stream)
+    return results
+
+
+def fused_launch_of(call: FusedPrune, out: Tensor) -> masks.MaskLaunch:
+    """``launch_of``, of a kernel that computes its operand."""
+    spec = spec_of(call.spec)
+    _, columns = launch.operand_shape(spec, call.inputs)
+    x = out if not call.keep else torch.empty_like(out, dtype=getattr(torch, spec.dtype))
+    return masks.computing(launch_of(call.mask(x), out), spec, columns)
 
 
 def _register(cls: type[Mask]) -> None:
@@ -130,3 +173,5 @@ def _register_each() -> None:
 
 
 _register_each()
+for _device, _fused in (("CPU", _fused_on_cpu), ("CUDA", _fused_on_cuda)):
+    LIBRARY.impl("fused_prune", lambda *args, run=_fused: run(FusedPrune(*args)), _device)

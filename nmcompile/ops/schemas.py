@@ -17,6 +17,7 @@ Arguments that several operators have:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -128,6 +129,55 @@ class PruneEach(Call):
         ]
 
 
+@functools.lru_cache(maxsize=1024)
+def spec_of(text: str) -> KernelSpec:
+    """The spec of a ``FusedCompress`` or ``FusedPrune`` call."""
+    return KernelSpec.from_json(text)
+
+
+@_operator(
+    "fused_prune(Tensor[] inputs, Tensor? seed, int stream, int[] size, int[] stride, "
+    "int n, int m, int[] dims, str method, bool keep, str spec) -> Tensor[]",
+    lambda call: call.empty_results(),
+)
+@dataclass(frozen=True)
+class FusedPrune(Call):
+    """``Prune``, or ``KeepMask`` where ``keep``, of what a prologue computes.
+
+    ``inputs`` are the tensors of the prologue, contiguous: ``[R, C]`` where they are whole, else
+    flat. ``spec`` is a ``codegen.kernel_spec.KernelSpec`` as JSON, of one operand that is not
+    packed, whose elements in memory are those of a tensor of this ``size`` and ``stride`` without
+    gaps. The results are its mask, and the operand itself ``[R * C]`` where the spec keeps it.
+    """
+
+    inputs: Any
+    seed: Any
+    stream: int
+    size: Any
+    stride: Any
+    n: int
+    m: int
+    dims: Any
+    method: str
+    keep: bool
+    spec: str
+
+    def mask(self, x: Any) -> Mask:
+        """The call for the computed operand."""
+        cls = KeepMask if self.keep else Prune
+        return cls(x, self.seed, self.stream, self.n, self.m, self.dims, self.method)
+
+    def empty_results(self) -> list[torch.Tensor]:
+        """What a kernel writes to."""
+        spec, like = spec_of(self.spec), self.inputs[0]
+        dtype = getattr(torch, spec.dtype)
+        kind = {"dtype": torch.bool if self.keep else dtype, "device": like.device}
+        found = [torch.empty_strided(self.size, self.stride, **kind)]
+        if spec.dense_results:
+            found.append(torch.empty(math.prod(self.size), dtype=dtype, device=like.device))
+        return found
+
+
 _RAGGED = (
     "(Tensor x, Tensor offsets, Tensor? seed, int stream, int n, int m, int dim, str method) "
     "-> Tensor"
@@ -223,12 +273,6 @@ class Pack(Call):
 
     x: Any
     layout: str
-
-
-@functools.lru_cache(maxsize=1024)
-def spec_of(text: str) -> KernelSpec:
-    """The spec of a ``FusedCompress`` call."""
-    return KernelSpec.from_json(text)
 
 
 def _fake_fused_compress(call: FusedCompress) -> list[torch.Tensor]:

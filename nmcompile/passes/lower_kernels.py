@@ -15,7 +15,7 @@ have no kernel stay operators.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,13 +26,15 @@ from nmcompile.codegen import launch, masks
 from nmcompile.codegen.loader import with_warps
 from nmcompile.codegen.printer import Spec
 from nmcompile.compressed import cusparselt
+from nmcompile.compressed.hardware import has_triton
 from nmcompile.graph.aten import item_index
 from nmcompile.graph.insert import Inserter
-from nmcompile.masks.formats import NMFormat
-from nmcompile.ops.schemas import FusedCompress, KeepMask, Mask, Prune, spec_of
+from nmcompile.ops.masks import fused_launch_of, launch_of
+from nmcompile.ops.schemas import FusedCompress, FusedPrune, KeepMask, Mask, Prune, spec_of
 from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten
+_MASKS = (Prune, KeepMask)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def lower_kernels(kernels: Kernels) -> None:
 
 def kernel_nodes(graph: fx.Graph) -> list[fx.Node]:
     """Every node that is one generated kernel, if its type and sizes allow it."""
-    return [*FusedCompress.nodes(graph), *Prune.nodes(graph), *KeepMask.nodes(graph)]
+    return [node for cls in (FusedCompress, FusedPrune, *_MASKS) for node in cls.nodes(graph)]
 
 
 def can_lower(node: fx.Node) -> bool:
@@ -72,6 +74,8 @@ def can_lower(node: fx.Node) -> bool:
     static = all(isinstance(s, int) for v in values for s in (*v.shape, *v.stride()))
     if first.device.type != "cuda" or not static or 0 in first.shape:
         return False
+    if node.target is FusedPrune.operator:
+        return has_triton()
     if node.target is not FusedCompress.operator:
         return masks.has_kernel(first.dtype)
     spec = spec_of(FusedCompress.of(node).spec)
@@ -81,14 +85,17 @@ def can_lower(node: fx.Node) -> bool:
 
 
 def mask_spec(node: fx.Node) -> masks.MaskSpec | None:
-    """The kernel of a ``Prune`` or ``KeepMask`` with known sizes, were it on CUDA."""
+    """The kernel of a node of ``mask_nodes`` with known sizes, were it on CUDA."""
     x = node.all_input_nodes[0].meta["val"]
     known = all(isinstance(s, int) for s in (*x.shape, *x.stride()))
-    if not known or 0 in x.shape or x.dtype not in masks.STORAGE:
-        return None
-    how = _of_mask(node)
-    assert isinstance(how.spec, masks.MaskSpec)
-    return how.spec
+    if node.target is not FusedPrune.operator:
+        known = known and 0 not in x.shape and x.dtype in masks.STORAGE
+    return _mask_launch(node).spec if known else None
+
+
+def mask_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Every node that is one mask, if its type and sizes allow it."""
+    return [node for cls in (*_MASKS, FusedPrune) for node in cls.nodes(graph)]
 
 
 def _of_compress(node: fx.Node) -> _Launch:
@@ -109,16 +116,27 @@ def _of_compress(node: fx.Node) -> _Launch:
     return _Launch(spec, grid, warps, inputs, results, numbers)
 
 
+def _mask_call(node: fx.Node) -> Mask | FusedPrune:
+    return next(cls.of(node) for cls in (*_MASKS, FusedPrune) if node.target is cls.operator)
+
+
+def _mask_launch(node: fx.Node) -> masks.MaskLaunch:
+    call, value = _mask_call(node), node.meta["val"]
+    if isinstance(call, FusedPrune):
+        given = [x.meta["val"] for x in call.inputs]
+        return fused_launch_of(replace(call, inputs=given), value[0])
+    return launch_of(replace(call, x=call.x.meta["val"]), value)
+
+
 def _of_mask(node: fx.Node) -> _Launch:
-    call: Mask = (Prune if node.target is Prune.operator else KeepMask).of(node)
-    form, dims = NMFormat(call.n, call.m), tuple(call.dims)
-    lie = masks.lie_of(call.x.meta["val"], node.meta["val"])
-    how = masks.launch_of(lie, form, dims, call.method)
+    call, how, value = _mask_call(node), _mask_launch(node), node.meta["val"]
+    read, written = ([call.x], [value]) if isinstance(call, Mask) else (call.inputs, value)
+    pointers = masks.tensors(how.spec, read, written)
     drawn = masks.random_arguments(how.spec, call.seed, call.stream)
-    inputs = {"x": call.x} | {k: v for k, v in drawn.items() if isinstance(v, fx.Node)}
-    numbers = {k: v for k, v in drawn.items() if not isinstance(v, fx.Node)}
-    numbers |= how.numbers | how.constants
-    return _Launch(how.spec, how.grid, how.warps, inputs, {"y": node.meta["val"]}, numbers)
+    inputs = {k: v for k, v in (pointers | drawn).items() if isinstance(v, fx.Node)}
+    results = {k: v for k, v in pointers.items() if k not in inputs}
+    numbers = {k: v for k, v in drawn.items() if k not in inputs} | how.numbers | how.constants
+    return _Launch(how.spec, how.grid, how.warps, inputs, results, numbers)
 
 
 def _lower(graph: fx.Graph, node: fx.Node, how: _Launch, autotune: bool) -> None:

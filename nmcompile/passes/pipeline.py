@@ -17,7 +17,7 @@ from nmcompile.passes.convolution_as_matmul import (
 from nmcompile.passes.exact_backward import exact_backward
 from nmcompile.passes.find import find
 from nmcompile.passes.free_layout import free_layout
-from nmcompile.passes.fuse_compress import fuse_compress
+from nmcompile.passes.fuse_producers import fuse_producers
 from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.lower_products import lower_products
 from nmcompile.passes.order_kernels import order_kernels
@@ -73,7 +73,7 @@ POST_GRAD: tuple[Pass, ...] = (
     # what products read of packed operands: one kernel, nothing dense in between
     Pass(compute_unpacked, leaves=[facts.unpacked_in_kernels]),
     # elementwise producers and compression: one kernel
-    Pass(fuse_compress, leaves=[facts.kernels_generated]),
+    Pass(fuse_producers, leaves=[facts.kernels_generated]),
     # what else is saved of their inputs at the kept places is theirs to write
     Pass(
         compress_alike,

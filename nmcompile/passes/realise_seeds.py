@@ -20,7 +20,7 @@ from torch import fx
 
 from nmcompile import _torch
 from nmcompile.graph.insert import Inserter
-from nmcompile.ops.schemas import Compress, FusedCompress, KeepMask, Prune, PruneEach
+from nmcompile.ops.schemas import Compress, FusedCompress, FusedPrune, KeepMask, Prune, PruneEach
 from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten
@@ -40,7 +40,7 @@ def realise_seeds(kernels: Kernels) -> None:
 
 def seeds(graph: fx.Graph) -> Iterator[fx.Node]:
     """The seeds that masks and compressions of a graph read, some more than once."""
-    for cls in (Prune, PruneEach, KeepMask, Compress, FusedCompress):
+    for cls in (Prune, PruneEach, KeepMask, FusedPrune, Compress, FusedCompress):
         for node in cls.nodes(graph):
             seed = cls.of(node).seed
             if isinstance(seed, fx.Node) and seed.op == "call_function":

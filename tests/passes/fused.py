@@ -1,4 +1,4 @@
-"""The pass ``fuse_compress`` on graphs traced by hand."""
+"""The pass ``fuse_producers`` on graphs traced by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nmcompile.passes.run import run
 nm = torch.ops.nm
 
 #: Until every kernel is generated, and none is handed to Inductor.
-PASSES = ("compute_unpacked", "fuse_compress", "compress_alike", "order_kernels")
+PASSES = ("compute_unpacked", "fuse_producers", "compress_alike", "order_kernels")
 FUSING = [p for p in POST_GRAD if p.name in PASSES]
 
 

@@ -329,15 +329,15 @@ def dumps_of(title: str, steps: Sequence[Pass], changed: Sequence[str]) -> list[
 #: Every dump of the script: joint graph, then forward and backward, each where it changed.
 REPLAYED = [
     *dumps_of("joint graph", JOINT, ("prune_forward", "prune_backward", "share_compressed")),
-    *dumps_of("post-grad graph", POST_GRAD, ("fuse_compress",)),
-    *dumps_of("post-grad graph", POST_GRAD, ("fuse_compress", "realise_seeds")),
+    *dumps_of("post-grad graph", POST_GRAD, ("fuse_producers",)),
+    *dumps_of("post-grad graph", POST_GRAD, ("fuse_producers", "realise_seeds")),
 ]
 #: An operator that is in a dump, and not in the one before it.
 NEWCOMERS = {
     "prune_forward": "nm.compress",
     "prune_backward": "mvue",
     "share_compressed": "[1, 0], 2, 4, 'mvue'",
-    "fuse_compress": "nm.fused_compress",
+    "fuse_producers": "nm.fused_compress",
 }
 
 

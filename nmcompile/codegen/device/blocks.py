@@ -2,6 +2,8 @@
 
 A *line* is M elements that belong together: a block, or one row of a tile. A program loads LANES
 lines as M tensors ``[LANES]`` of bits, int32: those of a float32, or the 16 bits of a smaller type.
+They come from ``operand(inputs, at, inside, ISA)``, which the kernel prints: the bits of elements at
+the offsets ``at`` of what is pruned, as they lie in memory or computed from ``inputs``.
 
 Dimensions that are flattened into one index come as ``(sizes, strides)``, the last one fastest;
 all strides are in elements. Offsets are int32 where the program's first element is.
@@ -11,6 +13,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from nmcompile.codegen.device.primitives import round_pair
 
 
 @triton.jit
@@ -96,9 +100,35 @@ def places_in_runs(first, size, M: tl.constexpr, PADDED: tl.constexpr, LANES: tl
 
 
 @triton.jit
-def load_run(ptr, at, inside, PADDED: tl.constexpr):
+def load_bits(ptr, at, inside):
+    """The bits of elements as they are, zero outside."""
+    return tl.load(ptr + at, mask=inside, other=0).to(tl.int32)
+
+
+@triton.jit
+def load_float(ptr, at, inside):
+    """Elements of any type in float32, zero outside."""
+    if ptr.dtype.element_ty == tl.bfloat16:  # by its bits, for the interpreter
+        value = (load_bits(as_bits(ptr, 2), at, inside) << 16).to(tl.float32, bitcast=True)
+    else:
+        value = tl.load(ptr + at, mask=inside, other=0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def float_bits(value, inside, STORAGE: tl.constexpr, ISA: tl.constexpr):
+    """The bits of float32 numbers, rounded to the storage type; zero outside."""
+    if STORAGE == "fp32":
+        bits = value.to(tl.int32, bitcast=True)
+    else:
+        bits = round_pair(value, value, STORAGE, ISA).to(tl.int16).to(tl.int32)
+    return tl.where(inside, bits, 0)
+
+
+@triton.jit
+def load_run(operand, inputs, at, inside, PADDED: tl.constexpr, ISA: tl.constexpr):
     """PADDED tensors ``[LANES]`` from offsets ``[LANES * PADDED]``, zero outside."""
-    return unstack(tl.load(ptr + at, mask=inside, other=0).to(tl.int32), PADDED)
+    return unstack(operand(inputs, at, inside, ISA), PADDED)
 
 
 @triton.jit
@@ -110,7 +140,8 @@ def store_run(ptr, at, inside, parts, M: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def load_across(ptr, at, row, size, count, sizes, strides, M: tl.constexpr):
+def load_across(operand, inputs, at, row, size, count, sizes, strides, M: tl.constexpr,
+                ISA: tl.constexpr):  # fmt: skip
     """M tensors ``[LANES]``: the elements ``row`` and on along ``sizes``, zero from ``size`` on.
 
     Args:
@@ -119,8 +150,8 @@ def load_across(ptr, at, row, size, count, sizes, strides, M: tl.constexpr):
     """
     parts = ()
     for i in tl.static_range(M):
-        to = ptr + (at + offset(row + i, sizes, strides))
-        parts += (tl.load(to, mask=count & (row + i < size), other=0).to(tl.int32),)
+        to = at + offset(row + i, sizes, strides)
+        parts += (operand(inputs, to, count & (row + i < size), ISA),)
     return parts
 
 

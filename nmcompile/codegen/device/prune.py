@@ -1,7 +1,8 @@
 """Masks in place of a value: a program prunes blocks or tiles of a tensor, or writes their mask.
 
-``codegen.masks`` prints a kernel around one of these for each number of dimensions. ``x`` is read
-and ``y`` written once, each with strides of its own; MASK says that ``y`` is the keep mask, bytes.
+``codegen.masks`` prints a kernel around one of these for each number of dimensions. What is pruned
+(``operand``, ``inputs``: ``blocks``) is read once and ``y`` written once, each with strides of its
+own; MASK says that ``y`` is the keep mask, bytes.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def random_words(
 
 @triton.jit
 def prune_runs(
-    x, y, outer, along, seed, stream,
+    operand, inputs, y, outer, along, seed, stream,
     METHOD: tl.constexpr, N: tl.constexpr, M: tl.constexpr, PADDED: tl.constexpr,
     STORAGE: tl.constexpr, MASK: tl.constexpr, LANES: tl.constexpr, SINGLE: tl.constexpr,
     WHOLE: tl.constexpr, WIDE: tl.constexpr, ISA: tl.constexpr,
@@ -56,8 +57,8 @@ def prune_runs(
     """Blocks whose elements lie beside each other.
 
     Args:
-        outer: sizes of the other dimensions, their strides in ``x`` and in ``y``, and the product
-            of the sizes.
+        outer: sizes of the other dimensions, their strides in what is pruned and in ``y``, and the
+            product of the sizes.
         along: the same of the dimensions that the blocks run along.
         PADDED: M, or the power of two above it.
         SINGLE: there are no other dimensions.
@@ -69,7 +70,7 @@ def prune_runs(
     row, column, inside = places_in_runs(first, size, M, PADDED, LANES, SINGLE, WHOLE)
     inside &= row < count
     at = offset(row, rows, x_rows) + offset(column, sizes, x_along)
-    block = load_run(as_bits(x, 4 if STORAGE == "fp32" else 2), at, inside, PADDED)
+    block = load_run(operand, inputs, at, inside, PADDED, ISA)
     word = random_words(first, LANES, seed, stream, METHOD, 0)
     second = random_words(first, LANES, seed, stream, METHOD, 1)
     keep, values = survivors_of_block(block, word, second, METHOD, N, M, STORAGE, ISA)
@@ -81,7 +82,7 @@ def prune_runs(
 
 @triton.jit
 def prune_across(
-    x, y, outer, along, inner, seed, stream,
+    operand, inputs, y, outer, along, inner, seed, stream,
     METHOD: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
     STORAGE: tl.constexpr, MASK: tl.constexpr, LANES: tl.constexpr, SINGLE: tl.constexpr,
     WIDE: tl.constexpr, ISA: tl.constexpr,
@@ -98,8 +99,7 @@ def prune_across(
     if not SINGLE:
         row, element, inside = k // blocks, k % blocks * M, k < blocks * count
     at = offset(row, rows, x_rows) + offset(i, inners, x_inner)
-    pointer = as_bits(x, 4 if STORAGE == "fp32" else 2)
-    block = load_across(pointer, at, element, size, inside, sizes, x_along, M)
+    block = load_across(operand, inputs, at, element, size, inside, sizes, x_along, M, ISA)
     word = random_words(first, LANES, seed, stream, METHOD, 0)
     second = random_words(first, LANES, seed, stream, METHOD, 1)
     keep, values = survivors_of_block(block, word, second, METHOD, N, M, STORAGE, ISA)
@@ -132,7 +132,7 @@ def transposed(parts, M: tl.constexpr, SWAPPED: tl.constexpr):
 
 @triton.jit
 def prune_tiles(
-    x, y, outer, lines, line,
+    operand, inputs, y, outer, lines, line,
     KEPT: tl.constexpr, COUNT: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
     SWAPPED: tl.constexpr, STORAGE: tl.constexpr, MASK: tl.constexpr, LANES: tl.constexpr,
     SINGLE: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr, ISA: tl.constexpr,
@@ -141,8 +141,8 @@ def prune_tiles(
 
     Args:
         outer: as of ``prune_runs``.
-        lines, line: size, stride in ``x`` and in ``y`` of the dimension across a tile's lines and
-            of that along one. A line is a row of a tile, or a column if SWAPPED.
+        lines, line: size, stride in what is pruned and in ``y`` of the dimension across a tile's
+            lines and of that along one. A line is a row of a tile, or a column if SWAPPED.
         KEPT, COUNT: the patterns to choose from, as of ``best_pattern``.
     """
     others, x_others, y_others, count = outer
@@ -155,11 +155,10 @@ def prune_tiles(
     if not SINGLE:
         other, top = row // bands, row % bands * M
     inside &= row < bands * count
-    pointer = as_bits(x, 4 if STORAGE == "fp32" else 2)
     at = offset(other, others, x_others) + top * x_down + column * x_along
     tile = ()
     for k in tl.static_range(M):
-        tile += load_run(pointer, at + k * x_down, inside & (top + k < height), M)
+        tile += load_run(operand, inputs, at + k * x_down, inside & (top + k < height), M, ISA)
     tile = transposed(tile, M, SWAPPED)
     keep = kept_by(best_pattern(tile, KEPT, COUNT, N, M, STORAGE), M * M)
     results = transposed(outcome(keep, tile, M * M, MASK), M, SWAPPED)

@@ -1,9 +1,12 @@
-"""Grow elementwise producers into the kernels that compress their results (post-grad graphs).
+"""Grow elementwise producers into the kernels that compress or prune (post-grad graphs).
 
     before   h = gelu(y);  a, b = nm.compress(h, seed, [1, 2], [1, 0], 2, 4, "mvue", layout)
              mm(h, other)
     after    a, b, h = nm.fused_compress([y], seed, [1, 2], spec)
              mm(h, other)                              h is written by the kernel, once
+
+    before   h = gelu(y);  pruned = nm.prune(h, None, 0, 2, 4, [1], "mse");  mm(h, other)
+    after    pruned, h = nm.fused_prune([y], None, 0, size, stride, 2, 4, [1], "mse", False, spec)
 
     before   (a,) = nm.compress(dy * silu(gate), ...);  (b,) = nm.compress(dy * up, ...)
     after    a, b = nm.fused_compress([dy, gate, up], ...)            one read of dy for both
@@ -28,14 +31,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile.codegen.kernel_spec import STORAGE, KernelSpec, Operand
+from nmcompile.codegen.kernel_spec import PACKED, STORAGE, KernelSpec, Operand
+from nmcompile.codegen.masks import STORAGE as MASK_STORAGE
+from nmcompile.compressed.layouts import Layout
 from nmcompile.graph.aten import FLAT_VIEWS, item_index
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.memory import Memory, bytes_of, readers, reads_inside
+from nmcompile.graph.order import is_dense, is_same_memory, memory_order
 from nmcompile.graph.prologue import Prologue
 from nmcompile.graph.unpacked import bytes_read, unpacked
 from nmcompile.masks.formats import Method
-from nmcompile.ops.schemas import Compress, FusedCompress
+from nmcompile.ops.schemas import Compress, FusedCompress, FusedPrune, KeepMask, Mask, Prune
 from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten
@@ -46,11 +52,15 @@ _MOST_ADDED = 0.03
 
 @dataclass(eq=False)
 class _Match:
-    """A compression, the value that it reads (behind views) and that value's other readers."""
+    """A compression or mask, the value that it reads (behind views) and that value's readers.
+
+    ``shape`` is ``(R, C)``, of that value in memory.
+    """
 
     node: fx.Node
-    call: Compress
+    call: Compress | Mask
     base: fx.Node
+    shape: Any
     tail: list[fx.Node] = field(default_factory=list)  # views between base and node
 
     @property
@@ -60,14 +70,17 @@ class _Match:
         return [(u, view) for view in views for u in view.users if u not in inside]
 
     @property
-    def shape(self) -> Any:
-        """(R, C)."""
-        return self.call.x.meta["val"].shape
+    def readers(self) -> list[fx.Node]:
+        """Who reads the results."""
+        results = [self.node] if isinstance(self.call, Mask) else list(self.node.users)
+        return [user for result in results for user in result.users]
 
     @property
     def kind(self) -> Any:
-        """Equal for compressions that one kernel can do."""
+        """Equal for compressions that one kernel can do; each mask is one of its own."""
         call, value = self.call, self.call.x.meta["val"]
+        if isinstance(call, Mask):
+            return self.node
         sizes = tuple(map(str, value.shape))
         format = (call.n, call.m, call.method, call.layout)
         return (sizes, value.dtype, value.device, tuple(sorted(call.dims)), call.seed, format)
@@ -75,7 +88,7 @@ class _Match:
 
 @dataclass(eq=False)
 class _Kernel:
-    """Compressions that one kernel does, what it computes, and the bytes that the step moves."""
+    """Compressions that one kernel does, or a mask, what it computes, and the bytes it reads."""
 
     matches: tuple[_Match, ...]
     prologue: Prologue
@@ -83,10 +96,16 @@ class _Kernel:
     bytes: int
 
 
-def fuse_compress(kernels: Kernels) -> None:
-    """Replace every ``nm.compress`` that a kernel can be generated for; note their specs."""
+def fuse_producers(kernels: Kernels) -> None:
+    """Replace every ``nm.compress`` that a kernel can be generated for; note their specs.
+
+    A mask is replaced where its kernel computes something.
+    """
     kernels.graph.eliminate_dead_code()  # what nobody reads is no reader
     found = [_match(node, kernels.devices) for node in Compress.nodes(kernels.graph)]
+    if kernels.fuse:
+        masks = [node for cls in (Prune, KeepMask) for node in cls.nodes(kernels.graph)]
+        found += [_mask_match(node, kernels.devices) for node in sorted(masks)]
     matches = [match for match in found if match is not None]
     if kernels.fuse:
         room = _MOST_ADDED * sum(map(bytes_of, kernels.graph.find_nodes(op="placeholder")))
@@ -94,7 +113,10 @@ def fuse_compress(kernels: Kernels) -> None:
     else:
         chosen = [_plain(match) for match in matches]
     for kernel in chosen:
-        kernels.specs.append(_write(kernels.graph, kernel))
+        if not isinstance(kernel.matches[0].call, Mask):
+            kernels.specs.append(_write(kernels.graph, kernel))
+        elif kernel.prologue.statements:
+            _write_mask(kernels.graph, kernel)
     kernels.graph.eliminate_dead_code()
 
 
@@ -110,8 +132,24 @@ def _match(node: fx.Node, devices: tuple[str, ...]) -> _Match | None:
     )
     if not fits:
         return None
-    match = _Match(node, call, call.x)
+    match = _Match(node, call, call.x, value.shape)
     while _keeps_order(match.base):
+        match.tail.append(match.base)
+        match.base = match.base.all_input_nodes[0]
+    return match
+
+
+def _mask_match(node: fx.Node, devices: tuple[str, ...]) -> _Match | None:
+    call: Mask = (Prune if node.target is Prune.operator else KeepMask).of(node)
+    value = call.x.meta["val"]
+    known = all(isinstance(size, int) for size in (*value.shape, *value.stride()))
+    if value.device.type not in devices or value.dtype not in MASK_STORAGE:
+        return None
+    if not known or value.numel() == 0 or not is_dense(value):
+        return None
+    columns = value.shape[memory_order(value)[-1]]
+    match = _Match(node, call, call.x, (value.numel() // columns, columns))
+    while is_same_memory(match.base):
         match.tail.append(match.base)
         match.base = match.base.all_input_nodes[0]
     return match
@@ -124,15 +162,17 @@ def _keeps_order(node: fx.Node) -> bool:
 # -- decide ------------------------------------------------------------------------------------
 
 
-def _plain(match: _Match, moved: int = 0) -> _Kernel:
+def _plain(match: _Match) -> _Kernel:
     """The kernel that reads the operand as it is."""
-    return _Kernel((match,), Prologue([match.base], match.shape), (), moved)
+    return _Kernel((match,), Prologue([match.base], match.shape), (), bytes_of(match.base))
 
 
 def _fused(matches: tuple[_Match, ...], memory: Memory) -> _Kernel | None:
     """One kernel for all, with producers; None where there are none, or no place for it."""
     prologue = Prologue([m.base for m in matches], matches[0].shape, memory)
     if not prologue.statements:
+        return None
+    if isinstance(matches[0].call, Mask) and any(i.shape in PACKED for i in prologue.inputs):
         return None
     held = [m for m in matches if memory.holds(m.base)]
     if any(reads_inside(reader) for m in held for reader in readers(m.base)):
@@ -151,7 +191,7 @@ def _choose(matches: list[_Match], memory: Memory, room: float) -> list[_Kernel]
     plain: dict[_Match, _Kernel] = {}
     by_leaf: dict[fx.Node, list[_Match]] = defaultdict(list)
     for match in matches:
-        plain[match] = _plain(match, bytes_of(match.base) * (1 if memory.holds(match.base) else 2))
+        plain[match] = _plain(match)
         chosen[match] = _fused((match,), memory) or plain[match]
         for leaf in chosen[match].prologue.leaves:
             by_leaf[leaf].append(match)
@@ -193,6 +233,8 @@ def _choose(matches: list[_Match], memory: Memory, room: float) -> list[_Kernel]
 def _moved(kernels: list[_Kernel], leaves: set[fx.Node], memory: Memory) -> int:
     """Bytes that the kernels move, and Inductor's own that read the leaves."""
     kernels = list(dict.fromkeys(kernels))
+    plain = {k.matches[0].base for k in kernels if not k.prologue.members}
+    written = [base for base in plain if not memory.holds(base)]  # for these kernels alone
     dead = {base for kernel in kernels for base in kernel.kept}
     apart = {
         match.node for kernel in kernels if kernel.prologue.members for match in kernel.matches
@@ -202,7 +244,8 @@ def _moved(kernels: list[_Kernel], leaves: set[fx.Node], memory: Memory) -> int:
             dead.add(member)
     computed = [leaf for leaf in leaves if memory.holds(leaf)]
     inside = [leaf for leaf in computed if _is_computed_with(leaf, dead)]
-    return sum(k.bytes for k in kernels) + sum(map(_bytes_inside, inside))
+    moved = sum(k.bytes for k in kernels) + sum(map(bytes_of, written))
+    return moved + sum(map(_bytes_inside, inside))
 
 
 def _bytes_inside(leaf: fx.Node) -> int:
@@ -218,7 +261,7 @@ def _is_computed_with(leaf: fx.Node, dead: set[fx.Node]) -> bool:
 
 def _place(kernel: _Kernel) -> fx.Node | None:
     """The node in front of which the kernel stands, its first reader; None if it reads later."""
-    users = [u for m in kernel.matches for item in m.node.users for u in item.users]
+    users = [u for m in kernel.matches for u in m.readers]
     users += [u for m in kernel.matches if m.base in kernel.kept for u, _ in m.others]
     seed = kernel.matches[0].call.seed
     read = [*kernel.prologue.leaves, *([seed] if isinstance(seed, fx.Node) else [])]
@@ -229,17 +272,66 @@ def _place(kernel: _Kernel) -> fx.Node | None:
 # -- rewrite -----------------------------------------------------------------------------------
 
 
+def _write_mask(graph: fx.Graph, kernel: _Kernel) -> None:
+    (match,), prologue = kernel.matches, kernel.prologue
+    node, call = match.node, match.call
+    assert isinstance(call, Mask)
+    value = call.x.meta["val"]
+    spec = KernelSpec(
+        inputs=prologue.inputs,
+        statements=prologue.statements,
+        operands=(
+            Operand(value=prologue.value(match.base), dims=(), keep_dense=bool(kernel.kept)),
+        ),
+        n=call.n,
+        m=call.m,
+        method=Method.MSE,  # type: ignore[arg-type]
+        layout=Layout.ROW_MAJOR,
+        dtype=str(value.dtype).removeprefix("torch."),
+    )
+    insert = Inserter(graph)
+    with insert.before(_place(kernel) or node.next):
+        fused = FusedPrune(
+            inputs=[prologue.flat(insert, node, i) for i in spec.inputs],
+            seed=call.seed,
+            stream=call.stream,
+            size=list(value.shape),
+            stride=list(value.stride()),
+            n=call.n,
+            m=call.m,
+            dims=call.dims,
+            method=call.method,
+            keep=isinstance(call, KeepMask),
+            spec=spec.to_json(),
+        )
+        written = insert.op(node, fused, mark=repr(node.meta.get("nm", "")), name=spec.word)
+        node.replace_all_uses_with(insert.call(node, operator.getitem, written, 0))
+        if kernel.kept:
+            dense = insert.call(node, operator.getitem, written, 1)
+            for user, view in match.others:
+                user.replace_input_with(view, _lying_as(insert, node, dense, view))
+    graph.erase_node(node)
+
+
+def _lying_as(insert: Inserter, site: fx.Node, flat: fx.Node, view: fx.Node) -> fx.Node:
+    """Elements in memory, as the view of them that others read."""
+    value = view.meta["val"]
+    order = memory_order(value)
+    rows = insert.reshape(site, flat, [value.shape[d] for d in order])
+    return insert.permute(site, rows, [order.index(d) for d in range(value.dim())])
+
+
 def _write(graph: fx.Graph, kernel: _Kernel) -> KernelSpec:
     match, prologue = kernel.matches[0], kernel.prologue
     node, call = match.node, match.call
+    assert isinstance(call, Compress)
+    calls = [Compress.of(m.node) for m in kernel.matches]
     spec = KernelSpec(
         inputs=prologue.inputs,
         statements=prologue.statements,
         operands=tuple(
-            Operand(
-                value=prologue.value(m.base), dims=m.call.dims, keep_dense=m.base in kernel.kept
-            )
-            for m in kernel.matches
+            Operand(value=prologue.value(m.base), dims=each.dims, keep_dense=m.base in kernel.kept)
+            for m, each in zip(kernel.matches, calls, strict=True)
         ),
         n=call.n,
         m=call.m,
@@ -247,7 +339,7 @@ def _write(graph: fx.Graph, kernel: _Kernel) -> KernelSpec:
         layout=call.layout,  # type: ignore[arg-type]
         dtype=str(call.x.meta["val"].dtype).removeprefix("torch."),
     )
-    streams = [stream for m in kernel.matches for stream in m.call.streams]
+    streams = [stream for each in calls for stream in each.streams]
     marks = dict.fromkeys(repr(m.node.meta["nm"]) for m in kernel.matches if "nm" in m.node.meta)
     insert = Inserter(graph)
     with insert.before(_place(kernel) or node.next):
@@ -255,12 +347,12 @@ def _write(graph: fx.Graph, kernel: _Kernel) -> KernelSpec:
         fused = FusedCompress(inputs, call.seed, streams, spec.to_json())
         written = insert.op(node, fused, mark=" + ".join(marks), name=spec.name)
         offset = 0
-        for m in kernel.matches:
+        for m, each in zip(kernel.matches, calls, strict=True):
             for item in list(m.node.users):
                 packed = insert.call(m.node, operator.getitem, written, offset + item_index(item))
                 item.replace_all_uses_with(packed)
                 graph.erase_node(item)
-            offset += len(m.call.dims)
+            offset += len(each.dims)
         for m in kernel.matches:
             if m.base in kernel.kept:
                 dense = insert.call(m.node, operator.getitem, written, offset)
