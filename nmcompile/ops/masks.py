@@ -126,7 +126,7 @@ def _fused_on_cpu(call: FusedPrune) -> list[Tensor]:
     spec = spec_of(call.spec)
     (value,) = evaluate(spec, call.inputs, *launch.operand_shape(spec, call.inputs))
     pruned = call.mask(value.as_strided(call.size, call.stride)).run()
-    return [pruned, value] if spec.dense_results else [pruned]
+    return [pruned, value.view(-1)] if spec.dense_results else [pruned]
 
 
 def _fused_on_cuda(call: FusedPrune) -> list[Tensor]:

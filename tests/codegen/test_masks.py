@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from nmcompile.codegen import launch, loader, masks
+from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.masks import MaskLaunch, MaskSpec, launch_of, lie_of
 from nmcompile.codegen.printer import print_kernel
 from nmcompile.masks import reference
 from nmcompile.masks.formats import NMFormat
+from tests.kernels.specs import spec
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +123,14 @@ def test_float64_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not masks.has_kernel(torch.float64)
 
 
-def compiled(x: Tensor, dims: list[int], format: str, method: str, capability: int) -> Any:
+def compiled(
+    x: Tensor,
+    dims: list[int],
+    format: str,
+    method: str,
+    capability: int,
+    computed: KernelSpec | None = None,
+) -> Any:
     """The machine code of a kernel as Triton would launch it, and the launch."""
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
@@ -130,9 +139,14 @@ def compiled(x: Tensor, dims: list[int], format: str, method: str, capability: i
     from benchmarks.static_check.sass import disassemble
 
     found = launched(x, dims, format, method)
+    if computed is not None:
+        found = masks.computing(found, computed, x.shape[-1])
     kernel = loader.load(found.spec)
-    types = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-    pointers = {"x": types[x.dtype], "y": types[x.dtype], "seed": "*i64"}
+    types = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "bool": "*i1"}
+    own = types[str(x.dtype).removeprefix("torch.")]
+    inputs = {i.name: types[i.dtype] for i in computed.inputs} if computed else {}
+    tensors = {"x": own, "y": own, "dense": own, **inputs}
+    pointers = {**tensors, "seed": "*i64"}
     constants = {**found.constants, **{k: v for k, v in found.numbers.items() if v == 1}}
     signature, values, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
@@ -140,7 +154,7 @@ def compiled(x: Tensor, dims: list[int], format: str, method: str, capability: i
             signature[name], values[(index,)] = "constexpr", constants[name]
             continue
         signature[name] = pointers.get(name, "i32")
-        if name in ("x", "y") or found.numbers.get(name, 1) % 16 == 0:
+        if name in tensors or found.numbers.get(name, 1) % 16 == 0:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, values, attributes)
     target = GPUTarget("cuda", capability, 32)
@@ -183,4 +197,23 @@ def test_no_spill_and_16_bytes_at_a_time(
     moved = elements / (32 * found.warps) * x.element_size()
     assert machine.spilled == 0
     assert covering_width(machine, "LDG", moved) == 16
+    assert covering_width(machine, "STG", moved) == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [[1], [0]], ids=["runs", "across"])
+@pytest.mark.parametrize("method", ["mse", "mvue"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["silu_mul_bias", "gelu_tanh", "dropout_residual", "scale_rows"])
+def test_no_spill_where_the_operand_is_computed(
+    name: str, dtype: str, method: str, dims: list[int]
+) -> None:
+    pytest.importorskip("triton")
+    from benchmarks.static_check.sass import covering_width
+
+    computed = spec(name, dims=(), dtype=dtype)
+    x = empty(4096, 4096, dtype=getattr(torch, dtype))
+    machine, found = compiled(x, dims, "2:4", method, 90, computed)
+    moved = found.constants["LANES"] * 4 / (32 * found.warps) * x.element_size()
+    assert machine.spilled == 0
     assert covering_width(machine, "STG", moved) == 16

@@ -3,7 +3,7 @@
 Claims: every method, 16-bit types and float32, blocks of few and of many elements, of a power of
 two and of another number; along the last dimension and others, along several, across a row's end;
 operands that are transposed, have gaps, are broadcast or do not start at 16 bytes; ties, zeros of
-both signs, subnormal and huge numbers, inf and NaN.
+both signs, subnormal and huge numbers, inf and NaN; operands that the kernel computes and writes.
 
 bfloat16 is right in the interpreter too: the kernels compute on bits and in float32.
 """
@@ -21,10 +21,12 @@ from torch import Tensor
 
 from benchmarks.gpu_check.cases.inputs import word
 from nmcompile.codegen import masks
+from nmcompile.codegen.evaluate import evaluate
 from nmcompile.errors import NMWarning
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method
 from nmcompile.ops.masks import _no_kernel
+from tests.kernels.specs import inputs_of, spec
 from tests.kernels.target import SEED, Target, assert_same, hard_operand, kind
 
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
@@ -134,6 +136,41 @@ def test_nothing_to_prune(device: Target) -> None:
     for shape in ((0,), (3, 0), (0, 5, 2)):
         mine = device.run(torch.ops.nm.prune, torch.empty(shape), None, 0, 2, 4, [0], "mse")
         assert mine.shape == shape
+
+
+#: Kernels that compute their operand ``[12, 40]``: how it lies, the blocks' dimensions.
+LYING: dict[str, tuple[list[int], list[int], list[int]]] = {
+    "along rows": ([12, 40], [40, 1], [1]),
+    "along columns": ([12, 40], [40, 1], [0]),
+    "transposed": ([40, 12], [1, 40], [1]),
+    "pixels, channels last": ([2, 40, 2, 3], [240, 1, 120, 40], [0, 2, 3]),
+    "ragged": ([2, 6, 40], [240, 40, 1], [0, 1]),
+}
+
+
+@pytest.mark.parametrize("lying", LYING)
+@pytest.mark.parametrize("dtype", [HALF, BRAIN, SINGLE], ids=word)
+@pytest.mark.parametrize("name", ["silu_mul_bias", "dropout_residual", "scale_rows"])
+def test_kernels_that_compute_their_operand(
+    device: Target, name: str, dtype: torch.dtype, lying: str
+) -> None:
+    """Masks of what they wrote, bit for bit; that within a rounding of the oracle."""
+    computed = spec(name, dims=(), dtype=str(dtype).removeprefix("torch."))
+    inputs = inputs_of(computed, 12, 40)
+    (value,) = evaluate(computed, inputs, 12, 40)
+    size, stride, dims = LYING[lying]
+    for method, keep in (("mse", False), ("mvue", False), ("mse", True), ("transposable", False)):
+        seed = SEED if Method(method).random else None
+        some = [len(size) - 2, len(size) - 1] if method == "transposable" else dims
+        how = (seed, 3, size, stride, 2, 4, some, method, keep)
+        mine, dense = device.run(torch.ops.nm.fused_prune, inputs, *how, computed.to_json())
+        tolerance = 2e-6 if dtype == SINGLE else 8e-3
+        torch.testing.assert_close(dense.view(12, 40), value, rtol=tolerance, atol=1e-6)
+        x = dense.as_strided(size, stride)
+        pruned, kept = reference.prune_and_mask(x, seed, 3, 2, 4, some, method)
+        wanted = kept if keep else pruned
+        assert mine.stride() == wanted.stride()
+        assert torch.equal(mine, wanted), f"{method} {keep}"
 
 
 @pytest.mark.on("cuda", "interpreter")

@@ -7,7 +7,9 @@ import torch
 
 import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.codegen.cpu import kernel as cpu
+from nmcompile.codegen.evaluate import evaluate
 from nmcompile.masks.formats import Method
+from tests.kernels.specs import inputs_of, spec
 
 SEED = torch.tensor([0x123456789ABCDEF])
 
@@ -48,6 +50,20 @@ def test_opcheck_of_several_masks(method):
     x = torch.randn(6, 9).T[1:]
     arguments = (x, seed_of(method), [1, 2, 3], 2, 4, [[1], [0], [1, 0]], str(method))
     torch.library.opcheck(torch.ops.nm.prune_each, arguments)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_opcheck_of_a_mask_of_what_is_computed(keep):
+    """And that it is the mask of that: ``tests.kernels`` holds the kernels against it."""
+    computed = spec("silu_mul_bias", dims=(), dtype="bfloat16")
+    inputs = inputs_of(computed, 8, 12)
+    how = (SEED, 1, [3, 4, 8], [4, 1, 12], 2, 4, [2, 0], "mvue", keep, computed.to_json())
+    torch.library.opcheck(torch.ops.nm.fused_prune, (inputs, *how))
+    mask, value = torch.ops.nm.fused_prune(inputs, *how)
+    assert torch.equal(value.view(8, 12), evaluate(computed, inputs, 8, 12)[0])
+    operator = torch.ops.nm.keep_mask if keep else torch.ops.nm.prune
+    wanted = operator(value.as_strided([3, 4, 8], [4, 1, 12]), SEED, 1, 2, 4, [2, 0], "mvue")
+    assert torch.equal(mask, wanted)
 
 
 @pytest.mark.parametrize("kernel", ["compiled", "reference"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from nmcompile.ops.schemas import FusedPrune, spec_of
 from tests.passes.fused import compress, fused, half, nm, operators
 
 SEED = torch.ones(1, dtype=torch.int64)
@@ -129,3 +130,94 @@ def test_what_no_kernel_takes_stays_an_operator(x: torch.Tensor, method: str) ->
     gm, specs = fused(f, x)
     assert specs == []
     assert "nm.compress" in gm.code
+
+
+# -- masks ---------------------------------------------------------------------------------------
+
+
+def prune(x: Any, dims: list[int], seed: Any = None, stream: int = 0) -> Any:
+    method = "mse" if seed is None else "mvue"
+    return nm.prune(x, seed, stream, 2, 4, dims, method)
+
+
+def fused_masks(gm: Any) -> list[FusedPrune]:
+    return [FusedPrune.of(node) for node in FusedPrune.nodes(gm.graph)]
+
+
+def statements(call: FusedPrune) -> list[str]:
+    return operators(spec_of(call.spec))
+
+
+def assert_nearly(gm: Any, f: Any, *args: Any) -> None:
+    """Results are those of the graph as it was, but for roundings in between and their ties."""
+    for mine, wanted in zip(tree_leaves(gm(*args)), tree_leaves(f(*args)), strict=True):
+        assert (mine.shape, mine.stride()) == (wanted.shape, wanted.stride())
+        assert torch.isclose(mine, wanted, rtol=2e-2, atol=1e-2).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_mask_takes_in_what_computes_its_operand(dtype: torch.dtype) -> None:
+    """Numbers a row and a column too; other masks of what was computed follow no other bytes."""
+
+    def f(x: Any, bias: Any, scale: Any, seed: Any) -> Any:
+        h = (x + bias).relu() * scale
+        return prune(h, [1]), prune(h, [0], seed, 3), nm.keep_mask(h, None, 0, 2, 4, [1], "mse")
+
+    args = [half(16, 32).to(dtype), half(32).to(dtype), half(16, 1).to(dtype), SEED]
+    gm, specs = fused(f, *args)
+    found = fused_masks(gm)
+    assert not specs
+    assert [statements(call) for call in found] == [["add", "relu", "mul"]] * len(found)
+    assert [i.shape for i in spec_of(found[0].spec).inputs] == ["full", "per_column", "per_row"]
+    assert any(call.seed is not None and call.stream == 3 for call in found)
+    assert not gm.graph.find_nodes(op="call_function", target=torch.ops.aten.relu.default)
+    assert_nearly(gm, f, *args)
+
+
+def test_an_operand_that_a_product_reads_is_written_by_the_mask_s_kernel() -> None:
+    def f(x: Any) -> Any:
+        h = x.sigmoid() * x
+        return prune(h, [1]), h @ h.t()
+
+    gm, _ = fused(f, half(16, 32))
+    (call,) = fused_masks(gm)
+    assert spec_of(call.spec).dense_results
+    assert not gm.graph.find_nodes(op="call_function", target=torch.ops.aten.sigmoid.default)
+    assert_nearly(gm, f, half(16, 32))
+
+
+def test_pixels_of_channels_last_images_have_their_channels_as_columns() -> None:
+    def f(x: Any, bias: Any, other: Any) -> Any:
+        h = (x + bias.view(1, -1, 1, 1)).relu()
+        return prune(h, [1]), torch.conv2d(h, other)
+
+    image = half(2, 8, 5, 5).contiguous(memory_format=torch.channels_last)
+    args = [image, half(8), half(4, 8, 1, 1)]
+    gm, _ = fused(f, *args)
+    (call,) = fused_masks(gm)
+    assert [i.shape for i in spec_of(call.spec).inputs] == ["full", "per_column"]
+    assert_nearly(gm, f, *args)
+
+
+def test_a_mask_of_a_view_is_that_of_its_elements_in_memory() -> None:
+    def f(x: Any, y: Any) -> Any:
+        return prune((x * y).t(), [0]), prune((x - y).view(4, 4, 32).transpose(0, 2), [1, 0])
+
+    args = [half(16, 32), half(16, 32, seed=1)]
+    gm, _ = fused(f, *args)
+    assert [call.size for call in fused_masks(gm)] == [[32, 16], [32, 4, 4]]
+    assert_nearly(gm, f, *args)
+
+
+def test_masks_of_products_conversions_and_float64_stay_as_they_are() -> None:
+    def f(x: Any, y: Any) -> Any:
+        return prune(x @ y, [1]), prune(x.float(), [1]), prune((x.double() * 2.0).relu(), [1])
+
+    gm, _ = fused(f, half(16, 16), half(16, 16))
+    assert not fused_masks(gm)
+    assert len(gm.graph.find_nodes(op="call_function", target=nm.prune.default)) == 3
+
+
+def test_no_mask_is_fused_where_nothing_is_to_be() -> None:
+    gm, _ = fused(lambda x: prune(x.tanh() * 2.0, [1]), half(8, 32), fuse=False)
+    assert not fused_masks(gm)

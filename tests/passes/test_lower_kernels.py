@@ -271,6 +271,37 @@ def test_masks_are_launched_by_inductor(driver: None) -> None:
         assert (value.shape, value.stride(), value.dtype) == (was.shape, was.stride(), was.dtype)
 
 
+def test_a_mask_and_what_computes_its_operand_are_one_launch(driver: None) -> None:
+    from torch._higher_order_ops import triton_kernel_wrap as wrap
+
+    mode, graph = FakeTensorMode(), fx.Graph()
+    with mode:
+        gate, bias = graph.placeholder("gate"), graph.placeholder("bias")
+        gate.meta["val"] = torch.empty(64, 48, device="cuda")
+        bias.meta["val"] = torch.empty(48, device="cuda")
+        made: list[fx.Node] = []
+        for target, args in (
+            (aten.add.Tensor, (gate, bias)),
+            (aten.relu.default, ()),
+            (nm.prune.default, (None, 0, 2, 4, [1], "mse")),
+        ):
+            node = graph.call_function(target, (*made[-1:], *args))
+            node.meta["val"] = target(*fx.node.map_arg(node.args, lambda n: n.meta["val"]))
+            made.append(node)
+        product = graph.call_function(aten.mm.default, (made[2], made[1]))
+        product.meta["val"] = torch.empty(64, 48, device="cuda")
+        graph.output((made[2], product))
+        kernels = Kernels(graph)
+        run(POST_GRAD, kernels, "graph")
+    assert [s.name for s in kernels.masks] == ["prune_runs_mse_2_4_relu"]
+    (call,) = graph.find_nodes(op="call_function", target=wrap.triton_kernel_wrapper_functional)
+    assert set(call.kwargs["kwargs"]) == {"input_0", "input_1", "y", "dense"}
+    assert call.kwargs["tensors_to_clone"] == ["y", "dense"]
+    numbers = wrap.kernel_side_table.get_constant_args(call.kwargs["constant_args_idx"])
+    assert numbers["C"] == 48
+    assert not graph.find_nodes(op="call_function", target=aten.relu.default)
+
+
 def test_masks_without_a_kernel_stay_operators() -> None:
     shapes = FakeTensorMode(shape_env=ShapeEnv())
     context = StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC])

@@ -252,9 +252,10 @@ EXPORT cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKi
 EXPORT cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind kind,
                                    cudaStream_t) {
   if (kind != cudaMemcpyDeviceToDevice || n < LARGEST_COPY) memcpy(to, from, n);
-  // A number that is read back, a loss say, is zero: as 1.0 it can be divided by.
+  // A number that is read back, a loss say, is zero. One bit set, it is the smallest float, which
+  // can be divided by, and the smallest size, of which a tensor may be made.
   bool number = kind == cudaMemcpyDeviceToHost && n == 4 && getenv("NULL_ONE");
-  if (number && !*(int*)to) *(float*)to = 1.0f;
+  if (number && !*(int*)to) *(int*)to = 1;
   note("MEMCPY %s %zu", KINDS[kind], n);
   return cudaSuccess;
 }

@@ -2,8 +2,8 @@
 
 A *line* is M elements that belong together: a block, or one row of a tile. A program loads LANES
 lines as M tensors ``[LANES]`` of bits, int32: those of a float32, or the 16 bits of a smaller type.
-They come from ``operand(inputs, at, inside, ISA)``, which the kernel prints: the bits of elements at
-the offsets ``at`` of what is pruned, as they lie in memory or computed from ``inputs``.
+They come from ``operand(inputs, at, inside, ISA)``, which the kernel prints: the bits of elements
+at the offsets ``at`` of what is pruned, as they lie in memory or computed from ``inputs``.
 
 Dimensions that are flattened into one index come as ``(sizes, strides)``, the last one fastest;
 all strides are in elements. Offsets are int32 where the program's first element is.
