@@ -98,7 +98,12 @@ class Case:
     @property
     def shape(self) -> host.Tile:
         """The tile."""
-        return self.tile or host.tile(self.orientations, self.method)
+        return self.tile or host.tile(self.orientations, self.method, self.small)
+
+    @property
+    def small(self) -> bool:
+        """Whether the package gives it a small tile, whose stores are of 8 bytes."""
+        return self.fit != "full" or self.spec.unpacks
 
 
 def all_cases(architectures: tuple[str, ...]) -> list[Case]:

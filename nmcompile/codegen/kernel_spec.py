@@ -121,6 +121,11 @@ class KernelSpec(_Frozen):
         return tuple(name for operand in self.operands for name in operand.alike)
 
     @property
+    def unpacks(self) -> bool:
+        """Whether it reads packed tensors."""
+        return any(i.shape in PACKED for i in self.inputs)
+
+    @property
     def dense_results(self) -> int:
         """How many operands are also written as they are."""
         return sum(operand.keep_dense for operand in self.operands)

@@ -72,8 +72,11 @@ def constants(
     """
     from nmcompile.codegen.device import host
 
-    tile = host.tile(spec.orientations, spec.method)
+    tile = host.tile(spec.orientations, spec.method, spec.unpacks)
     fit = host.fit_of(rows, columns, strides, addresses, tile.rows, tile.columns)
+    if fit != "full":
+        tile = host.tile(spec.orientations, spec.method, small=True)
+        fit = host.fit_of(rows, columns, strides, addresses, tile.rows, tile.columns)
     grid = host.launch_grid(rows, columns, tile.rows, tile.columns, operands=len(spec.operands))
     values = {"ROWS": tile.rows, "COLUMNS": tile.columns, "FIT": fit, "ISA": isa(device)}
     return values, grid, tile.warps

@@ -89,7 +89,7 @@ class Tile:
     warps: int
 
 
-def tile(orientations: str, method: str) -> Tile:
+def tile(orientations: str, method: str, small: bool = False) -> Tile:
     """The tile of a kernel.
 
     Chosen by ``benchmarks.static_check``: the fewest instructions among the tiles that load and
@@ -99,10 +99,13 @@ def tile(orientations: str, method: str) -> Tile:
     Args:
         orientations: "rows", "columns", "both", or "dense" where nothing is compressed.
         method: "mse" or "mvue"; the same tiles suit both at present.
+        small: whether a program needs registers for more than loads of 16 bytes, because it
+            unpacks its inputs or ends inside of its tile. In both orientations it would spill, so
+            it has half the rows, and stores 8 bytes at a time.
     """
     return {
         "rows": Tile(64, 256, 8),
         "dense": Tile(64, 256, 8),
         "columns": Tile(256, 64, 4),
-        "both": Tile(128, 128, 4),
+        "both": Tile(64 if small else 128, 128, 4),
     }[orientations]
