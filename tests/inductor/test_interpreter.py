@@ -90,7 +90,7 @@ def test_a_sparse_product_is_the_dense_one(dim: int, transpose: bool, has_bias: 
 def test_every_operator_of_a_joint_graph_has_its_dense_form() -> None:
     operators = {c.operator for c in vars(schemas).values() if hasattr(c, "operator")}
     # A seed is drawn as it is, and a gradient computed; the others are made after planning.
-    fused = (schemas.FusedCompress, schemas.LibraryMm)
+    fused = (schemas.FusedCompress, schemas.FusedPrune, schemas.LibraryMm)
     later = (*fused, schemas.PruneEach, schemas.PruneInAnyLayout)
     same = (schemas.RankSeed, schemas.GroupedGradient)
     others = {*(call.operator for call in same), *(call.operator for call in later)}
