@@ -103,7 +103,7 @@ class Case:
     @property
     def small(self) -> bool:
         """Whether the package gives it a small tile, whose stores are of 8 bytes."""
-        return self.fit != "full" or self.spec.unpacks
+        return self.fit == "ragged" or self.spec.crowded
 
 
 def all_cases(architectures: tuple[str, ...]) -> list[Case]:

@@ -121,9 +121,9 @@ class KernelSpec(_Frozen):
         return tuple(name for operand in self.operands for name in operand.alike)
 
     @property
-    def unpacks(self) -> bool:
-        """Whether it reads packed tensors."""
-        return any(i.shape in PACKED for i in self.inputs)
+    def crowded(self) -> bool:
+        """Whether it unpacks more than two tensors, which takes a program's registers."""
+        return sum(i.shape in PACKED for i in self.inputs) > 2
 
     @property
     def dense_results(self) -> int:

@@ -72,11 +72,10 @@ def constants(
     """
     from nmcompile.codegen.device import host
 
-    tile = host.tile(spec.orientations, spec.method, spec.unpacks)
+    tile = host.tile(spec.orientations, spec.method, spec.crowded)
     fit = host.fit_of(rows, columns, strides, addresses, tile.rows, tile.columns)
-    if fit != "full":
-        tile = host.tile(spec.orientations, spec.method, small=True)
-        fit = host.fit_of(rows, columns, strides, addresses, tile.rows, tile.columns)
+    if fit == "ragged":
+        tile = host.tile(spec.orientations, spec.method, True)
     grid = host.launch_grid(rows, columns, tile.rows, tile.columns, operands=len(spec.operands))
     values = {"ROWS": tile.rows, "COLUMNS": tile.columns, "FIT": fit, "ISA": isa(device)}
     return values, grid, tile.warps

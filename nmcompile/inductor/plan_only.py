@@ -13,7 +13,7 @@ from torch import fx
 from nmcompile import _torch
 from nmcompile.capture.inputs import Capture
 from nmcompile.codegen.kernel_spec import KernelSpec
-from nmcompile.codegen.masks import MaskSpec
+from nmcompile.codegen.mask_spec import MaskSpec
 from nmcompile.graph.higher_order import reachable
 from nmcompile.inductor.hooks import JointPass
 from nmcompile.inductor.interpreter import DenseInterpreter

@@ -32,7 +32,7 @@ import torch
 from torch import fx
 
 from nmcompile.codegen.kernel_spec import PACKED, STORAGE, KernelSpec, Operand
-from nmcompile.codegen.masks import STORAGE as MASK_STORAGE
+from nmcompile.codegen.mask_spec import STORAGE as MASK_STORAGE
 from nmcompile.compressed.layouts import Layout
 from nmcompile.graph.aten import FLAT_VIEWS, item_index
 from nmcompile.graph.insert import Inserter

@@ -24,6 +24,7 @@ from torch import fx
 from nmcompile import _torch
 from nmcompile.codegen import launch, masks
 from nmcompile.codegen.loader import with_warps
+from nmcompile.codegen.mask_spec import STORAGE, MaskSpec
 from nmcompile.codegen.printer import Spec
 from nmcompile.compressed import cusparselt
 from nmcompile.compressed.hardware import has_triton
@@ -58,7 +59,7 @@ def lower_kernels(kernels: Kernels) -> None:
             how = _of_compress(node) if node.target is FusedCompress.operator else _of_mask(node)
             _lower(kernels.graph, node, how, kernels.autotune)
             kernels.lowered += 1
-            if isinstance(how.spec, masks.MaskSpec):
+            if isinstance(how.spec, MaskSpec):
                 kernels.masks.append(how.spec)
 
 
@@ -84,12 +85,12 @@ def can_lower(node: fx.Node) -> bool:
         return all(cusparselt.reads(layout, first) for layout in layouts)
 
 
-def mask_spec(node: fx.Node) -> masks.MaskSpec | None:
+def mask_spec(node: fx.Node) -> MaskSpec | None:
     """The kernel of a node of ``mask_nodes`` with known sizes, were it on CUDA."""
     x = node.all_input_nodes[0].meta["val"]
     known = all(isinstance(s, int) for s in (*x.shape, *x.stride()))
     if node.target is not FusedPrune.operator:
-        known = known and 0 not in x.shape and x.dtype in masks.STORAGE
+        known = known and 0 not in x.shape and x.dtype in STORAGE
     return _mask_launch(node).spec if known else None
 
 

@@ -16,7 +16,7 @@ from torch import fx
 from nmcompile.capture.ranks import Ranks
 from nmcompile.capture.regions import Region
 from nmcompile.codegen.kernel_spec import KernelSpec
-from nmcompile.codegen.masks import MaskSpec
+from nmcompile.codegen.mask_spec import MaskSpec
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import NMWarning
 from nmcompile.execution.choose import Execution

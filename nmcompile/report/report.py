@@ -15,7 +15,7 @@ from torch import fx
 
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.loader import recorded_kernels, sources
-from nmcompile.codegen.masks import MaskSpec
+from nmcompile.codegen.mask_spec import MaskSpec
 from nmcompile.execution.targets import Target
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.find_skipped import Skipped

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nmcompile.codegen import launch, loader, masks
 from nmcompile.codegen.kernel_spec import KernelSpec
-from nmcompile.codegen.masks import MaskLaunch, MaskSpec, launch_of, lie_of
+from nmcompile.codegen.mask_spec import MaskSpec
+from nmcompile.codegen.masks import MaskLaunch, launch_of, lie_of
 from nmcompile.codegen.printer import print_kernel
 from nmcompile.masks import reference
 from nmcompile.masks.formats import NMFormat

@@ -100,8 +100,8 @@ def tile(orientations: str, method: str, small: bool = False) -> Tile:
         orientations: "rows", "columns", "both", or "dense" where nothing is compressed.
         method: "mse" or "mvue"; the same tiles suit both at present.
         small: whether a program needs registers for more than loads of 16 bytes, because it
-            unpacks its inputs or ends inside of its tile. In both orientations it would spill, so
-            it has half the rows, and stores 8 bytes at a time.
+            unpacks several inputs or reads them an element at a time. In both orientations it
+            would spill, so it has half the rows, and stores 8 bytes at a time.
     """
     return {
         "rows": Tile(64, 256, 8),
