@@ -20,16 +20,8 @@ from nmcompile.compressed import cusparselt, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.ops.schemas import (
-    LIBRARY,
-    Compress,
-    CompressLike,
-    FusedCompress,
-    KeepMask,
-    Pack,
-    Prune,
-    spec_of,
-)
+from nmcompile.ops.fused_schemas import FusedCompress, spec_of
+from nmcompile.ops.schemas import LIBRARY, Compress, CompressLike, KeepMask, Pack, Prune
 
 
 def _in_pytorch(call: Compress) -> list[Tensor]:

@@ -24,16 +24,8 @@ from nmcompile.errors import NMWarning
 from nmcompile.masks import reference
 from nmcompile.masks.blocks import dense_copy, layout_of
 from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.ops.schemas import (
-    LIBRARY,
-    FusedPrune,
-    KeepMask,
-    Mask,
-    Prune,
-    PruneEach,
-    PruneInAnyLayout,
-    spec_of,
-)
+from nmcompile.ops.fused_schemas import FusedPrune, spec_of
+from nmcompile.ops.schemas import LIBRARY, KeepMask, Mask, Prune, PruneEach, PruneInAnyLayout
 
 
 def empty_result(call: Mask) -> Tensor:

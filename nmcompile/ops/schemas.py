@@ -1,8 +1,9 @@
-"""Every operator of ``torch.ops.nm``: schema, shapes of its results, and its call by name.
+"""The operators of ``torch.ops.nm``: schema, shapes of its results, and its call by name.
 
-All are pure functions of their arguments, which are trusted: ``nmcompile.functional`` and the
-passes check them. Results never alias an argument. What computes them is in the other files of this
-folder: ``masks``, ``ragged``, ``compress``, ``unpack``, ``product``, ``grouped``, ``seed``.
+Those of kernels with a prologue are in ``fused_schemas``. All are pure functions of their arguments,
+which are trusted: ``nmcompile.functional`` and the passes check them. Results never alias an
+argument. What computes them is in the other files of this folder: ``masks``, ``ragged``,
+``compress``, ``unpack``, ``product``, ``grouped``, ``seed``.
 
 Arguments that several operators have:
 
@@ -16,16 +17,12 @@ Arguments that several operators have:
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
-from nmcompile.codegen import launch
-from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.masks.formats import NMFormat
@@ -35,7 +32,7 @@ LIBRARY = torch.library.Library("nm", "DEF")
 Operator = TypeVar("Operator", bound=Call)
 
 
-def _operator(
+def operator(
     schema: str,
     fake: Callable[..., Any],
     strides: torch.Tag = torch.Tag.needs_fixed_stride_order,
@@ -80,13 +77,13 @@ class Mask(Call):
     method: str
 
 
-@_operator(f"prune{_MASK}", lambda call: torch.empty_like(call.x))
+@operator(f"prune{_MASK}", lambda call: torch.empty_like(call.x))
 @dataclass(frozen=True)
 class Prune(Mask):
     """``x`` with at most n non-zeros in every block, with the strides of ``empty_like(x)``."""
 
 
-@_operator(
+@operator(
     f"prune_in_any_layout{_MASK}",
     lambda call: torch.empty_like(call.x),
     strides=torch.Tag.flexible_layout,
@@ -96,13 +93,13 @@ class PruneInAnyLayout(Mask):
     """``Prune`` without a seed, whose operand Inductor may give in any order of strides."""
 
 
-@_operator(f"keep_mask{_MASK}", lambda call: torch.empty_like(call.x, dtype=torch.bool))
+@operator(f"keep_mask{_MASK}", lambda call: torch.empty_like(call.x, dtype=torch.bool))
 @dataclass(frozen=True)
 class KeepMask(Mask):
     """The mask of the same call of ``Prune``: bool, True is kept."""
 
 
-@_operator(
+@operator(
     "prune_each(Tensor x, Tensor? seed, int[] streams, int n, int m, int[][] dims, str method) "
     "-> Tensor[]",
     lambda call: [torch.empty_like(call.x) for _ in call.dims],
@@ -127,55 +124,6 @@ class PruneEach(Call):
             Prune(self.x, self.seed, stream, *kind, dims, self.method)
             for stream, dims in zip(self.streams, self.dims, strict=True)
         ]
-
-
-@functools.lru_cache(maxsize=1024)
-def spec_of(text: str) -> KernelSpec:
-    """The spec of a ``FusedCompress`` or ``FusedPrune`` call."""
-    return KernelSpec.from_json(text)
-
-
-@_operator(
-    "fused_prune(Tensor[] inputs, Tensor? seed, int stream, int[] size, int[] stride, "
-    "int n, int m, int[] dims, str method, bool keep, str spec) -> Tensor[]",
-    lambda call: call.empty_results(),
-)
-@dataclass(frozen=True)
-class FusedPrune(Call):
-    """``Prune``, or ``KeepMask`` where ``keep``, of what a prologue computes.
-
-    ``inputs`` are the tensors of the prologue, contiguous: ``[R, C]`` where they are whole, else
-    flat. ``spec`` is a ``codegen.kernel_spec.KernelSpec`` as JSON, of one operand that is not
-    packed, whose elements in memory are those of a tensor of this ``size`` and ``stride`` without
-    gaps. The results are its mask, and the operand itself ``[R * C]`` where the spec keeps it.
-    """
-
-    inputs: Any
-    seed: Any
-    stream: int
-    size: Any
-    stride: Any
-    n: int
-    m: int
-    dims: Any
-    method: str
-    keep: bool
-    spec: str
-
-    def mask(self, x: Any) -> Mask:
-        """The call for the computed operand."""
-        cls = KeepMask if self.keep else Prune
-        return cls(x, self.seed, self.stream, self.n, self.m, self.dims, self.method)
-
-    def empty_results(self) -> list[torch.Tensor]:
-        """What a kernel writes to."""
-        spec, like = spec_of(self.spec), self.inputs[0]
-        dtype = getattr(torch, spec.dtype)
-        kind = {"dtype": torch.bool if self.keep else dtype, "device": like.device}
-        found = [torch.empty_strided(self.size, self.stride, **kind)]
-        if spec.dense_results:
-            found.append(torch.empty(math.prod(self.size), dtype=dtype, device=like.device))
-        return found
 
 
 _RAGGED = (
@@ -209,13 +157,13 @@ class Ragged(Call):
         return cls(rows, self.seed, self.stream, self.n, self.m, [1], self.method)
 
 
-@_operator(f"prune_ragged{_RAGGED}", lambda call: torch.empty_like(call.x))
+@operator(f"prune_ragged{_RAGGED}", lambda call: torch.empty_like(call.x))
 @dataclass(frozen=True)
 class PruneRagged(Ragged):
     """``x`` with at most n non-zeros in every block, with the strides of ``empty_like(x)``."""
 
 
-@_operator(f"keep_mask_ragged{_RAGGED}", lambda call: torch.empty_like(call.x, dtype=torch.bool))
+@operator(f"keep_mask_ragged{_RAGGED}", lambda call: torch.empty_like(call.x, dtype=torch.bool))
 @dataclass(frozen=True)
 class KeepMaskRagged(Ragged):
     """The mask of the same call of ``PruneRagged``: bool, True is kept."""
@@ -231,7 +179,7 @@ def _fake_compress(call: Compress) -> list[torch.Tensor]:
     return [x.new_empty(shape) for shape in shapes]
 
 
-@_operator(
+@operator(
     "compress(Tensor x, Tensor? seed, int[] streams, int[] dims, int n, int m, str method, "
     "str layout) -> Tensor[]",
     _fake_compress,
@@ -262,7 +210,7 @@ def _fake_pack(call: Pack) -> torch.Tensor:
     return packed
 
 
-@_operator("pack(Tensor x, str layout) -> Tensor", _fake_pack)
+@operator("pack(Tensor x, str layout) -> Tensor", _fake_pack)
 @dataclass(frozen=True)
 class Pack(Call):
     """The packed operand of ``x`` ``[R, C]``, any strides, that is pruned already.
@@ -275,31 +223,7 @@ class Pack(Call):
     layout: str
 
 
-def _fake_fused_compress(call: FusedCompress) -> list[torch.Tensor]:
-    spec = spec_of(call.spec)
-    shapes = launch.result_shapes(spec, *launch.operand_shape(spec, call.inputs))
-    return [call.inputs[0].new_empty(s, dtype=getattr(torch, spec.dtype)) for s in shapes]
-
-
-@_operator(
-    "fused_compress(Tensor[] inputs, Tensor? seed, int[] streams, str spec) -> Tensor[]",
-    _fake_fused_compress,
-)
-@dataclass(frozen=True)
-class FusedCompress(Call):
-    """Packed operands of what a prologue computes, then that itself where the spec keeps it.
-
-    ``inputs`` are the tensors of the prologue: 2-D where they are whole operands, else flat.
-    ``spec`` is a ``codegen.kernel_spec.KernelSpec`` as JSON.
-    """
-
-    inputs: Any
-    seed: Any
-    streams: Any
-    spec: str
-
-
-@_operator(
+@operator(
     "decompress(Tensor packed, SymInt rows, SymInt columns, str layout) -> Tensor",
     lambda call: call.packed.new_empty(call.rows, call.columns),
 )
@@ -313,7 +237,7 @@ class Decompress(Call):
     layout: str
 
 
-@_operator(
+@operator(
     "unpack_mask(Tensor packed, SymInt rows, SymInt columns, str layout) -> Tensor",
     lambda call: call.packed.new_empty(call.rows, call.columns, dtype=torch.bool),
 )
@@ -331,7 +255,7 @@ class UnpackMask(Call):
     layout: str
 
 
-@_operator(
+@operator(
     "compress_like(Tensor x, Tensor packed, str layout) -> Tensor",
     lambda call: call.packed.new_empty(call.packed.shape),
 )
@@ -356,7 +280,7 @@ def _fake_mm(call: Mm) -> torch.Tensor:
     return result
 
 
-@_operator(
+@operator(
     "mm(Tensor packed, Tensor dense, SymInt rows, str layout, Tensor? bias=None, "
     "bool transpose_result=False, bool column_major=False) -> Tensor",
     _fake_mm,
@@ -385,7 +309,7 @@ def _fake_library_mm(call: LibraryMm) -> torch.Tensor:
     return _fake_mm(Mm(call.packed, call.dense, rows, "", call.bias, call.transpose_result))
 
 
-@_operator(
+@operator(
     "library_mm(Tensor packed, Tensor dense, Tensor? bias=None, bool transpose_result=False) "
     "-> Tensor",
     _fake_library_mm,
@@ -405,7 +329,7 @@ class LibraryMm(Call):
     transpose_result: bool = False
 
 
-@_operator(
+@operator(
     "grouped_gradient(Tensor input, Tensor weight, Tensor offs, Tensor grad_output, "
     "bool of_weight) -> Tensor",
     lambda call: torch.empty_like(call.weight if call.of_weight else call.input),
@@ -425,7 +349,7 @@ class GroupedGradient(Call):
     of_weight: bool
 
 
-@_operator("rank_seed(Tensor seed, int? rank) -> Tensor", lambda call: torch.empty_like(call.seed))
+@operator("rank_seed(Tensor seed, int? rank) -> Tensor", lambda call: torch.empty_like(call.seed))
 @dataclass(frozen=True)
 class RankSeed(Call):
     """One seed, made different for every rank; rank 0 keeps it.

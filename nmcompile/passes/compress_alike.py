@@ -18,7 +18,8 @@ from torch import fx
 from nmcompile.graph.aten import item_index, items
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.order import is_same_memory
-from nmcompile.ops.schemas import CompressLike, FusedCompress, spec_of
+from nmcompile.ops.fused_schemas import FusedCompress, spec_of
+from nmcompile.ops.schemas import CompressLike
 from nmcompile.passes.plan import Kernels
 
 

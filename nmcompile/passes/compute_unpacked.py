@@ -25,7 +25,8 @@ from nmcompile.graph.memory import Memory, is_inlined, readers, reads_inside
 from nmcompile.graph.prologue import Prologue
 from nmcompile.graph.unpacked import unpacked
 from nmcompile.masks.formats import Method
-from nmcompile.ops.schemas import Compress, FusedCompress
+from nmcompile.ops.fused_schemas import FusedCompress
+from nmcompile.ops.schemas import Compress
 from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten

@@ -13,9 +13,9 @@ from nmcompile.gemm import Role
 from nmcompile.graph.aten import CONVERSIONS, OPERANDS, argument, is_product, is_view, view_base
 from nmcompile.graph.float8 import source_of
 from nmcompile.masks.formats import Method
+from nmcompile.ops.fused_schemas import FusedCompress
 from nmcompile.ops.schemas import (
     Compress,
-    FusedCompress,
     KeepMask,
     KeepMaskRagged,
     Mm,

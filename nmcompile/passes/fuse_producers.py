@@ -41,7 +41,8 @@ from nmcompile.graph.order import is_dense, is_same_memory, memory_order
 from nmcompile.graph.prologue import Prologue
 from nmcompile.graph.unpacked import bytes_read, unpacked
 from nmcompile.masks.formats import Method
-from nmcompile.ops.schemas import Compress, FusedCompress, FusedPrune, KeepMask, Mask, Prune
+from nmcompile.ops.fused_schemas import FusedCompress, FusedPrune
+from nmcompile.ops.schemas import Compress, KeepMask, Mask, Prune
 from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten

@@ -30,8 +30,9 @@ from nmcompile.compressed import cusparselt
 from nmcompile.compressed.hardware import has_triton
 from nmcompile.graph.aten import item_index
 from nmcompile.graph.insert import Inserter
+from nmcompile.ops.fused_schemas import FusedCompress, FusedPrune, spec_of
 from nmcompile.ops.masks import fused_launch_of, launch_of
-from nmcompile.ops.schemas import FusedCompress, FusedPrune, KeepMask, Mask, Prune, spec_of
+from nmcompile.ops.schemas import KeepMask, Mask, Prune
 from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten

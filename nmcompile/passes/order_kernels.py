@@ -17,7 +17,7 @@ import itertools
 from torch import fx
 
 from nmcompile.graph.aten import view_base
-from nmcompile.ops.schemas import FusedCompress
+from nmcompile.ops.fused_schemas import FusedCompress
 from nmcompile.passes.plan import Kernels
 
 

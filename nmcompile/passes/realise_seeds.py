@@ -20,7 +20,8 @@ from torch import fx
 
 from nmcompile import _torch
 from nmcompile.graph.insert import Inserter
-from nmcompile.ops.schemas import Compress, FusedCompress, FusedPrune, KeepMask, Prune, PruneEach
+from nmcompile.ops.fused_schemas import FusedCompress, FusedPrune
+from nmcompile.ops.schemas import Compress, KeepMask, Prune, PruneEach
 from nmcompile.passes.plan import Kernels
 
 aten = torch.ops.aten

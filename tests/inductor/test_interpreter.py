@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from nmcompile.inductor.interpreter import _DENSE, DenseInterpreter, PlannedInterpreter
-from nmcompile.ops import schemas
+from nmcompile.ops import fused_schemas, schemas
 from nmcompile.ops.schemas import (
     Compress,
     CompressLike,
@@ -88,9 +88,10 @@ def test_a_sparse_product_is_the_dense_one(dim: int, transpose: bool, has_bias: 
 
 
 def test_every_operator_of_a_joint_graph_has_its_dense_form() -> None:
-    operators = {c.operator for c in vars(schemas).values() if hasattr(c, "operator")}
+    known = {**vars(schemas), **vars(fused_schemas)}
+    operators = {c.operator for c in known.values() if hasattr(c, "operator")}
     # A seed is drawn as it is, and a gradient computed; the others are made after planning.
-    fused = (schemas.FusedCompress, schemas.FusedPrune, schemas.LibraryMm)
+    fused = (fused_schemas.FusedCompress, fused_schemas.FusedPrune, schemas.LibraryMm)
     later = (*fused, schemas.PruneEach, schemas.PruneInAnyLayout)
     same = (schemas.RankSeed, schemas.GroupedGradient)
     others = {*(call.operator for call in same), *(call.operator for call in later)}

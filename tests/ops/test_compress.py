@@ -13,7 +13,8 @@ from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import FormatError
 from nmcompile.masks.formats import NMFormat
 from nmcompile.ops import compress
-from nmcompile.ops.schemas import Compress, FusedCompress, Pack
+from nmcompile.ops.fused_schemas import FusedCompress
+from nmcompile.ops.schemas import Compress, Pack
 from tests.kernels.specs import PROLOGUES, UNPADDED, inputs_of, spec
 from tests.ops.packed import LAYOUTS, pack, same_bits
 

@@ -10,22 +10,23 @@ import torch
 
 import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from nmcompile.graph import aten
-from nmcompile.ops import schemas
+from nmcompile.ops import fused_schemas, schemas
 from nmcompile.ops.call import Call, check_names
-from tests.kernels.specs import spec
+
+HOMES = (schemas.__name__, fused_schemas.__name__)
 
 
 def calls(cls: type[Call] = Call) -> Iterator[type[Call]]:
     """The package's classes that stand for an operator."""
     for sub in cls.__subclasses__():
-        if sub.__module__ in (schemas.__name__, aten.__name__):
+        if sub.__module__ in (*HOMES, aten.__name__):
             if hasattr(sub, "operator"):
                 yield sub
             yield from calls(sub)
 
 
 EVERY = list(calls())
-OURS = [c for c in EVERY if c.__module__ == schemas.__name__]
+OURS = [c for c in EVERY if c.__module__ in HOMES]
 
 
 def test_every_operator_has_a_class() -> None:
@@ -55,9 +56,3 @@ def test_an_operator_changes_nothing_and_its_results_are_its_own(call: type[Call
         schemas.PruneInAnyLayout: torch.Tag.flexible_layout,
     }
     assert others.get(call, torch.Tag.needs_fixed_stride_order) in call.operator.tags
-
-
-def test_a_spec_is_read_once_from_its_text() -> None:
-    kind = spec("silu_mul_bias", (1, 0), "mvue")
-    assert schemas.spec_of(kind.to_json()) == kind
-    assert schemas.spec_of(kind.to_json()) is schemas.spec_of(kind.to_json())

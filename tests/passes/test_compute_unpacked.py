@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from nmcompile.ops.schemas import Decompress, FusedCompress, Mm, UnpackMask
+from nmcompile.ops.fused_schemas import FusedCompress
+from nmcompile.ops.schemas import Decompress, Mm, UnpackMask
 from tests.passes.fused import compress, fused, half, nm, operators
 
 ROWS, COLUMNS = 64, 128

@@ -19,15 +19,8 @@ from nmcompile.execution.choose import Execution
 from nmcompile.gemm import OperandKind, Role
 from nmcompile.graph.aten import argument, set_argument
 from nmcompile.graph.insert import Inserter
-from nmcompile.ops.schemas import (
-    Compress,
-    CompressLike,
-    FusedCompress,
-    KeepMask,
-    Mm,
-    Prune,
-    UnpackMask,
-)
+from nmcompile.ops.fused_schemas import FusedCompress
+from nmcompile.ops.schemas import Compress, CompressLike, KeepMask, Mm, Prune, UnpackMask
 from nmcompile.passes import facts
 from nmcompile.passes.pipeline import JOINT, POST_GRAD
 from nmcompile.passes.plan import Kernels, Plan

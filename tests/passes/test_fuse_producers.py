@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from nmcompile.ops.schemas import FusedPrune, spec_of
+from nmcompile.ops.fused_schemas import FusedPrune, spec_of
 from tests.passes.fused import compress, fused, half, nm, operators
 
 SEED = torch.ones(1, dtype=torch.int64)
