@@ -120,6 +120,17 @@ class Objective(nn.Module):
         return cross_entropy(self.net(x), targets)
 
 
+class Logits(nn.Module):
+    """A network as it is inside of ``Objective``: a policy's paths are the same in both."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over all positions, in nats. ``logits`` [..., classes], ``targets`` [...]."""
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import nmcompile
 from benchmarks.accuracy.data import Data
-from benchmarks.accuracy.models import Objective, cross_entropy, initialise
+from benchmarks.accuracy.models import Logits, Objective, cross_entropy, initialise
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Arm:
         self.forward: Callable[[Tensor], Tensor] = self.net
         if any(site.pruned and site.role == "fprop" for site in report.sites):
             # Validation is rare: without generated C++ it compiles in a fraction of the time.
-            self.forward = _compiled(self.net, policy, fallback_by_default=True)
+            self.forward = _compiled(Logits(self.net), policy, fallback_by_default=True)
             self._validate(self.forward)
         self.compile_seconds = time.perf_counter() - start
 
