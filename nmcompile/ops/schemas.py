@@ -1,8 +1,8 @@
 """The operators of ``torch.ops.nm``: schema, shapes of its results, and its call by name.
 
-Those of kernels with a prologue are in ``fused_schemas``. All are pure functions of their arguments,
-which are trusted: ``nmcompile.functional`` and the passes check them. Results never alias an
-argument. What computes them is in the other files of this folder: ``masks``, ``ragged``,
+Those of kernels with a prologue are in ``fused_schemas``. All are pure functions of their
+arguments, which are trusted: ``nmcompile.functional`` and the passes check them. Results never
+alias an argument. What computes them is in the other files of this folder: ``masks``, ``ragged``,
 ``compress``, ``unpack``, ``product``, ``grouped``, ``seed``.
 
 Arguments that several operators have:
