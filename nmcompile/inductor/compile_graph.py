@@ -6,6 +6,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import fx
@@ -14,6 +15,7 @@ from nmcompile import _torch
 from nmcompile.capture.inputs import Capture
 from nmcompile.capture.ranks import check_plans, check_seeds
 from nmcompile.errors import NMWarning
+from nmcompile.graph.higher_order import reachable
 from nmcompile.inductor.hooks import JointPass, PostPass
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import plan_only
@@ -37,7 +39,8 @@ def compile_graph(
     spare = None if known and not reusable else fx.GraphModule(gm, copy.deepcopy(gm.graph))
     post = PostPass(settings, joint.digest)
     hooks = {"joint_custom_pre_pass": joint, "post_grad_custom_pre_pass": post}
-    compiled = _torch.compile_fx(gm, inputs, {**settings.inductor, **hooks})
+    with _donation(gm):
+        compiled = _torch.compile_fx(gm, inputs, {**settings.inductor, **hooks})
     reports = joint.reports or known
     if reports is None:
         assert spare is not None
@@ -61,3 +64,15 @@ def compile_graph(
     if reusable and spare is not None:
         compiled = dense_elsewhere(compiled, spare, reports)
     return compiled, reports
+
+
+def _donation(gm: fx.GraphModule) -> AbstractContextManager[Any]:
+    """Whether a backward may write into what its forward has saved, as AOTAutograd finds it safe.
+
+    A region's forward may save its own input, which PyTorch takes for a tensor of the region's: the
+    backward would write into the user's tensor (seen in torch 2.13).
+    """
+    if len(reachable(gm.graph)) == 1:
+        return nullcontext()
+    patched: AbstractContextManager[Any] = _torch.functorch_config.patch(donated_buffer=False)
+    return patched

@@ -120,3 +120,49 @@ def test_a_gradient_of_one_token_is_a_multiplication_and_as_exact(kind: str) -> 
     torch.testing.assert_close(x.grad, dx)
     expected = torch.zeros(3, 12, 8).index_add(0, ids, dw)
     torch.testing.assert_close(model.weight.grad, expected)
+
+
+def test_in_a_region_too_and_its_input_stays_as_it_is() -> None:
+    """The region saves its input, which is the user's: PyTorch would let the backward write it."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 1, dtype=torch.float64)
+
+        @torch.compiler.nested_compile_region
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x.tanh()).clone()
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(x) + self.block(x.tanh())
+
+    class Pruned(torch.autograd.Function):
+        """2:4 in the forward; the gradient is that of the unpruned activation."""
+
+        @staticmethod
+        def forward(ctx, x):  # type: ignore[no-untyped-def]
+            return nmcompile.functional.prune(x)
+
+        @staticmethod
+        def backward(ctx, dx):  # type: ignore[no-untyped-def]
+            return dx
+
+    model, x = Model(), torch.randn(2, 3, 4, 8, dtype=torch.float64, requires_grad=True)
+    before = x.detach().clone()
+    expected_x = before.clone().requires_grad_()
+    fc = model.block.fc
+    outputs = [fc(Pruned.apply(v.tanh())) for v in (expected_x, expected_x.tanh())]
+    expected = torch.autograd.grad(sum(outputs).square().sum(), (expected_x, fc.weight))
+    compiled = torch.compile(model, backend="nm_sparse", options={"policy": exact("activation")})
+    compiled(x).square().sum().backward()
+    (fprop, *_) = nmcompile.last_report().sites
+    assert "of one term is that of the unpruned activation" in fprop.reason
+    assert torch.equal(x, before)
+    torch.testing.assert_close(x.grad, expected[0])
+    torch.testing.assert_close(fc.weight.grad, expected[1])
