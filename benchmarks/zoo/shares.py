@@ -45,6 +45,8 @@ def listed(report: Report, entry: Entry | None = None) -> list[Listed]:
     """
     rows = []
     for graph in report.graphs:
+        if not graph.sites:  # nothing to list, however often it runs
+            continue
         times = entry.iterations if entry and graph.times is None else 1
         region = Region(graph.region)
         count, rest = divmod(graph.runs * times, max(1, len(graph.region)))
