@@ -195,6 +195,28 @@ class KernelSpec(_Frozen):
         return cls.model_validate_json(text)
 
 
+def computing(
+    inputs: tuple[Input, ...],
+    statements: tuple[Statement, ...],
+    value: str,
+    dtype: torch.dtype,
+    *,
+    keep_dense: bool,
+    layout: Layout = Layout.ROW_MAJOR,
+) -> KernelSpec:
+    """The spec of an operand that is not compressed, but computed: ``Operand.dims`` is empty."""
+    return KernelSpec(
+        inputs=inputs,
+        statements=statements,
+        operands=(Operand(value=value, dims=(), keep_dense=keep_dense),),
+        n=2,
+        m=4,
+        method="mse",
+        layout=layout,
+        dtype=_name(dtype),
+    )
+
+
 @functools.lru_cache(maxsize=1024)
 def identity(
     dtype: torch.dtype, dims: tuple[int, ...], n: int, m: int, method: str, layout: str

@@ -18,13 +18,12 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from nmcompile.codegen.kernel_spec import PACKED, STORAGE, KernelSpec, Operand
+from nmcompile.codegen.kernel_spec import PACKED, STORAGE, KernelSpec, computing
 from nmcompile.graph.aten import is_view
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.memory import Memory, is_inlined, readers, reads_inside
 from nmcompile.graph.prologue import Prologue
 from nmcompile.graph.unpacked import unpacked
-from nmcompile.masks.formats import Method
 from nmcompile.ops.fused_schemas import FusedCompress
 from nmcompile.ops.schemas import Compress
 from nmcompile.passes.plan import Kernels
@@ -83,15 +82,13 @@ def _is_read_by_products(node: fx.Node, memory: Memory) -> bool:
 
 
 def _write(graph: fx.Graph, node: fx.Node, prologue: Prologue) -> KernelSpec:
-    spec = KernelSpec(
-        inputs=prologue.inputs,
-        statements=prologue.statements,
-        operands=(Operand(value=prologue.value(node), dims=(), keep_dense=True),),
-        n=2,
-        m=4,
-        method=Method.MSE,  # type: ignore[arg-type]
+    spec = computing(
+        prologue.inputs,
+        prologue.statements,
+        prologue.value(node),
+        node.meta["val"].dtype,
+        keep_dense=True,
         layout=next(i.layout for i in prologue.inputs if i.layout is not None),
-        dtype=str(node.meta["val"].dtype).removeprefix("torch."),
     )
     insert = Inserter(graph)
     with insert.before(node.next):

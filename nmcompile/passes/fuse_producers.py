@@ -28,12 +28,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx
 
-from nmcompile.codegen.kernel_spec import PACKED, STORAGE, KernelSpec, Operand
+from nmcompile.codegen.kernel_spec import PACKED, STORAGE, KernelSpec, Operand, computing
 from nmcompile.codegen.mask_spec import STORAGE as MASK_STORAGE
-from nmcompile.compressed.layouts import Layout
 from nmcompile.graph.aten import FLAT_VIEWS, item_index
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.memory import Memory, bytes_of, readers, reads_inside
@@ -44,8 +42,6 @@ from nmcompile.masks.formats import Method
 from nmcompile.ops.fused_schemas import FusedCompress, FusedPrune
 from nmcompile.ops.schemas import Compress, KeepMask, Mask, Prune
 from nmcompile.passes.plan import Kernels
-
-aten = torch.ops.aten
 
 #: What a kernel of several operands may add to memory, of the graph's inputs.
 _MOST_ADDED = 0.03
@@ -105,8 +101,10 @@ def fuse_producers(kernels: Kernels) -> None:
     kernels.graph.eliminate_dead_code()  # what nobody reads is no reader
     found = [_match(node, kernels.devices) for node in Compress.nodes(kernels.graph)]
     if kernels.fuse:
-        masks = [node for cls in (Prune, KeepMask) for node in cls.nodes(kernels.graph)]
-        found += [_mask_match(node, kernels.devices) for node in sorted(masks)]
+        masks = {
+            node: cls.of(node) for cls in (Prune, KeepMask) for node in cls.nodes(kernels.graph)
+        }
+        found += [_mask_match(node, masks[node], kernels.devices) for node in sorted(masks)]
     matches = [match for match in found if match is not None]
     if kernels.fuse:
         room = _MOST_ADDED * sum(map(bytes_of, kernels.graph.find_nodes(op="placeholder")))
@@ -140,8 +138,7 @@ def _match(node: fx.Node, devices: tuple[str, ...]) -> _Match | None:
     return match
 
 
-def _mask_match(node: fx.Node, devices: tuple[str, ...]) -> _Match | None:
-    call: Mask = (Prune if node.target is Prune.operator else KeepMask).of(node)
+def _mask_match(node: fx.Node, call: Mask, devices: tuple[str, ...]) -> _Match | None:
     value = call.x.meta["val"]
     known = all(isinstance(size, int) for size in (*value.shape, *value.stride()))
     if value.device.type not in devices or value.dtype not in MASK_STORAGE:
@@ -278,17 +275,12 @@ def _write_mask(graph: fx.Graph, kernel: _Kernel) -> None:
     node, call = match.node, match.call
     assert isinstance(call, Mask)
     value = call.x.meta["val"]
-    spec = KernelSpec(
-        inputs=prologue.inputs,
-        statements=prologue.statements,
-        operands=(
-            Operand(value=prologue.value(match.base), dims=(), keep_dense=bool(kernel.kept)),
-        ),
-        n=call.n,
-        m=call.m,
-        method=Method.MSE,  # type: ignore[arg-type]
-        layout=Layout.ROW_MAJOR,
-        dtype=str(value.dtype).removeprefix("torch."),
+    spec = computing(
+        prologue.inputs,
+        prologue.statements,
+        prologue.value(match.base),
+        value.dtype,
+        keep_dense=bool(kernel.kept),
     )
     insert = Inserter(graph)
     with insert.before(_place(kernel) or node.next):
@@ -314,12 +306,11 @@ def _write_mask(graph: fx.Graph, kernel: _Kernel) -> None:
     graph.erase_node(node)
 
 
-def _lying_as(insert: Inserter, site: fx.Node, flat: fx.Node, view: fx.Node) -> fx.Node:
-    """Elements in memory, as the view of them that others read."""
-    value = view.meta["val"]
-    order = memory_order(value)
-    rows = insert.reshape(site, flat, [value.shape[d] for d in order])
-    return insert.permute(site, rows, [order.index(d) for d in range(value.dim())])
+def _lying_as(insert: Inserter, site: fx.Node, dense: fx.Node, view: fx.Node) -> fx.Node:
+    """What a kernel wrote element by element, as the view of it that others read."""
+    order, sizes = memory_order(view.meta["val"]), insert.sizes(site, view)
+    rows = insert.reshape(site, dense, [sizes[d] for d in order])
+    return insert.permute(site, rows, [order.index(d) for d in range(len(order))])
 
 
 def _write(graph: fx.Graph, kernel: _Kernel) -> KernelSpec:
@@ -358,9 +349,7 @@ def _write(graph: fx.Graph, kernel: _Kernel) -> KernelSpec:
             if m.base in kernel.kept:
                 dense = insert.call(m.node, operator.getitem, written, offset)
                 for user, view in m.others:
-                    shape = insert.sizes(m.node, view)
-                    same = insert.call(m.node, aten.view.default, dense, shape, name="dense")
-                    user.replace_input_with(view, same)
+                    user.replace_input_with(view, _lying_as(insert, m.node, dense, view))
                 offset += 1
     for m in kernel.matches:
         graph.erase_node(m.node)

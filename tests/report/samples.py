@@ -12,6 +12,15 @@ from nmcompile.report.rows import Site
 
 NO_RULE = Reason(Code.NO_RULE, "no rule matches")
 
+#: What a ``site`` has that a rule of a file prunes, but for its ``execution``.
+PRUNED: dict[str, Any] = {
+    "pruned": OperandKind.ACTIVATION,
+    "format": "2:4",
+    "method": "mse",
+    "rule": "policy.toml:12 (rule 2)",
+    "reasons": (),
+}
+
 
 def site(module: str = "fc", **changes: Any) -> Site:
     """A dense fprop product of a linear layer."""

@@ -8,18 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from nmcompile import Policy, Report
-from nmcompile.gemm import OperandKind, Role
+from nmcompile.gemm import Role
 from nmcompile.reason import Code, Reason
-from tests.report.samples import graph, site
+from tests.report.samples import PRUNED, graph, site
 
-PRUNED = {
-    "pruned": OperandKind.ACTIVATION,
-    "format": "2:4",
-    "method": "mse",
-    "rule": "policy.toml:12 (rule 2)",
-    "reasons": (),
-    "execution": "simulate",
-}
 HOSTILE = ["</table><script>alert(1)</script>", "a\" onmouseover='x'", "<img src=x>", "{0}{x!r}%s"]
 
 
@@ -53,7 +45,10 @@ def report(*sites: object) -> Report:
 
 def test_a_module_is_a_row_and_a_role_a_column() -> None:
     shown = report(
-        site("up", **PRUNED), site("up", role=Role.WGRAD), site("up", role=Role.WGRAD), site("down")
+        site("up", **PRUNED, execution="simulate"),
+        site("up", role=Role.WGRAD),
+        site("up", role=Role.WGRAD),
+        site("down"),
     )._repr_html_()
     head, up, down, *_ = Cells(shown).rows
     assert [text for text, _ in head] == ["module", "fprop", "dgrad", "wgrad", "of all FLOPs"]
@@ -67,7 +62,7 @@ def test_a_module_is_a_row_and_a_role_a_column() -> None:
 
 
 def test_a_graph_shows_its_own_table() -> None:
-    (one,) = report(site("up", **PRUNED)).graphs
+    (one,) = report(site("up", **PRUNED, execution="simulate")).graphs
     assert Cells(one._repr_html_()).rows[1][0] == ("up", "")
 
 

@@ -9,17 +9,8 @@ import pytest
 from rich.console import Console
 
 from nmcompile import Policy, Report
-from nmcompile.gemm import OperandKind
 from nmcompile.report.rows import EagerRow
-from tests.report.samples import graph, site, skipped
-
-PRUNED = {
-    "pruned": OperandKind.ACTIVATION,
-    "format": "2:4",
-    "method": "mse",
-    "rule": "policy.toml:12 (rule 2)",
-    "reasons": (),
-}
+from tests.report.samples import PRUNED, graph, site, skipped
 
 
 def shown(report: Report, width: int) -> list[str]:
