@@ -168,7 +168,7 @@ def _matrix_kind(kinds: Kinds, node: fx.Node) -> OperandKind | Unknown:
     kind = _kind(kinds, node)
     if kind not in (WEIGHT, ACTIVATION):
         return kind
-    gather = gather_of(node)
+    gather = gather_of(node, kinds)
     if gather is None or kinds[gather.table] is not WEIGHT:
         return kind
     return WEIGHT if gather.is_whole else ACTIVATION

@@ -10,12 +10,13 @@ What is gathered must not be a dimension of the product: a row for each token is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
-from nmcompile.gemm import size_hint
+from nmcompile.gemm import OperandKind, size_hint
 from nmcompile.graph.aten import argument, permutation
 
 aten = torch.ops.aten
@@ -38,8 +39,11 @@ def is_whole_gather(node: fx.Node) -> bool:
     return bool(dims) and max(dims) < node.all_input_nodes[0].meta["val"].dim() - 2
 
 
-def gather_of(operand: fx.Node) -> Gather | None:
-    """What an operand of a matrix product was gathered from, through views, casts and scaling."""
+def gather_of(operand: fx.Node, kinds: Mapping[fx.Node, Any]) -> Gather | None:
+    """What an operand of a matrix product was gathered from, through views, casts and scaling.
+
+    None where data takes part in it: a weight times an activation is an activation.
+    """
     shape = operand.meta["val"].shape
     node, is_whole = operand, True
     while node.op == "call_function" and node.target not in _GATHERS:
@@ -50,6 +54,8 @@ def gather_of(operand: fx.Node) -> Gather | None:
         like = [n for n in inputs if _size(n) == _size(node)] or inputs
         if not like or (len(inputs) > 1 and like is inputs):
             return None  # a join of several
+        if any(kinds[n] is OperandKind.ACTIVATION for n in inputs if n is not like[0]):
+            return None
         node = like[0]
     dims = _gathered(node)
     if not dims:

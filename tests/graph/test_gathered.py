@@ -35,6 +35,11 @@ DATA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "one long matrix": lambda w, ids: w[ids].view(1, 20, 8).expand(5, 20, 8),
     "joined in pairs": lambda w, ids: w[torch.stack([ids, ids], 1)].view(5, 8, 8),
     "tokens as rows": lambda w, ids: w.repeat(1, 2, 1)[:, :5][ids[:4]].transpose(0, 1),
+    "scaled by data": lambda w, ids: w[ids] * ids.view(5, 1, 1),
+    "times data": lambda w, ids: w[ids] * ids.view(5, 1, 1).repeat(1, 4, 8),
+    "embedded, scaled": lambda w, ids: (
+        torch.embedding(w.reshape(3, 32), ids).view(-1, 4, 8) * ids.view(5, 1, 1)
+    ),
     "a vector for each": lambda w, ids: torch.embedding(w[:, 0], ids).view(-1, 1, 8),
 }
 
