@@ -20,6 +20,8 @@ from nmcompile.graph.higher_order import held_graphs
 from nmcompile.graph.module_path import module_path
 from nmcompile.reason import Code, Reason
 
+aten = torch.ops.aten
+
 _FUSED_LAYER = Reason(
     Code.FUSED_LAYER, "a whole layer in one operator: its products never leave it"
 )
@@ -94,8 +96,13 @@ _DECOMPOSED = Reason(
 #: What may have been written so, without overload.
 _WRITTEN_OUT = (
     *{target.overloadpacket for target in OPERANDS},
-    *(torch.ops.aten.mv, torch.ops.aten.addmv, torch.ops.aten.dot, torch.ops.aten.vdot),
+    *(aten.mv, aten.addmv, aten.dot, aten.vdot),
 )
+#: The same by the name of the function, method or module that a model calls.
+_CALLED = {
+    **{str(packet).removeprefix("aten."): packet for packet in _WRITTEN_OUT},
+    **dict.fromkeys(("Linear", "linear", "matmul", "__matmul__"), aten.mm),
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def find_skipped(graph: fx.Graph) -> list[Skipped]:
         if is_grouped(node):
             continue  # a product that is found
         if is_written_out(node):
-            found.append(_skipped(node, node.meta["original_aten"], _DECOMPOSED))
+            found.append(_skipped(node, _written_from(node), _DECOMPOSED))
             continue
         values = [] if held_graphs(node) else [n.meta.get("val") for n in node.all_input_nodes]
         reason = reason_of(node.target, sum(map(is_matrix, values)))
@@ -158,9 +165,22 @@ def reason_of(target: Any, matrices: int) -> Reason | None:
 
 def is_written_out(node: fx.Node) -> bool:
     """Whether it multiplies what a product multiplied before it was decomposed."""
+    is_multiplication = node.target is aten.mul.Tensor and len(_tensors(node)) == 2
+    return is_multiplication and _written_from(node) is not None
+
+
+def _written_from(node: fx.Node) -> Any:
+    """The product that was decomposed into this node; None for what was no product.
+
+    A region is traced once more after that, and then names its own operators alone: what the
+    model called is still known, for the backward by what its forward called.
+    """
     original = getattr(node.meta.get("original_aten"), "overloadpacket", None)
-    is_multiplication = node.target is torch.ops.aten.mul.Tensor
-    return is_multiplication and original in _WRITTEN_OUT and len(_tensors(node)) == 2
+    if original is not aten.mul:
+        return original if original in _WRITTEN_OUT else None
+    calls = node.meta.get("source_fn_stack") or node.meta.get("fwd_source_fn_stack")
+    called = calls[-1][1] if calls else ""
+    return _CALLED.get(getattr(called, "__name__", str(called)))
 
 
 def _flops_written_out(node: fx.Node) -> float:
@@ -173,8 +193,8 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
 
 def name_of(target: Any) -> str:
     """An operator as reports call it, without overload."""
-    packet = getattr(target, "overloadpacket", None)
-    if packet is not None:
+    packet = getattr(target, "overloadpacket", target)
+    if isinstance(packet, torch._ops.OpOverloadPacket):
         return str(packet)
     return str(getattr(target, "_name", None) or getattr(target, "__name__", target))
 

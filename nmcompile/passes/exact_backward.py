@@ -33,7 +33,7 @@ from nmcompile.graph.aten import (
 )
 from nmcompile.graph.find_skipped import is_written_out
 from nmcompile.graph.float8 import Cast, cast_of
-from nmcompile.graph.insert import Inserter, in_backward
+from nmcompile.graph.insert import Inserter
 from nmcompile.graph.recast import recast
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Decompress, KeepMask, UnpackMask
@@ -60,24 +60,14 @@ def exact_backward(plan: Plan) -> None:
 
 
 def _multiplications(forward: Decision) -> list[fx.Node]:
-    """What autograd made of the forward product and Inductor wrote without a product.
-
-    In a region, which is traced again, it does not say that it was one; but autograd multiplies
-    two tensors for nothing else there.
-    """
+    """What autograd made of the forward product and Inductor wrote without a product."""
     product = forward.gemm.node
     number = product.meta.get("seq_nr")
     return [
         n
         for n in product.graph.nodes
-        if number is not None and n.meta.get("seq_nr") == number and _multiplies(n)
+        if number is not None and n.meta.get("seq_nr") == number and is_written_out(n)
     ]
-
-
-def _multiplies(node: fx.Node) -> bool:
-    if is_written_out(node):
-        return True
-    return node.target is aten.mul.Tensor and in_backward(node) and len(node.all_input_nodes) == 2
 
 
 def _as_multiplication(plan: Plan, forward: Decision, node: fx.Node) -> Reason:

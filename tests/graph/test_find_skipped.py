@@ -113,3 +113,35 @@ def test_an_operator_of_a_library_is_listed_where_it_reads_two_matrices() -> Non
     (skipped,) = nmcompile.explain(Custom(), torch.randn(4, 8)).skipped
     assert (skipped.target, skipped.backward) == ("nm_tests.multiply", False)
     assert skipped.reason.text == "custom operator: a product inside is not visible"
+
+
+class Narrow(nn.Module):
+    """Its products have one term forward (without a bias) or backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(16, 1), nn.Linear(1, 16, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(self.down(x).relu()) * x
+
+
+class NarrowRegion(Narrow):
+    @torch.compiler.nested_compile_region
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+def test_a_region_says_what_its_multiplications_were_and_its_products_keep_their_roles() -> None:
+    x, found = torch.randn(4, 16, requires_grad=True), []
+    for block in (Narrow(), NarrowRegion()):
+        torch._dynamo.reset()
+        model = nn.Sequential(nn.Linear(16, 16), block)
+        torch.compile(model, backend="nm_sparse", options={"policy": "full"})(x).sum().backward()
+        report = nmcompile.last_report()
+        assert not any(site.guess for site in report.sites)
+        skipped = [(s.target, s.reason.code, s.flops, s.backward) for s in report.skipped]
+        sites = [(s.module, s.role, s.sizes, s.pruned) for s in report.sites]
+        found.append((sorted(skipped, key=str), sorted(sites, key=str)))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 2
