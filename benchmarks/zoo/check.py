@@ -23,7 +23,7 @@ import nmcompile
 from benchmarks.zoo.entry import Entry
 from benchmarks.zoo.executed import Executed, Layer, executed
 from benchmarks.zoo.reports import explained
-from benchmarks.zoo.shares import Listed, Shares, listed, not_pruned, shares
+from benchmarks.zoo.shares import Listed, Shares, listed, not_pruned, shares, without_weight
 from nmcompile import Report
 
 RTOL, NOISE = 1e-4, 1e-6
@@ -99,7 +99,7 @@ def _check(entry: Entry) -> Outcome:
     parts = shares(ran, rows, entry)
     failures += falls(trained)
     failures += unlisted(ran, report, entry) + unlisted_layers(ran.layers, rows, entry)
-    failures += not_pruned(rows, ran)
+    failures += [*not_pruned(rows, ran), *without_weight(rows, ran)]
     if entry.eager_only:
         failures += uncounted(ran, explained(entry, "full"), entry)
     outcome = Outcome(
@@ -194,19 +194,19 @@ def unlisted(ran: Executed, report: Report, entry: Entry | None = None) -> list[
             path = outer if path.startswith(f"{outer}.") else path
         return path, backward and (entry is None or path not in entry.fused)
 
-    expected, outer, found = Counter[Key](), Counter[Key](), Counter[Key]()
+    expected, spared, found = Counter[Key](), Counter[Key](), Counter[Key]()
     for product, count in ran.products.items():
         if product.path not in eager_only:
             expected[key(product.path, product.backward)] += count * product.flops
-    for product, count in ran.outer.items():
-        outer[key(product.path, product.backward)] += count * product.flops
+    for product, count in (ran.outer + ran.unused).items():
+        spared[key(product.path, product.backward)] += count * product.flops
     for row in listed(report, entry):
         found[key(row.path, row.backward)] += row.flops
     skipped = {key(s.path, s.backward) for s in report.skipped}
     hidden = {key(o.path, o.backward) for o in ran.opaque if o.path not in eager_only}
     failures = []
     for at in sorted(expected.keys() | found.keys()):
-        agree = expected[at] - outer[at] <= found[at] <= expected[at]
+        agree = expected[at] - spared[at] <= found[at] <= expected[at]
         if not agree and not (at in hidden and not expected[at]):
             failures.append(_disagree(at, expected[at], found[at]))
     for opaque in ran.opaque:

@@ -67,13 +67,17 @@ class Executed:
     """The products of one step (a count of each), the opaque ones, and the layers that ran.
 
     ``outer`` are those among the products that reduce over one element: multiplications, which
-    Inductor may write as such. ``extents``: how many elements each product of a layer reduces over
-    along which a block may lie, by role: channels of a group, features, or rows and pixels; the
-    fewest of all calls of a module.
+    Inductor may write as such; ``unused`` those that no gradient came back to (the last state of a
+    recurrence, which nobody asks for), which a graph leaves out; ``weighted`` those of the forward
+    of which one operand is a view of a parameter. ``extents``: how many elements each product of a
+    layer reduces over along which a block may lie, by role: channels of a group, features, or rows
+    and pixels; the fewest of all calls of a module.
     """
 
     products: Counter[Product] = field(default_factory=Counter)
     outer: Counter[Product] = field(default_factory=Counter)
+    unused: Counter[Product] = field(default_factory=Counter)
+    weighted: Counter[Product] = field(default_factory=Counter)
     opaque: list[Opaque] = field(default_factory=list)
     layers: dict[str, Layer] = field(default_factory=dict)
     extents: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -90,8 +94,10 @@ def executed(model: nn.Module, step: Callable[[], Tensor]) -> Executed:
     found = Executed()
     paths = {module: path for path, module in model.named_modules()}
     running = [""]
-    with _inside(paths, running, found), _Watch(found, running):
+    watch = _Watch(found, running, {_storage(p) for p in model.parameters()})
+    with _inside(paths, running, found), watch:
         step().backward()
+    found.unused.update(watch.differentiable.values())
     return found
 
 
@@ -159,10 +165,12 @@ def recurrent_flops(backward: bool, args: Any) -> float:
 
 
 class _Watch(TorchDispatchMode):
-    def __init__(self, found: Executed, running: list[str]) -> None:
+    def __init__(self, found: Executed, running: list[str], parameters: set[int]) -> None:
         super().__init__()
-        self.found, self.running = found, running
-        self.path_of: dict[int, str] = {}  # autograd sequence number -> path
+        self.found, self.running, self.parameters = found, running, parameters
+        # By autograd's sequence number: the path, and a product while no gradient came back to it.
+        self.path_of: dict[int, str] = {}
+        self.differentiable: dict[int, Product] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -174,6 +182,7 @@ class _Watch(TorchDispatchMode):
             self.path_of.setdefault(torch.autograd._get_sequence_nr() - 1, path)
         else:
             path = self.path_of.get(node._sequence_nr(), "?")
+            self.differentiable.pop(node._sequence_nr(), None)
         self._note(func.overloadpacket, path, node is not None, args, result)
         return result
 
@@ -182,7 +191,13 @@ class _Watch(TorchDispatchMode):
         if op in _MATMULS:
             product = Product(path, backward, flop_registry[op](*args, out_val=result))
             self.found.products[product] += 1
-            self.found.outer[product] += args[op in (aten.addmm, aten.baddbmm)].shape[-1] == 1
+            lhs, rhs = args[op in (aten.addmm, aten.baddbmm) :][:2]
+            self.found.outer[product] += lhs.shape[-1] == 1
+            one = (_storage(lhs) in self.parameters) != (_storage(rhs) in self.parameters)
+            self.found.weighted[product] += one and not backward
+            needs_gradient = lhs.requires_grad or rhs.requires_grad
+            if needs_gradient and torch.is_grad_enabled() and not backward:
+                self.differentiable[torch.autograd._get_sequence_nr() - 1] = product
         elif op is aten._grouped_mm:
             self.found.products[Product(path, backward, grouped_flops(*args[:2]))] += 1
         elif op is aten.convolution:
@@ -202,6 +217,10 @@ class _Watch(TorchDispatchMode):
             self.found.opaque.append(Opaque(name, path, backward, flops))
         elif op in flop_registry:
             raise NotImplementedError(f"{name} multiplies, and nothing here counts it")
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
 
 
 def _hidden(op: Any, name: str, args: Any) -> float | None:

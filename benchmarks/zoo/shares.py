@@ -6,6 +6,7 @@ in no graph; what was pruned, and what was not, is the report's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
@@ -98,7 +99,7 @@ def shares(ran: Executed, rows: Iterable[Listed], entry: Entry) -> Shares:
     parts = dict.fromkeys(("pruned", "short", "matmul", "layers"), 0.0)
     for row in rows:
         parts[_part(row, ran)] += row.flops
-    products = [(p, count * p.flops) for p, count in ran.products.items()]
+    products = [(p, count * p.flops) for p, count in (ran.products - ran.unused).items()]
     eager = sum(flops for p, flops in products if p.path in entry.eager_only)
     eager += sum(o.flops for o in ran.opaque if o.path in entry.eager_only)
     inside = [o for o in ran.opaque if o.path not in entry.eager_only]
@@ -132,6 +133,22 @@ def extent(row: Listed, ran: Executed) -> int:
     if row.site.op == "conv" or row.path in ran.layers:
         return ran.extents[row.path][str(row.site.role)]
     return int(row.site.sizes[-1])
+
+
+def without_weight(rows: Iterable[Listed], ran: Executed) -> list[str]:
+    """Modules with more FLOPs listed as products without a weight than ran without a parameter."""
+    listed_so, ran_so = Counter[str](), Counter[str]()
+    for row in rows:
+        if row.site.role == "fprop" and not is_layers(row, ran):
+            listed_so[row.path] += row.flops
+    for product, count in (ran.products - ran.weighted).items():
+        if not product.backward:
+            ran_so[product.path] += count * product.flops
+    return [
+        f"{path!r}: {flops:g} FLOPs are listed without a weight, {ran_so[path]:g} ran without one"
+        for path, flops in listed_so.items()
+        if flops > ran_so[path]
+    ]
 
 
 def not_pruned(rows: Iterable[Listed], ran: Executed) -> Iterator[str]:

@@ -75,6 +75,21 @@ def test_products_of_an_eager_step() -> None:
     }
 
 
+def test_a_product_that_no_gradient_comes_back_to_may_be_left_out() -> None:
+    model = Net()
+
+    def step() -> Tensor:
+        y = model(X)
+        model.twice(y.new_ones(3, 8)).square()  # which nobody asks for
+        with torch.no_grad():
+            model.twice(y.new_ones(5, 8))  # nobody will
+        return y.sum()
+
+    ran = executed(model, step)
+    assert ran.unused == {Product("twice", False, 2 * 3 * 8 * 8): 1}
+    assert not executed(model, lambda: model(X).sum()).unused
+
+
 def test_grouped_products_of_an_eager_step() -> None:
     class Experts(nn.Module):
         def __init__(self) -> None:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import nmcompile
 from benchmarks.zoo.entry import Entry
 from benchmarks.zoo.executed import executed
-from benchmarks.zoo.shares import listed, not_pruned, shares
+from benchmarks.zoo.shares import listed, not_pruned, shares, without_weight
 from nmcompile import Report
 from nmcompile.reason import Code, Reason
 
@@ -103,6 +103,30 @@ def test_a_false_reason_and_a_guess_that_prunes_are_found() -> None:
     guessed = [*not_pruned(listed(changed(report, "wide", guess=guess)), ran)]
     assert guessed == [f for f in guessed if "pruned by a guess: perhaps a gradient" in f]
     assert len(guessed) == 3
+
+
+class Bare(nn.Module):
+    """A weight of its own in two products, and a product without one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x @ self.weight
+        return (h @ h.mT) @ h @ self.weight.mT
+
+
+def test_a_weight_that_is_not_seen_is_found() -> None:
+    x = torch.randn(T, WIDTH)
+    model = Bare()
+    ran = executed(model, lambda: model(x).sum())
+    report = nmcompile.explain(Bare(), x)
+    assert [s.op for s in report.sites if s.role == "fprop"].count("linear") == 2
+    assert not without_weight(listed(report), ran)
+    (found,) = without_weight(listed(changed(report, "", op="matmul")), ran)
+    listed_so, ran_so = 2 * WIDE + 2 * SQUARE, 2 * SQUARE
+    assert f"{listed_so} FLOPs are listed without a weight, {ran_so} ran without one" in found
 
 
 class Block(nn.Linear):
