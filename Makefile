@@ -14,18 +14,19 @@ REHEARSE ?=
 CARRY ?= carried
 CARRY_PYTHON ?= 3.12
 
-.PHONY: help digits study text test quick check docs pictures static tritons benchmark zoo fuzz versions resolve rehearse carry
+.PHONY: help digits fashion text test quick check docs pictures static tritons benchmark zoo fuzz versions resolve rehearse carry
 
 help:                 ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-digits: $(STUDY)      ## train a ResNet and a ViT dense and N:M sparse (3 minutes on 2 cores)
-	$(BIN)/python -m benchmarks.accuracy digits
+digits: $(STUDY)      ## train a ResNet and a ViT dense and N:M sparse (4 minutes on 2 cores)
+	$(BIN)/python -m benchmarks.accuracy digits --out build/accuracy
 
-text: $(STUDY)        ## the same for a small GPT on Python's standard library
-	$(BIN)/python -m benchmarks.accuracy text
+fashion: $(STUDY)     ## the same on Fashion-MNIST (Debian's dataset-fashion-mnist): hours, resumes
+	$(BIN)/python -m benchmarks.accuracy fashion --out build/accuracy
 
-study: digits text    ## both
+text: $(STUDY)        ## the same for a small GPT on Python's standard library: hours, resumes
+	$(BIN)/python -m benchmarks.accuracy text --out build/accuracy
 
 test: $(DEV)          ## the whole test suite, in two processes
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -34,7 +34,7 @@ from benchmarks import records
 from benchmarks.accuracy.data import Data
 from benchmarks.accuracy.models import Objective
 from benchmarks.accuracy.studies import STUDIES
-from benchmarks.accuracy.training import Arm
+from benchmarks.accuracy.training import OTHER, Arm
 from nmcompile.dry_run import fresh
 from nmcompile.gemm import OperandKind, Role
 from nmcompile.tuning.products import Choice, Key
@@ -50,18 +50,18 @@ GRADIENT = Choice(OperandKind.GRADIENT, "2:4")
 Batches = list[tuple[Tensor, Tensor]]
 
 
-def trained(name: str, policy: str, seeds: int, steps: int | None) -> tuple[list[float], Arm]:
+def trained(name: str, policy: str, seeds: int, steps: int) -> tuple[list[float], Arm]:
     """Held-out losses, one for each seed, and the network of the last one."""
-    arm = Arm(SETTING, "gpt", name, policy)
-    runs = [arm.run(seed, steps, lambda step, loss: None) for seed in range(seeds)]
-    losses = [run.validation_loss for run in runs]
+    arm = Arm(SETTING, "gpt", name, {0: policy}, steps)
+    runs = [arm.run(seed, lambda step, loss: None) for seed in range(seeds)]
+    losses = [run.validation.loss for run in runs]
     print(f"{name}: held-out loss {' '.join(f'{x:.4f}' for x in losses)}", file=sys.stderr)
     return losses, arm
 
 
 def drawn(data: Data, count: int) -> Batches:
     """Batches of the training text that no seed trains on."""
-    return list(itertools.islice(data.batches(seed=10_000), count))
+    return list(itertools.islice(data.batches(OTHER), count))
 
 
 def rank_forward(net: nn.Module, tuned: nmcompile.Tuned, held_out: Batches) -> float:
@@ -121,7 +121,7 @@ def rank_noise(net: nn.Module, tuned: nmcompile.Tuned, batches: Batches) -> floa
 
 def main(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each policy.")] = 3,
-    steps: Annotated[int | None, typer.Option(help="Updates of each; the study's.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of each.")] = 500,
     flops: Annotated[float, typer.Option(help="Share of the FLOPs to prune.")] = 0.5,
     batches: Annotated[int, typer.Option(min=2, help="To tune on.")] = 8,
     out: Annotated[Path, typer.Option(help="CSV file.")] = RESULTS,
@@ -152,7 +152,7 @@ def main(
         tuned.to_toml(path)
         for name, policy in (("full", "full"), ("tuned", str(path))):
             losses[name], arm = trained(name, policy, seeds, steps)
-            assert name != "tuned" or abs(arm.totals.pruned_share - tuned.pruned_share) < 1e-3
+            assert name != "tuned" or abs(arm.pruned_share - tuned.pruned_share) < 1e-3
     lost = {
         name: statistics.fmean(losses[name]) - statistics.fmean(losses["dense"])
         for name in ("full", "tuned")
@@ -165,7 +165,7 @@ def main(
         for seed, value in enumerate(values)
     ]
     rows += [{"metric": m, "arm": name, "seed": "", "value": v} for m, name, v in numbers]
-    about = {"network": "gpt", "steps": steps or SETTING.steps, "flops": flops, "batches": batches}
+    about = {"network": "gpt", "steps": steps, "flops": flops, "batches": batches}
     where = records.origin("machine", "python", "torch", "nmcompile", "commit", "time")
     records.write(out, [{**about, **row, **where} for row in rows])
     print(f"{out}: tuned loses {lost['tuned']:.4f}, full {lost['full']:.4f}", file=sys.stderr)

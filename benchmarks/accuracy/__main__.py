@@ -1,13 +1,13 @@
 """The accuracy study: what each kind of pruning costs, on models that train on a laptop's CPU.
 
     python -m benchmarks.accuracy digits      a ResNet and a ViT on 8x8 images
+    python -m benchmarks.accuracy fashion     the same on Fashion-MNIST, or --data FOLDER
     python -m benchmarks.accuracy text        a GPT on the bytes of Python's standard library
-    python -m benchmarks.accuracy all         both
     python -m benchmarks.accuracy plot        tables and plots again, from the CSV files
 
-Writes accuracy_<study>.csv, accuracy_<study>_curves.csv, accuracy_<study>.md and
-accuracy_<study>.png. Ctrl-C ends it; the finished runs are then kept in
-accuracy_<study>_partial*.csv, and an earlier complete result is left alone.
+Writes accuracy_<study>.csv, _curves.csv, _gradients.csv, .md and .png, and from all studies that
+are there accuracy_claims.md and accuracy_pareto.png. A run is written when it is finished: the same
+command goes on where an earlier one was interrupted. Runs of other settings are never mixed in.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import typer
 from rich.console import Console
 
 from benchmarks import records
-from benchmarks.accuracy import plots, summary
-from benchmarks.accuracy.results import curve_rows, read_csv, run_rows
-from benchmarks.accuracy.studies import ARMS, STUDIES, Study
-from benchmarks.accuracy.workers import Job, train
+from benchmarks.accuracy import jobs, render
+from benchmarks.accuracy.results import Store, key_of
+from benchmarks.accuracy.studies import STUDIES
+from benchmarks.accuracy.workers import train
 
 app = typer.Typer(
     help="What each kind of pruning costs, on models that train on a laptop's CPU.",
@@ -39,6 +39,10 @@ Networks = Annotated[str, typer.Option(help="Networks to train, separated by com
 Steps = Annotated[int | None, typer.Option(min=1, help="Updates per run instead of the default.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")]
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Drop runs of other settings.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder of MNIST's files (IDX) or CIFAR-10's binary ones.")
+]
 
 _CORES = min(8, os.cpu_count() or 1)
 _OUT = records.RESULTS
@@ -52,9 +56,25 @@ def digits(
     steps: Steps = None,
     workers: Workers = _CORES,
     out: Out = _OUT,
+    replace: Replace = False,
 ) -> None:
     """A ResNet and a ViT on scikit-learn's digits (about 3 minutes)."""
-    _study("digits", seeds, arms, networks, steps, workers, out)
+    _study("digits", None, seeds, arms, networks, steps, workers, out, replace)
+
+
+@app.command()
+def fashion(
+    seeds: Seeds = 3,
+    arms: Arms = "",
+    networks: Networks = "",
+    steps: Steps = None,
+    workers: Workers = _CORES,
+    out: Out = _OUT,
+    replace: Replace = False,
+    data: Data = None,
+) -> None:
+    """A ResNet and a ViT on Fashion-MNIST (hours)."""
+    _study("fashion", data, seeds, arms, networks, steps, workers, out, replace)
 
 
 @app.command()
@@ -64,80 +84,83 @@ def text(
     steps: Steps = None,
     workers: Workers = _CORES,
     out: Out = _OUT,
+    replace: Replace = False,
 ) -> None:
-    """A GPT on the source of Python's standard library (about 10 minutes)."""
-    _study("text", seeds, arms, "", steps, workers, out)
-
-
-@app.command(name="all")
-def everything(
-    seeds: Seeds = 3, arms: Arms = "", workers: Workers = _CORES, out: Out = _OUT
-) -> None:
-    """Both studies."""
-    for name in STUDIES:
-        _study(name, seeds, arms, "", None, workers, out)
+    """A GPT on the source of Python's standard library (an hour)."""
+    _study("text", None, seeds, arms, "", steps, workers, out, replace)
 
 
 @app.command()
 def plot(out: Out = _OUT) -> None:
     """Make tables and plots again from the CSV files in ``--out``."""
-    found = [study for study in STUDIES.values() if _path(out, study, ".csv").exists()]
+    stores = [Store(out, study) for study in STUDIES.values()]
+    found = [store for store in stores if store.rows()]
     if not found:
         raise typer.BadParameter(f"there is no accuracy_*.csv in {out}", param_hint="--out")
-    for study in found:
-        _render(study, out)
+    for store in found:
+        render.study(store, console)
+    render.together(out, console)
 
 
 def _study(
     name: str,
+    data: Path | None,
     seeds: int,
     arms: str,
     networks: str,
     steps: int | None,
     workers: int,
     out: Path,
+    replace: bool,
 ) -> None:
-    study = STUDIES[name]
-    chosen = _words(arms, list(ARMS), "--arms") or list(study.arms)
-    nets = _words(networks, list(study.networks), "--networks") or list(study.networks)
-    jobs = [Job(name, net, arm, tuple(range(seeds)), steps) for arm in chosen for net in nets]
-    outcome = train(jobs, workers, console)
-    order = [
-        (job.network, job.arm) for job in sorted(jobs, key=lambda job: nets.index(job.network))
-    ]
-    runs = sorted(outcome.runs, key=lambda run: (order.index((run.network, run.arm)), run.seed))
-    ending = "_partial" if outcome.stopped else ""
-    if runs:
-        records.write(_path(out, study, f"{ending}.csv"), run_rows(runs, study.metric))
-        records.write(_path(out, study, f"{ending}_curves.csv"), curve_rows(runs, study.metric))
-    if outcome.stopped:
-        kept = f"kept in {_path(out, study, '_partial.csv')}" if runs else "nothing is written"
-        total = sum(len(job.seeds) for job in jobs)
-        console.print(f"{outcome.stopped}; {len(runs)} of {total} runs finished: {kept}")
-        raise typer.Exit(130 if outcome.stopped == "interrupted" else 1)
-    _render(study, out)
+    store = Store(out, STUDIES[name])
+    try:
+        asked = jobs.asked(store, _words(networks), _words(arms), seeds, steps, data)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    _refuse_others(store, asked, replace)
+    left = jobs.left(store, asked)
+    total, missing = (sum(len(job.seeds) for job in some) for some in (asked, left))
+    if missing < total:
+        commits = ", ".join(dict.fromkeys(row["commit"] for row in store.rows()))
+        console.print(
+            f"{store.path('.csv')} has {total - missing} of the {total} runs (commit {commits}; "
+            f"this is {records.commit()}); {missing} are left",
+            highlight=False,
+        )
+    outcome = train(left, workers, console, lambda job, run: store.keep(run, job.columns()))
+    for failure in outcome.failed:
+        console.print(failure, markup=False, highlight=False)
+    if outcome.interrupted or outcome.failed:
+        reason = "interrupted" if outcome.interrupted else "not all arms could be trained"
+        console.print(
+            f"{reason}; {total - missing + outcome.finished} of {total} runs are in "
+            f"{store.path('.csv')}: the same command goes on from there",
+            highlight=False,
+        )
+        raise typer.Exit(130 if outcome.interrupted else 1)
+    render.study(store, console)
+    render.together(out, console)
 
 
-def _render(study: Study, out: Path) -> None:
-    """Table, Markdown and plot of a study whose CSV files are there."""
-    rows = read_csv(_path(out, study, ".csv"))
-    curves = read_csv(_path(out, study, "_curves.csv"))
-    summary.show(console, study, rows)
-    records.save(_path(out, study, ".md"), summary.markdown(study, rows))
-    records.save(_path(out, study, ".png"), plots.draw(study, rows, curves))
-    console.print(f"written: {_path(out, study, '.*')}", highlight=False)
+def _refuse_others(store: Store, asked: list[jobs.Job], replace: bool) -> None:
+    """Runs that were trained in another way are an error, or dropped."""
+    others = jobs.others(store, asked)
+    if others and not replace:
+        steps = sorted({int(row["steps"]) for row in others})
+        raise typer.BadParameter(
+            f"{store.path('.csv')} has {len(others)} runs of other settings (steps {steps}, now "
+            f"{sorted({job.steps for job in asked})}; or other data, networks or policies), such "
+            f"as {others[0]['network']} {others[0]['arm']}: give another --out, or --replace to "
+            "drop them"
+        )
+    if others:
+        store.drop(map(key_of, others))
+        console.print(f"{len(others)} runs of other settings are dropped", highlight=False)
 
 
-def _path(out: Path, study: Study, ending: str) -> Path:
-    return out / f"accuracy_{study.name}{ending}"
-
-
-def _words(text: str, known: list[str], option: str) -> list[str]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    for word in words:
-        if word not in known:
-            raise typer.BadParameter(f"{word!r} is none of {', '.join(known)}", param_hint=option)
-    return words
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""The data of the accuracy study, from what is installed anyway: nothing is downloaded.
-
-Shapes are fixed, so that every arm compiles once: the last partial batch of an epoch is dropped.
-"""
+"""What training needs of data, and text: Python's standard library, which is installed anyway."""
 
 from __future__ import annotations
 
@@ -16,12 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Digits that are not trained on.
-HELD_OUT = 540
-
 
 class Data(Protocol):
-    """Training batches and a validation set."""
+    """Training batches and a validation set.
+
+    Shapes are fixed, so that every arm compiles once.
+    """
+
+    @property
+    def about(self) -> str:
+        """Which data, how many, and how they are split."""
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless (input, target) batches; equal seeds give equal batches."""
@@ -29,44 +30,8 @@ class Data(Protocol):
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The validation set in chunks of one shape."""
 
-
-@dataclass(frozen=True)
-class Digits:
-    """Scikit-learn's handwritten digits: 1797 images of 8x8 pixels in ten classes.
-
-    A fixed stratified split holds out 540 of them; pixels are standardised with the training
-    images' mean and standard deviation.
-    """
-
-    train: tuple[Tensor, Tensor]
-    held_out: tuple[Tensor, Tensor]
-    batch: int
-
-    @classmethod
-    def load(cls, batch: int) -> Digits:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        digits = load_digits()
-        images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)
-        labels = torch.tensor(digits.target)
-        train, rest = train_test_split(
-            np.arange(len(labels)), test_size=HELD_OUT, random_state=0, stratify=digits.target
-        )
-        mean, std = images[train].mean(), images[train].std()
-        images = (images - mean) / std
-        return cls((images[train], labels[train]), (images[rest], labels[rest]), batch)
-
-    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        images, labels = self.train
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            order = torch.randperm(len(labels), generator=generator)
-            for chosen in order[: len(order) // self.batch * self.batch].split(self.batch):
-                yield images[chosen], labels[chosen]
-
-    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield self.held_out
+    def digest(self) -> str:
+        """Of the content: equal digests train alike."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +50,14 @@ class Text:
         train, held_out = split_files(stdlib_files())
         return cls(_bytes_of(train), _bytes_of(held_out), batch, context)
 
+    @property
+    def about(self) -> str:
+        return (
+            f"bytes of Python's standard library: {len(self.train)} to train on and "
+            f"{len(self.held_out)} of files held out whole (about one in eight), batches of "
+            f"{self.batch} windows of {self.context} bytes"
+        )
+
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         last = len(self.train) - self.context
@@ -99,6 +72,9 @@ class Text:
             raise ValueError(f"{len(self.held_out)} held-out bytes are too few for {count} windows")
         for starts in (torch.arange(count) * step).split(self.chunk):
             yield self._windows(self.held_out, starts)
+
+    def digest(self) -> str:
+        return digest_of(self.train, self.held_out, (self.batch, self.context, self.chunks))
 
     def _windows(self, text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         window = text[starts[:, None] + torch.arange(self.context + 1)].long()
@@ -125,6 +101,15 @@ def split_files(files: list[Path], one_in: int = 8) -> tuple[list[Path], list[Pa
     """(training files, validation files): about one file in ``one_in`` is held out, by name."""
     held_out = [path for path in files if _hash(path) % one_in == 0]
     return [path for path in files if path not in held_out], held_out
+
+
+def digest_of(*parts: object) -> str:
+    """Twelve hexadecimal digits of tensors and whatever else prints the same each time."""
+    found = hashlib.sha256()
+    for part in parts:
+        content = part.numpy().tobytes() if isinstance(part, Tensor) else repr(part).encode()
+        found.update(content)
+    return found.hexdigest()[:12]
 
 
 def _hash(path: Path) -> int:

@@ -1,7 +1,7 @@
 """The networks of the accuracy study: ordinary PyTorch, nothing in them knows of sparsity.
 
 Every reduction dimension of their products is a multiple of 4, except where the data dictates
-otherwise: the one input channel of the ResNet, and the ten classes.
+otherwise: the input channels of the ResNet, and the ten classes.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from torch.nn import functional as F
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions; a strided 1x1 convolution carries the skip where the shape changes."""
+    """Two 3x3 convolutions; a strided 1x1 convolution carries the skip where the shape changes.
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    Without ``norm`` there is no batch norm, and the convolutions have biases.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: bool = True) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=not norm)
+        self.norm1 = _norm(outputs, norm)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=not norm)
+        self.norm2 = _norm(outputs, norm)
         self.skip: nn.Module = nn.Identity()
         if inputs != outputs or stride != 1:
             self.skip = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+                nn.Conv2d(inputs, outputs, 1, stride, bias=not norm), _norm(outputs, norm)
             )
 
     def forward(self, x: Tensor) -> Tensor:  # [B, inputs, H, W] -> [B, outputs, H/s, W/s]
@@ -32,24 +35,34 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network for 8x8 images of one channel: each new width halves the resolution."""
+    """A residual network for small images: each new width halves the resolution."""
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64), classes: int = 10) -> None:
+    def __init__(
+        self,
+        channels: int = 1,
+        norm: bool = True,
+        widths: tuple[int, ...] = (32, 64),
+        classes: int = 10,
+    ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, widths[0], 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(widths[0])
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1, bias=not norm)
+        self.norm = _norm(widths[0], norm)
         before = (widths[0], *widths)
         self.blocks = nn.Sequential(
             *(
-                ResidualBlock(i, o, stride=1 if i == o else 2)
+                ResidualBlock(i, o, 1 if i == o else 2, norm)
                 for i, o in zip(before, widths, strict=False)
             )
         )
         self.head = nn.Linear(widths[-1], classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, 1, 8, 8] -> [B, classes]
+    def forward(self, x: Tensor) -> Tensor:  # [B, channels, H, W] -> [B, classes]
         y = self.blocks(F.relu(self.norm(self.stem(x))))
         return self.head(y.mean((2, 3)))
+
+
+def _norm(width: int, norm: bool) -> nn.Module:
+    return nn.BatchNorm2d(width) if norm else nn.Identity()
 
 
 class TransformerBlock(nn.Module):
@@ -75,18 +88,30 @@ class TransformerBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """A vision transformer for 8x8 images of one channel, in eight patches of 2x4 pixels."""
+    """A vision transformer for small images, in patches of ``patch`` pixels (height, width)."""
 
-    def __init__(self, width: int = 64, depth: int = 2, heads: int = 4, classes: int = 10) -> None:
+    def __init__(
+        self,
+        image: tuple[int, int, int] = (1, 8, 8),
+        patch: tuple[int, int] = (2, 4),
+        width: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        classes: int = 10,
+    ) -> None:
         super().__init__()
-        self.embed = nn.Linear(2 * 4, width)
-        self.position = nn.Parameter(torch.empty(8, width))
+        channels, height, across = image
+        self.patch = patch
+        self.embed = nn.Linear(channels * patch[0] * patch[1], width)
+        patches = (height // patch[0]) * (across // patch[1])
+        self.position = nn.Parameter(torch.empty(patches, width))
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads, False) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, 1, 8, 8] -> [B, classes]
-        patches = x.view(-1, 4, 2, 2, 4).transpose(2, 3).reshape(-1, 8, 8)  # [B, patch, pixel]
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, classes]
+        tiles = x.unflatten(2, (-1, self.patch[0])).unflatten(4, (-1, self.patch[1]))
+        patches = tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2).flatten(2)  # [B, patch, pixel]
         y = self.blocks(self.embed(patches) + self.position)
         return self.head(self.norm(y).mean(1))
 

@@ -1,46 +1,20 @@
-"""What is compared: the arms, the networks and how each is trained."""
+"""What is compared: data, networks, how each is trained, and under which arms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
-from benchmarks.accuracy.data import HELD_OUT, Digits, Text
+from torch import nn
+
+from benchmarks.accuracy import images
+from benchmarks.accuracy.data import Text
+from benchmarks.accuracy.images import Images
 from benchmarks.accuracy.models import GPT, ResNet, ViT
 from benchmarks.accuracy.training import Setting
-from benchmarks.records import ROOT
-
-_POLICIES = ROOT / "examples" / "policies"
-
-
-class Pruning(NamedTuple):
-    """A policy (a recipe's name or a file) and what it does, in words."""
-
-    policy: str
-    meaning: str
-
-
-_FORWARD = "fprop: activation, MSE 2:4"
-_BACKWARD = "dgrad and wgrad: neural gradient"
-
-#: The arms. The first is what the others are compared with.
-ARMS = {
-    "dense": Pruning("dense", "nothing pruned"),
-    "activations": Pruning("activations", f"{_FORWARD}; straight-through backward"),
-    "activations-exact": Pruning(
-        str(_POLICIES / "activations-exact.toml"),
-        f"{_FORWARD}; exact backward of the pruned product",
-    ),
-    "gradients-1:2": Pruning(str(_POLICIES / "gradients-1-2.toml"), f"{_BACKWARD}, MVUE 1:2"),
-    "gradients-2:4": Pruning("gradients", f"{_BACKWARD}, MVUE 2:4"),
-    "mse-gradients": Pruning("mse-gradients", f"{_BACKWARD}, MSE 2:4 (biased)"),
-    "full": Pruning("full", f"{_FORWARD}; {_BACKWARD}, MVUE 2:4"),
-    "full-but-first": Pruning(
-        str(_POLICIES / "full-but-first.toml"), "as `full`, but the first layer stays dense"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -64,51 +38,119 @@ class Metric:
     step: float
     of: Callable[[float, float], float]
 
+    def shown(self, row: Mapping[str, Any]) -> float | None:
+        """The value of a row as it is printed; None where it has none."""
+        value = row[self.column]
+        return None if value is None else self.scale * value
 
-def _accuracy(loss: float, accuracy: float) -> float:
-    return accuracy
+
+def _accuracy(held_out: int) -> Metric:
+    return Metric(
+        "validation_accuracy",
+        "accuracy (%)",
+        "higher",
+        100,
+        2,
+        1 / held_out,
+        lambda _, share: share,
+    )
 
 
-def _bits(loss: float, accuracy: float) -> float:
-    return loss / 0.6931471805599453
+_BITS = Metric(
+    "bits_per_byte", "bits per byte", "lower", 1, 3, 0, lambda loss, _: loss / 0.6931471805599453
+)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A data set, its networks, the arms that make sense for them, and its metric."""
+    """A data set, its networks with the arms of each, and its metric.
+
+    Attributes:
+        folder: whether ``--data`` names where the data lie.
+    """
 
     name: str
     title: str
-    data: str
     networks: dict[str, Setting]
+    arms: dict[str, tuple[str, ...]]
     metric: Metric
-    arms: tuple[str, ...] = tuple(ARMS)
+    folder: bool = False
+
+    def setting(self, network: str, data: Path | None) -> Setting:
+        """How a network is trained on the data in a folder; None: where they usually lie."""
+        setting = self.networks[network]
+        return replace(setting, load=partial(setting.load, folder=data)) if data else setting
 
 
-_digits = partial(Digits.load, batch=32)
+def _resnet(data: Images, norm: bool) -> nn.Module:
+    return ResNet(data.shape[0], norm)
+
+
+def _vit(data: Images, rows: int, columns: int) -> nn.Module:
+    return ViT(data.shape, (rows, data.shape[2] // columns))
+
+
+def _gpt(data: Text) -> nn.Module:
+    return GPT(context=data.context)
+
+
+_digits = partial(images.digits, batch=32)
+_fashion = partial(images.from_folder, batch=128, pool=2)
+_text = partial(Text.load, batch=16, context=64)
+
+_GRADIENTS = ("dense", "gradients-1:2", "gradients-2:4", "mse-gradients", "mse-gradients-1:2")
+_PLAIN, _NORM = partial(_resnet, norm=False), partial(_resnet, norm=True)
+_EPOCHS = 3 * (60_000 // 128)
 
 STUDIES = {
     "digits": Study(
         "digits",
         "Handwritten digits",
-        f"scikit-learn's digits: 8x8 pixels, 1257 images to train on and {HELD_OUT} held "
-        "out (a fixed stratified split), batches of 32",
         {
-            "resnet": Setting(ResNet, _digits, steps=200, rate=3e-3),
-            "vit": Setting(ViT, _digits, steps=300, rate=4e-3),
+            "resnet-no-norm": Setting(_PLAIN, _digits, steps=200, rate=3e-3),
+            "resnet-batch-norm": Setting(_NORM, _digits, steps=200, rate=3e-3),
+            "vit": Setting(partial(_vit, rows=2, columns=2), _digits, steps=300, rate=4e-3),
         },
-        Metric("validation_accuracy", "accuracy (%)", "higher", 100, 2, 1 / HELD_OUT, _accuracy),
+        {
+            "resnet-no-norm": (*_GRADIENTS, "activations", "full"),
+            "resnet-batch-norm": ("dense", "gradients-1:2", "mse-gradients-1:2", "full"),
+            "vit": ("dense", "gradients-1:2", "mse-gradients-1:2", "full", "full-but-first"),
+        },
+        _accuracy(images.HELD_OUT),
+    ),
+    "fashion": Study(
+        "fashion",
+        "Images of clothes",
+        {
+            "resnet-no-norm": Setting(_PLAIN, _fashion, steps=_EPOCHS, rate=3e-3, probes=16),
+            "resnet-batch-norm": Setting(_NORM, _fashion, steps=_EPOCHS, rate=3e-3, probes=16),
+            "vit": Setting(
+                partial(_vit, rows=2, columns=1), _fashion, steps=_EPOCHS, rate=3e-3, probes=16
+            ),
+        },
+        {
+            "resnet-no-norm": (
+                *(*_GRADIENTS, "mse-wgrad-1:2", "mse-head-dgrad-1:2", "mse-but-head-1:2"),
+                *("activations", "activations-exact", "weights", "full", "full-exact"),
+                *("full-then-dense", "tuned-50", "tuned-75"),
+            ),
+            "resnet-batch-norm": (*_GRADIENTS, "activations", "weights", "full"),
+            "vit": (*_GRADIENTS, "activations", "weights", "full", "full-but-first", "tuned-50"),
+        },
+        _accuracy(10_000),
+        folder=True,
     ),
     "text": Study(
         "text",
         "Python source",
-        "bytes of Python's standard library: about 3 MB, one file in eight held out whole, "
-        "batches of 16 windows of 64 bytes",
+        {"gpt": Setting(_gpt, _text, steps=1500, rate=6e-3)},
         {
-            "gpt": Setting(GPT, partial(Text.load, batch=16, context=64), steps=500, rate=6e-3),
+            "gpt": (
+                *_GRADIENTS,
+                *("activations", "activations-exact", "weights", "full", "full-exact"),
+                *("full-then-dense", "tuned-50", "tuned-75", "tuned-75-then-dense"),
+            )
         },
-        Metric("bits_per_byte", "bits per byte", "lower", 1, 3, 0, _bits),
-        # Bytes are looked up in a table: there is no first product to except.
-        arms=tuple(arm for arm in ARMS if arm != "full-but-first"),
+        _BITS,
     ),
 }

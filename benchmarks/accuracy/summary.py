@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.accuracy.arms import ARMS
 from benchmarks.accuracy.results import Row, arms_of
-from benchmarks.accuracy.studies import ARMS, Study
+from benchmarks.accuracy.studies import Study
 
 HINT = (
     "* differs from dense: the 95% interval of the difference, paired over seeds, excludes 0. "
     "Without * these runs do not tell the two apart."
 )
 
-_BASE = next(iter(ARMS))
+#: What arms are compared with.
+BASE = next(iter(ARMS))
 
 
 def columns(study: Study) -> list[str]:
@@ -31,38 +33,52 @@ def columns(study: Study) -> list[str]:
 
 def table(study: Study, rows: Sequence[Row], network: str) -> list[list[str]]:
     """The cells of one network's table, a row per arm: mean ± standard deviation over seeds."""
-    return [_Compared(study, rows, network, arm).cells() for arm in arms_of(rows)[network]]
+    compared = [Compared(study, rows, network, arm) for arm in arms_of(rows)[network]]
+    most = max(len(arm.rows) for arm in compared)
+    return [arm.cells(most) for arm in compared]
 
 
-class _Compared:
-    """An arm of a network beside the dense one."""
+class Compared:
+    """An arm of a network beside another one, the dense one if none is named."""
 
-    def __init__(self, study: Study, rows: Sequence[Row], network: str, arm: str) -> None:
+    def __init__(
+        self, study: Study, rows: Sequence[Row], network: str, arm: str, base: str = BASE
+    ) -> None:
         self.arm, self.metric = arm, study.metric
-        own, base = (
+        own, other = (
             {r["seed"]: r for r in rows if r["network"] == network and r["arm"] == name}
-            for name in (arm, _BASE)
+            for name in (arm, base)
         )
         self.rows = list(own.values())
-        self.pairs = [(own[seed], base[seed]) for seed in own if seed in base and arm != _BASE]
+        self.pairs = [(own[seed], other[seed]) for seed in own if seed in other and arm != base]
 
-    def cells(self) -> list[str]:
-        """A row of the table."""
+    def cells(self, seeds: int) -> list[str]:
+        """A row of the table, which says so where it is of fewer than ``seeds`` seeds."""
         m = self.metric
         masked, plain = self.values(m.column), self.values(f"dense_forward_{m.column}")
-        difference = ""
-        if self.pairs:
-            difference = _spread(self.differences(m.column), m.scale, m.digits, sign="+")
-            difference += self.star(m.column, m.step)
+        fewer = f" ({len(self.rows)} of {seeds} seeds)" if len(self.rows) < seeds else ""
         return [
-            self.arm,
+            self.arm + fewer,
             f"{100 * self.rows[0]['pruned_flops_share']:.1f}%",
             _spread(self.values("train_loss"), 1, 4) + self.star("train_loss"),
             _spread(self.values("validation_loss"), 1, 4) + self.star("validation_loss"),
-            _spread(masked, m.scale, m.digits),
-            difference,
+            self.value(),
+            self.difference(),
             "same" if masked == plain else _spread(plain, m.scale, m.digits),
         ]
+
+    def value(self) -> str:
+        """The metric, mean ± standard deviation over seeds."""
+        m = self.metric
+        return _spread(self.values(m.column), m.scale, m.digits)
+
+    def difference(self) -> str:
+        """Of the metric, with a star where it is certain; empty without a pair."""
+        m = self.metric
+        if not self.pairs:
+            return ""
+        found = _spread(self.differences(m.column), m.scale, m.digits, sign="+")
+        return found + self.star(m.column, m.step)
 
     def values(self, column: str) -> list[float]:
         return [row[column] for row in self.rows]
@@ -70,6 +86,18 @@ class _Compared:
     def differences(self, column: str) -> list[float]:
         """To dense, for every seed that both have."""
         return [own[column] - base[column] for own, base in self.pairs]
+
+    def verdict(self, column: str, better: str, step: float) -> str:
+        """One of "worse", "better", "not told apart" and "one seed".
+
+        ``better`` is "higher" or "lower".
+        """
+        if len(self.pairs) < 2:
+            return "one seed"
+        if not self.star(column, step):
+            return "not told apart"
+        higher = statistics.fmean(self.differences(column)) > 0
+        return "better" if higher == (better == "higher") else "worse"
 
     def star(self, column: str, step: float = 0.0) -> str:
         """``" *"`` where the 95% interval of the mean difference excludes 0.
@@ -103,31 +131,29 @@ def show(console: Console, study: Study, rows: Sequence[Row]) -> None:
 
 def markdown(study: Study, rows: Sequence[Row]) -> str:
     """The summary as a file."""
-    first = rows[0]
     seeds = len({row["seed"] for row in rows})
     lines = [
         f"# Accuracy: {study.title.lower()}",
         "",
-        f"Data: {study.data}. {seeds} seeds; equal seeds have equal initial parameters and equal "
-        "batches in every arm. AdamW, linear warm-up over a tenth of the steps, then cosine to 0. "
-        "The hyperparameters were chosen for `dense` and are the same in every arm.",
+        f"Data: {_all(rows, 'data')}. {seeds} seeds; equal seeds have equal initial parameters and "
+        "equal batches in every arm. AdamW, linear warm-up over a tenth of the steps, then cosine "
+        "to 0. The hyperparameters were chosen for `dense` and are the same in every arm.",
         "",
-        f"Made by `python -m benchmarks.accuracy {study.name}` on {first['machine']}, one thread "
-        f"per run, float32, simulated (mask, then a dense product). Python {first['python']}, "
-        f"torch {first['torch']}, nmcompile {first['nmcompile']}, commit {first['commit']}.",
+        f"Made by `python -m benchmarks.accuracy {study.name}` on {_all(rows, 'machine')}, one "
+        "thread per run, float32, simulated (mask, then a dense product). Python "
+        f"{_all(rows, 'python')}, torch {_all(rows, 'torch')}, nmcompile "
+        f"{_all(rows, 'nmcompile')}, commit {_all(rows, 'commit')}.",
         "",
     ]
     for network in arms_of(rows):
         steps = int(next(row["steps"] for row in rows if row["network"] == network))
         lines += [f"## {network}, {steps} steps", ""]
-        lines += _markdown_table(columns(study), table(study, rows, network))
+        lines += markdown_table(columns(study), table(study, rows, network))
         lines += ["", *_findings(study, rows, network), ""]
     used = {row["arm"] for row in rows}
     lines += ["## The arms", ""]
     lines += [f"- `{arm}`: {ARMS[arm].meaning}." for arm in ARMS if arm in used]
-    exception = "Only `full-but-first` makes an exception for a layer, the first"
-    if "full-but-first" not in used:
-        exception = "No layer is excepted: first and last are pruned like the rest"
+    exception = "No layer is excepted where the arm's name does not say so"
     lines += ["", "## How to read this", ""]
     lines += [note.format(exception=exception) for note in _NOTES]
     return "\n".join(lines) + "\n"
@@ -151,6 +177,11 @@ _NOTES = (
 )
 
 
+def _all(rows: Sequence[Row], column: str) -> str:
+    """The values of a column, each once; rows from before the column have none."""
+    return ", ".join(dict.fromkeys(row.get(column) or "not recorded" for row in rows))
+
+
 def _findings(study: Study, rows: Sequence[Row], network: str) -> list[str]:
     """Which arms differ from dense, in words."""
     metric = study.metric
@@ -162,13 +193,9 @@ def _findings(study: Study, rows: Sequence[Row], network: str) -> list[str]:
     ):
         verdicts: dict[str, list[str]] = {"worse": [], "better": [], "not told apart": []}
         for arm in arms_of(rows)[network]:
-            compared = _Compared(study, rows, network, arm)
-            if len(compared.pairs) < 2:
-                continue
-            higher = statistics.fmean(compared.differences(column)) > 0
-            verdict = "better" if higher == (better == "higher") else "worse"
-            certain = compared.star(column, step)
-            verdicts[verdict if certain else "not told apart"].append(f"`{arm}`")
+            compared = Compared(study, rows, network, arm)
+            if len(compared.pairs) >= 2:
+                verdicts[compared.verdict(column, better, step)].append(f"`{arm}`")
         found = "; ".join(f"{word}: {', '.join(arms)}" for word, arms in verdicts.items() if arms)
         if found:
             lines.append(f"- {label}, beside `dense`: {found}.")
@@ -183,6 +210,7 @@ def _spread(values: Sequence[float], scale: float, digits: int, sign: str = "") 
     return text
 
 
-def _markdown_table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, all columns but the first aligned to the right."""
     marks = [":--", *["--:"] * (len(head) - 1)]
     return [f"| {' | '.join(row)} |" for row in (head, marks, *cells)]

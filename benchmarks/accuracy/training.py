@@ -1,4 +1,4 @@
-"""One arm of the study: a network trained under one policy, once per seed.
+"""One arm of the study: a network trained under one policy or schedule, once per seed.
 
 The network and its loss are compiled once and serve all seeds: parameters are drawn anew in place.
 Equal seeds start from equal parameters and see equal batches in every arm.
@@ -9,16 +9,21 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import nmcompile
-from benchmarks.accuracy.data import Data
+from benchmarks.accuracy.data import digest_of
+from benchmarks.accuracy.gradients import Signal, signals
 from benchmarks.accuracy.models import Logits, Objective, cross_entropy, initialise
+
+#: The seed of batches that no run trains on in this order.
+OTHER = 10_000
 
 
 @dataclass(frozen=True)
@@ -26,28 +31,58 @@ class Setting:
     """How a network is trained, the same in every arm.
 
     Attributes:
-        build: makes the network.
-        load: reads its data.
+        build: makes the network for the data.
+        load: reads the data.
         steps: number of updates.
         rate: highest learning rate (AdamW); linear warm-up over the first tenth, then cosine to 0.
         decay: weight decay, of matrices only.
         clip: largest norm of the gradient.
+        probes: number of batches on which pruned gradients are compared with dense ones, about
+            seven times in a run; 0 compares none.
     """
 
-    build: Callable[[], nn.Module]
-    load: Callable[[], Data]
+    build: Callable[[Any], nn.Module]
+    load: Callable[..., Any]
     steps: int
     rate: float
     decay: float = 0.05
     clip: float = 5.0
+    probes: int = 0
+
+    def digest(self, steps: int) -> str:
+        """Equal digests train alike: data, architecture, steps and hyperparameters."""
+        data = self.load()
+        net = self.build(data)
+        shapes = [(name, list(p.shape)) for name, p in net.named_parameters()]
+        numbers = (steps, self.rate, self.decay, self.clip, self.probes)
+        return digest_of(data.digest(), str(net), shapes, numbers)
+
+
+class Validation(NamedTuple):
+    """Of one set of parameters: the loss in nats, the share of correct predictions, and the mean
+    of all logits, to which softmax is blind.
+    """
+
+    loss: float
+    accuracy: float
+    logit_mean: float
+
+
+class Point(NamedTuple):
+    """A place on the curves: the recent training loss, and what was measured there."""
+
+    step: int
+    train_loss: float
+    validation: Validation | None
+    signals: list[Signal]
 
 
 @dataclass
 class Run:
     """What one seed of one arm gave.
 
-    ``accuracy`` is a share of correct predictions; losses are in nats. A pruned forward product is
-    pruned in validation too; ``dense_*`` is the validation of the same parameters without masks.
+    A pruned forward product is pruned in validation too; ``without_masks`` is the validation of
+    the same parameters without. A share of the FLOPs is the mean over the steps.
     """
 
     network: str
@@ -55,108 +90,131 @@ class Run:
     seed: int
     steps: int
     train_loss: float
-    validation_loss: float
-    accuracy: float
-    dense_validation_loss: float
-    dense_accuracy: float
+    validation: Validation
+    without_masks: Validation
     seconds: float
     compile_seconds: float
     pruned_share: float
     skipped_share: float
-    curve: list[tuple[int, float, float | None, float | None]] = field(default_factory=list)
+    curve: list[Point] = field(default_factory=list)
 
 
 class Arm:
-    """A network compiled under a policy."""
+    """A network compiled under the policies of a schedule."""
 
-    def __init__(self, setting: Setting, network: str, name: str, policy: str) -> None:
+    def __init__(
+        self, setting: Setting, network: str, name: str, phases: Mapping[int, str], steps: int
+    ) -> None:
         torch._dynamo.reset()
-        self.setting, self.network, self.name = setting, network, name
+        self.setting, self.network, self.name, self.steps = setting, network, name, steps
         self.data = setting.load()
-        self.net = setting.build()
+        self.net = setting.build(self.data)
         initialise(self.net, seed=0)
-        self.objective = _compiled(Objective(self.net), policy)
         start = time.perf_counter()
-        self._update(*next(self.data.batches(seed=0)))
-        report = nmcompile.last_report()
-        self.totals = report.totals
-        self.forward: Callable[[Tensor], Tensor] = self.net
-        if any(site.pruned and site.role == "fprop" for site in report.sites):
+        self.schedules = [nmcompile.Schedule(Objective(self.net), phases, dynamic=False)]
+        self.objective = self.schedules[0].model
+        self.objective.train()
+        self.schedules[0].warm_up(*next(self.data.batches(seed=0)))
+        reports = {at: r for at, r in self.schedules[0].reports.items() if at < steps}
+        lengths = [after - before for before, after in pairwise([*reports, steps])]
+        self.pruned_share, self.skipped_share = (
+            sum(
+                n * getattr(r.totals, share) for n, r in zip(lengths, reports.values(), strict=True)
+            )
+            / steps
+            for share in ("pruned_share", "skipped_share")
+        )
+        self.forward = self.net
+        sites = [site for report in reports.values() for site in report.sites if site.pruned]
+        if any(site.role == "fprop" for site in sites):
             # Validation is rare: without generated C++ it compiles in a fraction of the time.
-            self.forward = _compiled(Logits(self.net), policy, fallback_by_default=True)
-            self._validate(self.forward)
+            options = {"fallback_by_default": True}
+            masked = nmcompile.Schedule(Logits(self.net), phases, dynamic=False, options=options)
+            self.schedules.append(masked)
+            self.forward = masked.model
+            masked.model.eval()
+            with torch.no_grad():
+                masked.warm_up(next(iter(self.data.validation()))[0])
+        self.probes = []
+        if sites and self.forward is self.net:
+            self.probes = list(islice(self.data.batches(OTHER), setting.probes))
         self.compile_seconds = time.perf_counter() - start
 
-    def run(self, seed: int, steps: int | None, watch: Callable[[int, float], None]) -> Run:
+    def run(self, seed: int, watch: Callable[[int, float], None]) -> Run:
         """Train from the parameters of ``seed``; ``watch(step, loss)`` is called at each step."""
-        steps = steps or self.setting.steps
+        steps = self.steps
         initialise(self.net, seed)
-        optimizer, schedule = self._optimizer(steps)
-        batches = islice(self.data.batches(seed), steps)
+        optimizer, rates = self._optimizer()
+        often = _marks(steps, 24)
+        rarely = {often[-1], *_marks(steps, 6)}
         losses: list[float] = []
-        curve: list[tuple[int, float, float | None, float | None]] = []
+        curve: list[Point] = []
         seconds = 0.0
-        for step, (x, y) in enumerate(batches, 1):
+        for step, (x, y) in enumerate(islice(self.data.batches(seed), steps), 1):
+            for schedule in self.schedules:
+                schedule.step(at=step - 1)
             start = time.perf_counter()
             losses.append(self._update(x, y))
             nn.utils.clip_grad_norm_(self.net.parameters(), self.setting.clip)
             optimizer.step()
-            schedule.step()
+            rates.step()
             seconds += time.perf_counter() - start
             watch(step, losses[-1])
-            if step in _marks(steps, 24):
-                at = self._validate(self.forward) if step in _marks(steps, 6) else (None, None)
-                curve.append((step, _mean_of_last(losses, steps // 24), *at))
-        loss, accuracy = curve[-1][2:]
-        assert loss is not None  # the last step is validated
-        assert accuracy is not None
-        dense_loss, dense_accuracy = loss, accuracy
-        if self.forward is not self.net:
-            dense_loss, dense_accuracy = self._validate(self.net)
+            if step in often or step in rarely:
+                at = self._validate(self.forward) if step in rarely else None
+                found = self._compared() if step in rarely and self.probes else []
+                curve.append(Point(step, _mean_of_last(losses, steps // 24), at, found))
+        last = curve[-1].validation
+        assert last is not None  # the last step is validated
+        without = last if self.forward is self.net else self._validate(self.net)
         return Run(
             network=self.network,
             arm=self.name,
             seed=seed,
             steps=steps,
             train_loss=_mean_of_last(losses, steps // 10),
-            validation_loss=loss,
-            accuracy=accuracy,
-            dense_validation_loss=dense_loss,
-            dense_accuracy=dense_accuracy,
+            validation=last,
+            without_masks=without,
             seconds=seconds,
             compile_seconds=self.compile_seconds,
-            pruned_share=self.totals.pruned_share,
-            skipped_share=self.totals.skipped_share,
+            pruned_share=self.pruned_share,
+            skipped_share=self.skipped_share,
             curve=curve,
         )
 
+    def _compared(self) -> list[Signal]:
+        """What pruning does to the gradients of the parameters as they are now."""
+        self.objective.train()
+        return signals(Objective(self.net), self.objective, self.probes)
+
     def _update(self, x: Tensor, y: Tensor) -> float:
         """Set the gradients of one batch and return its loss."""
-        self.net.train()
+        self.objective.train()
         self.net.zero_grad()
         loss = self.objective(x, y)
         loss.backward()
         return loss.item()
 
     @torch.no_grad()
-    def _validate(self, forward: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """(mean loss, share of correct predictions) of the validation set."""
-        self.net.eval()
-        losses, hits = [], []
+    def _validate(self, forward: nn.Module) -> Validation:
+        """Means over the validation set."""
+        forward.eval()
+        found = []
         for x, y in self.data.validation():
             logits = forward(x)
-            losses.append(cross_entropy(logits, y).item())
-            hits.append((logits.argmax(-1) == y).float().mean().item())
-        return statistics.fmean(losses), statistics.fmean(hits)
+            loss = cross_entropy(logits, y).item()
+            hits = (logits.argmax(-1) == y).float().mean().item()
+            found.append((loss, hits, logits.mean().item()))
+        return Validation(*map(statistics.fmean, zip(*found, strict=True)))
 
-    def _optimizer(self, steps: int) -> tuple[torch.optim.Optimizer, _Schedule]:
+    def _optimizer(self) -> tuple[torch.optim.Optimizer, _Schedule]:
         parameters = list(self.net.parameters())
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.setting.decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, self.setting.rate, betas=(0.9, 0.98))
-        warm_up = max(1, steps // 10)
+        warm_up, steps = max(1, self.steps // 10), self.steps
 
         def factor(step: int) -> float:
             rest = max(0, step - warm_up) / max(1, steps - warm_up)
@@ -166,11 +224,6 @@ class Arm:
 
 
 _Schedule = torch.optim.lr_scheduler.LRScheduler
-
-
-def _compiled(module: nn.Module, policy: str, **options: bool) -> Callable[..., Tensor]:
-    options = {"policy": policy, **options}
-    return torch.compile(module, backend="nm_sparse", options=options, dynamic=False)
 
 
 def _marks(steps: int, count: int) -> range:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,83 +23,81 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from benchmarks.accuracy.studies import ARMS, STUDIES
+from benchmarks.accuracy.arms import ARMS
+from benchmarks.accuracy.jobs import Job
 from benchmarks.accuracy.training import Arm, Run
+from benchmarks.accuracy.tuned import tuned_policy
 from benchmarks.process import Process
-
-
-@dataclass(frozen=True)
-class Job:
-    """One arm of one network, for all seeds; ``steps`` None is the study's own number."""
-
-    study: str
-    network: str
-    arm: str
-    seeds: tuple[int, ...]
-    steps: int | None = None
-
-    @property
-    def label(self) -> str:
-        return f"{self.network} {self.arm}"
-
-    @property
-    def updates(self) -> int:
-        return len(self.seeds) * (self.steps or STUDIES[self.study].networks[self.network].steps)
 
 
 @dataclass
 class Outcome:
-    """The finished runs, and why there are not more of them (None: all are there)."""
+    """How many runs were finished, what failed, and whether Ctrl-C ended it."""
 
-    runs: list[Run] = field(default_factory=list)
-    stopped: str | None = None
+    finished: int = 0
+    failed: list[str] = field(default_factory=list)
+    interrupted: bool = False
 
 
-def train(jobs: Sequence[Job], workers: int, console: Console) -> Outcome:
-    """Train every job; each worker has one thread and takes the next job when it is free."""
+Keep = Callable[[Job, Run], None]
+
+
+def train(jobs: Sequence[Job], workers: int, console: Console, keep: Keep) -> Outcome:
+    """Train every job; each worker has one thread and takes the next job when it is free.
+
+    ``keep`` is called with every finished run at once. A job that fails, or whose process dies,
+    leaves the others alone.
+    """
     outcome = Outcome()
     try:
-        with ExitStack() as stack:
-            count = min(workers, len(jobs))
-            processes = [stack.enter_context(Process(WORKER)) for _ in range(count)]
-            _follow(jobs, processes, outcome, console)
+        _follow(jobs, workers, outcome, console, keep)
     except KeyboardInterrupt:
-        outcome.stopped = "interrupted"
+        outcome.interrupted = True
     return outcome
 
 
 def _follow(
-    jobs: Sequence[Job], processes: Sequence[Process], outcome: Outcome, console: Console
+    jobs: Sequence[Job], workers: int, outcome: Outcome, console: Console, keep: Keep
 ) -> None:
-    """Hand out the jobs and show what is reported, until all is done or one has failed."""
-    with Progress(
-        TextColumn("{task.description}", justify="left"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    ) as progress:
-        board, todo = _Board(jobs, outcome, progress), deque(jobs)
-        while board.left and outcome.stopped is None:
+    """Hand out the jobs and show what is reported, until all is done."""
+    with (
+        Progress(
+            TextColumn("{task.description}", justify="left"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        ) as progress,
+        ExitStack() as stack,
+    ):
+        board, todo = _Board(jobs, outcome, progress, keep), deque(jobs)
+        processes: dict[Process, Job | None] = {}
+        while board.left:
+            idle = sum(job is None for job in processes.values())
+            for _ in range(min(workers - len(processes), len(todo) - idle)):
+                processes[stack.enter_context(Process(WORKER))] = None
             time.sleep(0.05)
-            for process in processes:
-                for kind, job, content in process.take():
+            for process in list(processes):
+                for kind, content in process.take():
                     if kind == "free":
-                        process.send(todo.popleft() if todo else None)
-                    else:
+                        processes[process] = todo.popleft() if todo else None
+                        process.send(processes[process])
+                    elif job := processes[process]:
                         board.show(kind, job, content)
-                if process.code and outcome.stopped is None:
-                    outcome.stopped = f"a worker process ended with exit code {process.code}"
+                if process.code is not None and (job := processes.pop(process)):
+                    board.show("failed", job, f"its process ended with exit code {process.code}")
 
 
 class _Board:
-    """A progress bar for each job and one for all; what is finished goes to ``outcome``."""
+    """A progress bar for each job and one for all; what is finished goes to ``keep``."""
 
-    def __init__(self, jobs: Sequence[Job], outcome: Outcome, progress: Progress) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], outcome: Outcome, progress: Progress, keep: Keep
+    ) -> None:
         self.left = len(jobs)
-        self._outcome, self._progress = outcome, progress
+        self._outcome, self._progress, self._keep = outcome, progress, keep
         total = sum(job.updates for job in jobs)
         self._everything = progress.add_task("all", total=total, note="steps")
         self._tasks: dict[Job, Any] = {}
@@ -115,13 +114,15 @@ class _Board:
             progress.update(self._tasks[job], advance=steps, note=note)
             progress.advance(self._everything, steps)
         elif kind == "run":
-            self._outcome.runs.append(content)
-        elif kind == "end":
-            progress.remove_task(self._tasks.pop(job))
-            progress.console.print(f"{job.label}: {content}", highlight=False)
-            self.left -= 1
+            self._keep(job, content)
+            self._outcome.finished += 1
         else:
-            self._outcome.stopped = f"{job.label} failed:\n{content}"
+            if job in self._tasks:
+                progress.remove_task(self._tasks.pop(job))
+            self.left -= 1
+            progress.console.print(f"{job.label} {kind}: {content}", markup=False, highlight=False)
+            if kind == "failed":
+                self._outcome.failed.append(f"{job.label} failed: {content}")
 
 
 def work(channel: Any) -> None:
@@ -129,15 +130,14 @@ def work(channel: Any) -> None:
     torch.set_num_threads(1)
     torch._inductor.config.compile_threads = 1  # the other cores have workers of their own
     while True:
-        channel.send(("free", None, None))
+        channel.send(("free", None))
         if (job := channel.recv()) is None:
             return
-        channel.send(("start", job, None))
+        channel.send(("start", None))
         try:
-            channel.send(("end", job, _train(job, channel)))
+            channel.send(("ended", _train(job, channel)))
         except Exception:
-            channel.send(("failed", job, traceback.format_exc()))
-            return
+            channel.send(("failed", traceback.format_exc()))
 
 
 #: What a worker process runs.
@@ -146,12 +146,13 @@ WORKER: Callable[[Any], None] = work
 
 def _train(job: Job, channel: Any) -> str:
     start = time.perf_counter()
-    arm = Arm(STUDIES[job.study].networks[job.network], job.network, job.arm, ARMS[job.arm].policy)
+    phases = ARMS[job.arm].schedule(job.steps, partial(tuned_policy, job))
+    arm = Arm(job.training(), job.network, job.arm, phases, job.steps)
     for seed in job.seeds:
-        shown = _Shown(job, seed, channel)
-        run = arm.run(seed, job.steps, shown)
+        shown = _Shown(seed, channel)
+        run = arm.run(seed, shown)
         shown.flush()
-        channel.send(("run", job, run))
+        channel.send(("run", run))
     total = time.perf_counter() - start
     return f"{total:.0f} s, of which compiling {arm.compile_seconds:.0f} s"
 
@@ -159,8 +160,8 @@ def _train(job: Job, channel: Any) -> str:
 class _Shown:
     """Forwards steps to the parent, a few times a second."""
 
-    def __init__(self, job: Job, seed: int, channel: Any) -> None:
-        self._job, self._seed, self._channel = job, seed, channel
+    def __init__(self, seed: int, channel: Any) -> None:
+        self._seed, self._channel = seed, channel
         self._sent, self._at, self._loss = 0, time.perf_counter(), math.nan
         self._step = 0
 
@@ -170,6 +171,5 @@ class _Shown:
             self.flush()
 
     def flush(self) -> None:
-        content = (self._step - self._sent, self._seed, self._loss)
-        self._channel.send(("step", self._job, content))
+        self._channel.send(("step", (self._step - self._sent, self._seed, self._loss)))
         self._sent, self._at = self._step, time.perf_counter()

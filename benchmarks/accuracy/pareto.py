@@ -1,0 +1,55 @@
+"""The plot of accuracy against FLOPs: every network of every study."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from benchmarks.accuracy.arms import ARMS
+from benchmarks.accuracy.drawing import STYLE, figure_of, plain, png_of
+from benchmarks.accuracy.results import Row, arms_of
+from benchmarks.accuracy.studies import Study
+from benchmarks.accuracy.summary import BASE, Compared
+
+
+def draw(studies: Sequence[tuple[Study, Sequence[Row]]]) -> bytes:
+    """A PNG with a plot per network: share of the FLOPs pruned against what it loses to dense."""
+    networks = [
+        (study, rows, network, arms)
+        for study, rows in studies
+        for network, arms in arms_of(rows).items()
+        if BASE in arms and len(arms) > 1
+    ]
+    columns = min(3, max(1, len(networks)))
+    lines = max(1, math.ceil(len(networks) / columns))
+    figure, axes = figure_of(lines, columns, figsize=(4.2 * columns, 1.2 + 3.6 * lines))
+    for axis in axes.flat[len(networks) :]:
+        axis.set_axis_off()
+    for axis, (study, rows, network, arms) in zip(axes.flat, networks, strict=False):
+        metric = study.metric
+        sign = -1 if metric.better == "higher" else 1
+        for arm in arms:
+            found = Compared(study, rows, network, arm)
+            if not found.pairs:
+                continue
+            lost = [sign * metric.scale * d for d in found.differences(metric.column)]
+            spread = statistics.stdev(lost) if len(lost) > 1 else 0.0
+            place = 100 * found.rows[0]["pruned_flops_share"], statistics.fmean(lost)
+            marker = "s" if ARMS[arm].tuned else "^" if ARMS[arm].scheduled else "o"
+            axis.errorbar(*place, spread, fmt=marker, capsize=2, color=STYLE[arm]["color"])
+            axis.annotate(arm, place, (5, 3), textcoords="offset points", fontsize=7)
+        axis.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
+        axis.set_yscale("symlog", linthresh=10.0 ** (2 - metric.digits))
+        axis.set(
+            title=f"{network} ({study.name})",
+            xlabel="FLOPs with a pruned operand (%)",
+            ylabel=f"lost: {metric.label}",
+            xlim=(-3, 118),
+        )
+        plain(axis)
+    figure.suptitle(
+        "Mean and deviation over seeds. Round: one policy; square: tuned; triangle: scheduled",
+        fontsize=9,
+    )
+    return png_of(figure)
