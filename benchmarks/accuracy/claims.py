@@ -33,6 +33,10 @@ CLAIMS = (
     Claim("Activations may be pruned by MSE", (("activations", BASE),)),
     Claim("Weights, with gradients by MVUE, train", (("weights", BASE),)),
     Claim("All of it together trains", (("full", BASE),)),
+    Claim(
+        "Not in the paper: where the failure of MSE comes from",
+        (("mse-head-dgrad-1:2", BASE), ("mse-wgrad-1:2", BASE), ("mse-but-head-1:2", BASE)),
+    ),
 )
 
 

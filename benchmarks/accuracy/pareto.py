@@ -41,6 +41,7 @@ def draw(studies: Sequence[tuple[Study, Sequence[Row]]]) -> bytes:
             axis.annotate(arm, place, (5, 3), textcoords="offset points", fontsize=7)
         axis.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
         axis.set_yscale("symlog", linthresh=10.0 ** (2 - metric.digits))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set(
             title=f"{network} ({study.name})",
             xlabel="FLOPs with a pruned operand (%)",

@@ -1,11 +1,15 @@
 """The rows of a study: one per run, its curves, and what pruning did to its gradients.
 
-Each run is written when it is finished, so that an interrupted study goes on where it was.
+Each run is written when it is finished, so that an interrupted study goes on where it was, and
+several processes may share a study by its arms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,10 +46,11 @@ class Store:
     def keep(self, run: Run, about: Mapping[str, str]) -> None:
         """Write a finished run in the place of an earlier one; ``about`` are further columns."""
         metric = self.study.metric
-        # The run itself comes last: where it is there, so is all that belongs to it.
-        self._replace("_curves.csv", curve_rows(run, metric))
-        self._replace("_gradients.csv", gradient_rows(run))
-        self._replace(".csv", [run_row(run, metric, about)])
+        with _alone(self.folder):
+            # The run itself comes last: where it is there, so is all that belongs to it.
+            self._replace("_curves.csv", curve_rows(run, metric))
+            self._replace("_gradients.csv", gradient_rows(run))
+            self._replace(".csv", [run_row(run, metric, about)])
 
     def drop(self, keys: Iterable[Key]) -> None:
         """Remove runs."""
@@ -56,6 +61,18 @@ class Store:
         if new:
             rows = records.merged(self.rows(ending), new, _KEY)
             records.write(self.path(ending), sorted(rows, key=_place(self.study)))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Another process that keeps runs in this folder waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def key_of(row: Mapping[str, Any]) -> Key:

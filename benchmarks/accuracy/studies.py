@@ -99,6 +99,7 @@ _fashion = partial(images.from_folder, batch=128, pool=2)
 _text = partial(Text.load, batch=16, context=64)
 
 _GRADIENTS = ("dense", "gradients-1:2", "gradients-2:4", "mse-gradients", "mse-gradients-1:2")
+_WHERE = ("mse-wgrad-1:2", "mse-head-dgrad-1:2", "mse-but-head-1:2")
 _PLAIN, _NORM = partial(_resnet, norm=False), partial(_resnet, norm=True)
 _EPOCHS = 3 * (60_000 // 128)
 
@@ -107,12 +108,12 @@ STUDIES = {
         "digits",
         "Handwritten digits",
         {
-            "resnet-no-norm": Setting(_PLAIN, _digits, steps=200, rate=3e-3),
+            "resnet-no-norm": Setting(_PLAIN, _digits, steps=200, rate=3e-3, probes=16),
             "resnet-batch-norm": Setting(_NORM, _digits, steps=200, rate=3e-3),
             "vit": Setting(partial(_vit, rows=2, columns=2), _digits, steps=300, rate=4e-3),
         },
         {
-            "resnet-no-norm": (*_GRADIENTS, "activations", "full"),
+            "resnet-no-norm": (*_GRADIENTS, *_WHERE, "activations", "full"),
             "resnet-batch-norm": ("dense", "gradients-1:2", "mse-gradients-1:2", "full"),
             "vit": ("dense", "gradients-1:2", "mse-gradients-1:2", "full", "full-but-first"),
         },
@@ -130,7 +131,7 @@ STUDIES = {
         },
         {
             "resnet-no-norm": (
-                *(*_GRADIENTS, "mse-wgrad-1:2", "mse-head-dgrad-1:2", "mse-but-head-1:2"),
+                *(*_GRADIENTS, *_WHERE),
                 *("activations", "activations-exact", "weights", "full", "full-exact"),
                 *("full-then-dense", "tuned-50", "tuned-75"),
             ),

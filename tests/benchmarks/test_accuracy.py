@@ -332,6 +332,21 @@ def test_other_arms_and_seeds_join(study: Study) -> None:
     assert [row["arm"] for row in study.rows()] == ["dense", "gradients-1:2", "full", "full"]
 
 
+def test_two_that_keep_runs_at_the_same_time(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from benchmarks.accuracy.results import Store
+    from benchmarks.accuracy.studies import STUDIES
+
+    def keep(arm: str) -> None:
+        for run in _runs(arm, [0.5] * 8):
+            Store(tmp_path, STUDIES["digits"]).keep(run, {})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(keep, ("dense", "full")))
+    assert len(Store(tmp_path, STUDIES["digits"]).rows()) == 16
+
+
 @pytest.mark.parametrize("column", ["setting", "policy", "network", "arm"])
 def test_runs_of_other_settings_are_never_mixed_in(study: Study, column: str) -> None:
     from benchmarks import records
@@ -348,6 +363,20 @@ def test_runs_of_other_settings_are_never_mixed_in(study: Study, column: str) ->
     assert study(*VIT, "--replace") == 0
     assert "1 runs of other settings are dropped" in study.output
     assert study.trained == [("vit", "dense", 0)]
+
+
+def test_comparing_gradients_is_no_other_setting() -> None:
+    from dataclasses import replace
+
+    from benchmarks.accuracy.studies import STUDIES
+
+    setting = STUDIES["digits"].networks["vit"]
+    digests = [
+        replace(setting, **change).digest(9)
+        for change in ({}, {"probes": 3}, {"rate": 0.1}, {"decay": 0.1}, {"clip": 0.1})
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
 
 
 def test_other_steps_are_another_setting(study: Study) -> None:
