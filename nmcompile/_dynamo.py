@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -331,6 +331,23 @@ def without_recompile_limit() -> AbstractContextManager[Any]:
     limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), sys.maxsize)
     context: AbstractContextManager[Any] = config.patch(**limits)
     return context
+
+
+@contextmanager
+def without_function_names() -> Iterator[None]:
+    """A context in which Dynamo's log of calls says no names of functions, only files and lines.
+
+    For these names it splits every source file of a model into tokens, log or no log.
+    """
+    translator = private("torch._dynamo", "symbolic_convert")
+    before = getattr(translator, "get_funcname", None)
+    if before is not None:
+        translator.get_funcname = lambda *_: None
+    try:
+        yield
+    finally:
+        if before is not None:
+            translator.get_funcname = before
 
 
 def compiled_function_is_skipped(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from nmcompile._dynamo import (
     module_of,
     untraceable,
     untraceable_since,
+    without_function_names,
     without_recompile_limit,
 )
 from nmcompile.capture.eager import EagerProducts
@@ -26,6 +27,7 @@ from nmcompile.capture.regions import Region, region_of
 from nmcompile.codegen.loader import sources
 from nmcompile.errors import ArgumentError, NMError, OptionError, shown
 from nmcompile.execution.targets import Target, named
+from nmcompile.garbage import collected_rarely
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import Planned, plan_only
 from nmcompile.policy import Policy
@@ -84,10 +86,16 @@ def explain(
     place = None if target is None else named(target)
     plain = getattr(model, "_orig_mod", model)  # an already compiled module is explained afresh
     before = untraceable()
-    with off_meta(plain, (args, kwargs)) as (given, keywords), _put_back(plain):
+    with (
+        collected_rarely(),
+        without_recompile_limit(),
+        without_function_names(),
+        off_meta(plain, (args, kwargs)) as (given, keywords),
+        _put_back(plain),
+    ):
         planning = _Planning(chosen, place, plain)
         try:
-            with planning.compiled(each) as run, planning.eager, without_recompile_limit():
+            with planning.compiled(each) as run, planning.eager:
                 run(*given, **keywords)
         except BackendCompilerFailed as error:
             if isinstance(error.inner_exception, NMError):

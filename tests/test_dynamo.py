@@ -17,6 +17,7 @@ from nmcompile._dynamo import (
     ends_in_graph_break,
     in_compiled_autograd,
     is_compiled_wrapper,
+    without_function_names,
 )
 
 X = torch.randn(4, 8)
@@ -182,3 +183,13 @@ def test_a_reason_without_the_word_is_no_break() -> None:
     for reason in (None, SimpleNamespace(), SimpleNamespace(graph_break=False)):
         gm.compile_subgraph_reason = reason
         assert not ends_in_graph_break(gm)
+
+
+def test_no_source_file_is_read_for_the_names_of_functions() -> None:
+    torch._dynamo.funcname_cache.clearcache()
+    with without_function_names():
+        torch.compile(Layer(), backend="eager")(X)
+    assert torch._dynamo.funcname_cache.cache == {}
+    torch._dynamo.reset()
+    torch.compile(Layer(), backend="eager")(X)
+    assert torch._dynamo.funcname_cache.cache  # as it is without

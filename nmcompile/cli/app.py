@@ -6,6 +6,8 @@ call, in TARGET or in a policy.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ import typer
 from rich.console import Console
 
 from nmcompile.errors import NMError, NMWarning
+from nmcompile.garbage import collected_rarely
 
 FINDINGS, USAGE = 1, 2
 
@@ -313,8 +316,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """The entry point ``nmcompile``."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     _shown_plainly()
+    # At the end the system takes the memory back; object by object it would take seconds.
+    atexit.register(gc.freeze)
     try:
-        app(given)
+        with collected_rarely():
+            app(given)
     except NMError as error:
         if "--debug" in given:
             raise

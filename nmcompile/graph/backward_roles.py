@@ -11,7 +11,9 @@ derives is a guess, which explains the row of a report and is never pruned.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import fx
 
@@ -41,11 +43,12 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
     differentiated = Counter(g.seq_nr for g in found if _is_backward(g) and not _has_weight(g))
     to_weights = weight_gradients(found[0].node.graph, kinds) if found else {}
     written = _written_out(found, forward, kinds)
+    alike = _by_sizes(forward)
     roles = []
     for g in found:
         summed = to_weights.get(g.node)
         is_wgrad = summed is not None and summed <= max(1, size_hint(g.sizes[0]))
-        if fused := _fused(g, forward, kinds, is_wgrad):
+        if fused := _fused(g, alike(g), kinds, is_wgrad):
             g = fused
         elif _is_backward(g):
             is_twin = g.seq_nr is not None and differentiated[g.seq_nr] > 1
@@ -54,7 +57,7 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
                 known = _of_written_out(g, multiplied, kinds)
                 g = known or _with_role(g, None, is_twin, is_wgrad)
             else:
-                g = _with_role(g, _partner(g, forward), is_twin, is_wgrad)
+                g = _with_role(g, _partner(g, alike(g)), is_twin, is_wgrad)
         elif g.guess is not None:
             g = _guessed(g, g.guess)
         roles.append(g)
@@ -94,7 +97,7 @@ def _guessed(gemm: Gemm, why: Reason) -> Gemm:
     return replace(gemm, op=op, role=Role.DGRAD if backward else Role.FPROP)
 
 
-def _fused(gemm: Gemm, forward: list[Gemm], kinds: Kinds, is_weight_gradient: bool) -> Gemm | None:
+def _fused(gemm: Gemm, alike: list[Gemm], kinds: Kinds, is_weight_gradient: bool) -> Gemm | None:
     """A product of the gradient that a loss computes in its forward, ``D W`` or ``D^T X``.
 
     Its backward only scales the result by the loss's own tangent: the result is a gradient, and so
@@ -104,7 +107,7 @@ def _fused(gemm: Gemm, forward: list[Gemm], kinds: Kinds, is_weight_gradient: bo
         return None
     if not becomes_gradient(gemm.node, kinds):
         return None
-    for partner in (g for g in forward if _belong_together(gemm, g) and g.op is not Op.MATMUL):
+    for partner in (g for g in alike if g.op is not Op.MATMUL):
         read = {_base(partner, o.arg): o.kind for o in partner.operands}
         for own in gemm.operands:
             kind = read.get(_base(gemm, own.arg))
@@ -128,12 +131,11 @@ def _is_backward(gemm: Gemm) -> bool:
     return OperandKind.GRADIENT in (gemm.lhs.kind, gemm.rhs.kind)
 
 
-def _partner(gemm: Gemm, forward: list[Gemm]) -> Gemm | None:
-    """The forward product that a backward product belongs to.
+def _partner(gemm: Gemm, alike: list[Gemm]) -> Gemm | None:
+    """The forward product that a backward product belongs to, of those with its sizes.
 
     A custom Function has one number for all that it computes: what a product reads comes first.
     """
-    alike = [g for g in forward if _belong_together(gemm, g)]
     numbered = [g for g in alike if g.seq_nr is not None and g.seq_nr == gemm.seq_nr]
     for candidates in (numbered, alike):
         if shared := next((g for g in candidates if _share_operand(gemm, g)), None):
@@ -195,6 +197,19 @@ def _share_operand(gemm: Gemm, forward: Gemm) -> bool:
     return bool(shared & {_base(forward, o.arg) for o in forward.operands})
 
 
+def _by_sizes(forward: list[Gemm]) -> Callable[[Gemm], list[Gemm]]:
+    """The forward products that belong together with a product; looked for once for its sizes."""
+    known: dict[Any, list[Gemm]] = {}
+
+    def alike(gemm: Gemm) -> list[Gemm]:
+        key = gemm.op is Op.CONV, _in_eight_bits(gemm), *_sizes(gemm, 1)
+        if key not in known:
+            known[key] = [g for g in forward if _belong_together(gemm, g)]
+        return known[key]
+
+    return alike
+
+
 def _belong_together(backward: Gemm, forward: Gemm) -> bool:
     """The three GEMMs of a layer permute the same M, N, K (a convolution's only nearly).
 
@@ -203,9 +218,13 @@ def _belong_together(backward: Gemm, forward: Gemm) -> bool:
     if Op.CONV in (backward.op, forward.op):
         return backward.op is forward.op
     # What each of the three reduces may be padded where it is in 8 bits, to a multiple of 16.
-    eight_bits = any(g.dtype.startswith("float8") for g in (backward, forward))
+    eight_bits = _in_eight_bits(backward) or _in_eight_bits(forward)
     ours, theirs = (_sizes(g, 16 if eight_bits else 1) for g in (backward, forward))
     return sorted(ours) == sorted(theirs) and theirs[-1] in ours[1:3]
+
+
+def _in_eight_bits(gemm: Gemm) -> bool:
+    return gemm.dtype.startswith("float8")
 
 
 def _sizes(gemm: Gemm, step: int) -> list[int]:

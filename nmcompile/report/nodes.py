@@ -126,8 +126,14 @@ def _target(node: fx.Node) -> str:
 
 def _source(trace: str) -> str:
     """The innermost place of a stack trace that is the user's."""
-    places = re.findall(r'File "([^"]+)", line (\d+)', trace)
-    return next((":".join(p) for p in reversed(places) if not p[0].startswith(_OURS)), "")
+    end = len(trace)
+    while (start := trace.rfind('File "', 0, end)) >= 0:  # traces are long, and it is near the end
+        found = _PLACE.match(trace, start)
+        if found is not None and not found[1].startswith(_OURS):
+            return f"{found[1]}:{found[2]}"
+        end = start
+    return ""
 
 
+_PLACE = re.compile(r'File "([^"]+)", line (\d+)')
 _OURS = str(Path(__file__).parents[1])

@@ -143,3 +143,13 @@ def test_the_entry_point_is_this_one() -> None:
 
     named = {e.value for e in entry_points(group="console_scripts") if e.name == "nmcompile"}
     assert named <= {f"{module.__name__}:run"}
+
+
+def test_memory_is_not_freed_object_by_object_at_the_end(case: str) -> None:
+    script = (
+        "import atexit, gc, sys; from nmcompile.cli.app import run\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0, file=sys.stderr))\n"
+        "run(['policy', 'show', 'full'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "True\n")

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import nmcompile
+from nmcompile.gemm import Gemm
+from nmcompile.graph import backward_roles
 from nmcompile.report.report import Report
 from tests.graph.training_step import traced
 
@@ -60,3 +62,20 @@ def test_convolutions_and_attention() -> None:
     assert ("linear", "dgrad", "gradient") in found
     assert ("conv", "wgrad", "gradient") in found
     assert not any(s.guess for s in report.sites)
+
+
+def test_layers_of_the_same_sizes_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+    belong_together = backward_roles._belong_together
+
+    def counted(*products: Gemm) -> bool:
+        nonlocal compared
+        compared += 1
+        return belong_together(*products)
+
+    monkeypatch.setattr(backward_roles, "_belong_together", counted)
+    layers = [nn.Linear(8, 8) for _ in range(20)]
+    gm, *_ = traced(nn.Sequential(*layers), torch.randn(12, 8))
+    found = roles(nmcompile.rewrite(gm, "full").meta["nm_report"])
+    assert len(found) == 20 * 3 - 1  # the gradient of the input is not asked for
+    assert 0 < compared <= 20 * 3  # the sizes of fprop, dgrad and wgrad, each with every layer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 import nmcompile
-from nmcompile.report.nodes import Node
+from nmcompile.report.nodes import Node, _source
 
 
 class Net(nn.Module):
@@ -60,3 +62,12 @@ def test_the_source_is_the_users_line() -> None:
     assert path == __file__
     with open(path) as file:
         assert "self.fc(x)" in file.read().splitlines()[int(line) - 1]
+
+
+def test_the_source_is_the_innermost_line_outside_of_the_package() -> None:
+    ours = str(Path(nmcompile.__file__).parent / "functional.py")
+    places = [("/a/train.py", 3), ("/a/model.py", 12), (ours, 7)]
+    trace = "".join(f'  File "{path}", line {n}, in f\n    code()\n' for path, n in places)
+    assert _source(trace) == "/a/model.py:12"
+    assert _source(trace + '  File "cut off') == "/a/model.py:12"
+    assert _source(f'  File "{ours}", line 7, in f\n') == _source("") == ""
