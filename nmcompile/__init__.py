@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         ArgumentError,
         ExportError,
         FormatError,
+        MaskError,
         NMError,
         NMWarning,
         OptionError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     )
     from nmcompile.execution.targets import targets
     from nmcompile.in_place import compile
+    from nmcompile.kept.masks import Masks
     from nmcompile.masks.formats import NMFormat
     from nmcompile.policy import Policy, Rule, recipe_names
     from nmcompile.report.report import Report
@@ -37,6 +39,8 @@ __all__ = [
     "ArgumentError",
     "ExportError",
     "FormatError",
+    "MaskError",
+    "Masks",
     "NMError",
     "NMFormat",
     "NMWarning",
@@ -65,6 +69,8 @@ _HOMES = {
     "ArgumentError": "errors",
     "ExportError": "errors",
     "FormatError": "errors",
+    "MaskError": "errors",
+    "Masks": "kept.masks",
     "NMError": "errors",
     "NMFormat": "masks.formats",
     "NMWarning": "errors",

@@ -230,6 +230,11 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def is_wrapper(value: Any) -> bool:
+    """Whether it is a tensor that a graph takes apart into others, such as a ``DTensor``."""
+    return bool(private("torch.utils._python_dispatch", "is_traceable_wrapper_subclass")(value))
+
+
 @contextmanager
 def without_gradient_hooks(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
     """A context in which no hook is called that waits for a parameter's gradient to be ready."""

@@ -25,6 +25,7 @@ from nmcompile._dynamo import (
 from nmcompile.capture.regions import check_indices, region_of
 from nmcompile.errors import NMError
 from nmcompile.inductor.compile_graph import compile_graph
+from nmcompile.inductor.kept_inputs import check_whole
 from nmcompile.inductor.options import read_options
 from nmcompile.policy import Policy
 from nmcompile.reason import Code, Reason
@@ -78,6 +79,7 @@ def nm_sparse(
         graph, reports = compile_graph(gm, example_inputs, dense)
         _history.remark(eager_backward(reports))
         return graph
+    check_whole(settings.policy, (caller.whole, *caller.roots))
     if settings.region.paths:  # one of many regions, which share their policy and its report
         graph, reports = compile_graph(gm, example_inputs, settings)
         _history.add(settings.policy, settings.policy, reports, alive=caller.whole)

@@ -28,6 +28,7 @@ from nmcompile.codegen.loader import sources
 from nmcompile.errors import ArgumentError, NMError, OptionError, shown
 from nmcompile.execution.targets import Target, named
 from nmcompile.garbage import collected_rarely
+from nmcompile.inductor.kept_inputs import check_whole
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import Planned, plan_only
 from nmcompile.policy import Policy
@@ -85,6 +86,7 @@ def explain(
     chosen = Policy.resolve(policy)
     place = None if target is None else named(target)
     plain = getattr(model, "_orig_mod", model)  # an already compiled module is explained afresh
+    check_whole(chosen, [module_of(plain)])
     before = untraceable()
     with (
         collected_rarely(),

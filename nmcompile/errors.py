@@ -61,6 +61,10 @@ class ScheduleError(NMError, ValueError):
     """Phases that are no schedule, a checkpoint of another one, or ranks at different steps."""
 
 
+class MaskError(NMError, ValueError):
+    """A checkpoint of masks that is none, or of another model."""
+
+
 @contextmanager
 def owned(part: str) -> Iterator[None]:
     """Turn any other error of a part of the package into one that names it.

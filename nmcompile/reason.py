@@ -22,6 +22,7 @@ class Code(StrEnum):
     WINDOWED = "windowed"
     TOO_SHORT = "too-short"
     EXACT_NEEDS_WEIGHT = "exact-needs-weight"
+    NOT_KEPT = "not-kept"
     # What happens where a product cannot run sparse, or need not.
     DECLINED = "declined"
     FALLBACK = "fallback"
@@ -45,6 +46,9 @@ class Code(StrEnum):
     MASKED_RESULT = "masked-result"
     READS_PRUNED = "reads-pruned"
     READS_UNPRUNED = "reads-unpruned"
+    # How long the mask of a weight holds.
+    KEPT = "kept"
+    NO_DECAY = "no-decay"
     # What an 8-bit operand's mask meets.
     FIXED_SCALE = "fixed-scale"
     # What made a role a guess, so that the product is dense.

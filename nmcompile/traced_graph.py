@@ -12,7 +12,7 @@ from torch import fx
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from nmcompile._torch import FakeTensor, FakeTensorMode, is_composite, tree_map_only
-from nmcompile.errors import ArgumentError, NMError, nearest, shown
+from nmcompile.errors import ArgumentError, NMError, PolicyError, nearest, shown
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.aten import Convolution, is_product, operands, view_base
 from nmcompile.graph.higher_order import reachable
@@ -63,6 +63,11 @@ def rewrite(
             f'{shown(gm)}; a module or a function is for torch.compile(..., backend="nm_sparse")'
         )
     chosen = Policy.resolve(policy)
+    if chosen.keeps_masks:
+        raise PolicyError(
+            "a graph that is rewritten has no place for masks that are kept between steps: leave "
+            "refresh and decay out of the policy, or compile the model"
+        )
     result = fx.GraphModule(gm, copy.deepcopy(gm.graph))
     graph = result.graph
     if any("val" not in n.meta for n in graph.nodes if n.op == "placeholder"):

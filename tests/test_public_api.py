@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 import nmcompile
-from nmcompile import Policy, Report, Rule, Schedule, Tuned, functional
+from nmcompile import Masks, Policy, Report, Rule, Schedule, Tuned, functional
 from nmcompile.masks.formats import NMFormat
 
 NAMES = [
     "ArgumentError",
     "ExportError",
     "FormatError",
+    "MaskError",
+    "Masks",
     "NMError",
     "NMFormat",
     "NMWarning",
@@ -76,12 +78,19 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     Policy.resolve: "(value)",
     Policy.to_toml: "(self)",
     Policy.decide: "(self, site)",
+    Policy.life_of: "(self, rule)",
     Rule.matches: "(self, site)",
     Report.to_json: "(self, path=None)",
     Report.from_json: "(path)",
     Report.to_html: "(self, path, title='nmcompile report')",
     Report.to_model_explorer: "(self, path, title='nmcompile report')",
     Schedule: "(model, phases, *, each=None, dynamic=None, fullgraph=False, options=None)",
+    Masks: "(model)",
+    Masks.tensors: "(self)",
+    Masks.flip_rates: "(self)",
+    Masks.refresh: "(self)",
+    Masks.state_dict: "(self)",
+    Masks.load_state_dict: "(self, state)",
     Schedule.step: "(self, at=None)",
     Schedule.warm_up: "(self, *args, **kwargs)",
     Schedule.state_dict: "(self)",
@@ -91,17 +100,20 @@ SIGNATURES: dict[Callable[..., Any], str] = {
 }
 PROPERTIES = {
     NMFormat: ["density"],
-    Policy: ["all_rules", "digest"],
+    Policy: ["all_rules", "digest", "keeps_masks"],
     Rule: ["conditions", "label", "line", "number", "ops", "origin", "recipe", "roles"],
     Report: ["kernels", "saved", "sites", "skipped", "totals"],
     Schedule: ["phases", "policy", "reports", "steps"],
     Tuned: ["policy"],
 }
 FIELDS = {
-    Policy: ["schema_", "extends", "execution", "fallback", "margin", "rules"],
+    Policy: [
+        *("schema_", "extends", "execution", "fallback", "margin", "refresh", "decay", "rules"),
+    ],
     Rule: [
         *("module", "class_", "op", "role", "dtype", "min_flops"),
-        *("dense", "prune", "format", "method", "backward", "execution", "fallback"),
+        *("dense", "prune", "format", "method", "backward", "refresh", "decay"),
+        *("execution", "fallback"),
     ],
 }
 

@@ -18,15 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmcompile import cache, functional
+from nmcompile import cache
 from nmcompile._dynamo import inside_wrappers
 from nmcompile._torch import is_sharded
 from nmcompile.baked.pruned import pruned_sites, refused, report_of_model
 from nmcompile.errors import ArgumentError, ExportError, shown
 from nmcompile.gemm import OperandKind, Role
+from nmcompile.kept import table
+from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.policy.paths import without_wrappers
+from nmcompile.reason import Code
 from nmcompile.report.report import Report
 from nmcompile.report.rows import Site, WeightRow
 
@@ -74,10 +77,10 @@ class Exported:
 def export(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = False) -> Exported:
     """Write a model's state with its weight masks baked in, as a dense safetensors checkpoint.
 
-    The masks are those that the forward takes now (recipe ``weights``, or any rule that prunes the
-    weight in fprop): the plain model that loads the file computes what the compiled one computes
-    in evaluation. Every pruned weight is read back and checked: N:M along what the forward reduces
-    over, before the file takes its name. A list of them is written beside it, as
+    The masks are those that the forward takes or keeps now (recipe ``weights``, or any rule that
+    prunes the weight in fprop): the plain model that loads the file computes what the compiled one
+    computes in evaluation. Every pruned weight is read back and checked: N:M along what the forward
+    reduces over, before the file takes its name. A list of them is written beside it, as
     ``NAME.layers.json``.
 
     A policy that prunes no weight leaves dense weights, which the result says (``note``) and the
@@ -115,7 +118,7 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = 
         assert site.weight is not None
         value = tensors[name]
         for twin in names[name]:
-            baked[twin] = torch.where(_keep(value, site, site.weight), value, 0)
+            baked[twin] = torch.where(_keep(value, site, site.weight), value.detach(), 0)
     layers = tuple(_layer(name, s, baked[name]) for name, s in sites.items())
     listing = target.with_name(f"{target.stem}.layers.json")
     made = Exported(target, listing, layers, _dense(report, sites), _note(report, sites))
@@ -190,43 +193,23 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
                 "compiled with the same policy, run it once and export that"
             )
     names = {n: [k for k, v in state.items() if v is value] for n, value in state.items()}
-    return {name: value.detach() for name, value in state.items()}, names
+    return state, names
 
 
 def _keep(value: Tensor, site: Site, row: WeightRow) -> Tensor:
     """The mask that the forward takes, in the shape of the parameter.
 
-    In the type that the product multiplies in: under autocast, weights that differ in float32 may
-    be equal there, and the first is kept.
+    One that is kept between steps; else one that is taken now, in the type that the product
+    multiplies in: under autocast, weights that differ in float32 may be equal there, and the first
+    is kept.
     """
     if site.dtype not in _DTYPES:
         raise refused(site, f"it multiplies in {site.dtype}")
-    form, tiles = NMFormat.parse(str(site.format)), site.method == Method.TRANSPOSABLE
-    cast = value.to(getattr(torch, site.dtype))
-    dims: tuple[int, ...] = row.dims
-    shared, groups = row.dims[0], row.groups
-    if tiles:
-        assert row.tile_dims is not None
-        shared, groups = row.tile_dims[0], row.tile_groups
-        # In the order of memory: with ties, that decides.
-        strides = value.stride()
-        dims = tuple(sorted(row.tile_dims, key=lambda d: -strides[d]))
-    cast, dims, apart = _by_group(cast, dims, shared, groups, form.m)
-    keep = functional.keep_mask(cast, form, dims if len(dims) > 1 else dims[0], str(site.method))
-    return keep.flatten(shared, shared + 1) if apart else keep
-
-
-def _by_group(
-    value: Tensor, dims: tuple[int, ...], shared: int, groups: int, m: int
-) -> tuple[Tensor, tuple[int, ...], bool]:
-    """With channel groups as a dimension of their own, where a block would cross two of them."""
-    if groups == 1 or value.shape[shared] // groups % m == 0:
-        return value, dims, False
-    return (
-        value.unflatten(shared, (groups, -1)),
-        tuple(d + (d >= shared) for d in dims),
-        True,
-    )
+    stored = row.mask(NMFormat.parse(str(site.format)), Method(str(site.method)))
+    if not site.has(Code.KEPT):
+        return stored.take(value.to(getattr(torch, site.dtype)))
+    kept = table.masks_of(value).get(stored)
+    return stored.take(value) if kept is None or kept.stale else kept.mask
 
 
 def _layer(name: str, site: Site, value: Tensor) -> Layer:
@@ -252,7 +235,8 @@ def _verify(written: dict[str, Tensor], sites: dict[str, Site]) -> None:
     for name, site in sites.items():
         row, form = site.weight, NMFormat.parse(str(site.format))
         assert row is not None
-        value, dims, _ = _by_group(written[name], row.dims, row.dims[0], row.groups, form.m)
+        along = StoredMask(form, Method.MSE, row.dims, row.groups)
+        value, dims = along.by_group(written[name], row.dims)
         kept = (reference.to_blocks(value, list(dims), form.m) != 0).sum(-1)
         if kept.numel() and int(kept.max()) > form.n:
             raise ExportError(
@@ -269,7 +253,7 @@ def _on_their_own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """On the CPU, and copied where two share memory: tied weights stand under all their names."""
     found, seen = {}, set()
     for name, value in tensors.items():
-        mine = value.cpu().contiguous()
+        mine = value.detach().cpu().contiguous()
         place = mine.untyped_storage().data_ptr()
         found[name] = mine.clone() if place in seen else mine
         seen.add(place)

@@ -12,6 +12,7 @@ from nmcompile.backend import report_of_call
 from nmcompile.errors import ExportError, first
 from nmcompile.masks.formats import Method
 from nmcompile.policy.paths import named_modules
+from nmcompile.reason import Code
 from nmcompile.report.report import GraphReport, Report
 from nmcompile.report.rows import Site
 from nmcompile.schedule.schedule import Schedule
@@ -121,4 +122,5 @@ def _how(site: Site) -> tuple[Any, ...]:
     assert row is not None
     tiles = row.tile_dims and frozenset(row.tile_dims)
     place = tiles if site.method == Method.TRANSPOSABLE else row.dims
-    return site.format, site.method, site.dtype, place, row.groups, row.tile_groups
+    life = site.has(Code.KEPT)
+    return site.format, site.method, site.dtype, life, place, row.groups, row.tile_groups

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from nmcompile._dynamo import is_grad_of_tensor, source_of_input
-from nmcompile._torch import OpOverload, input_origin, tree_map
+from nmcompile._torch import OpOverload, input_origin, is_wrapper, tree_map
 from nmcompile.capture.ranks import Ranks
 from nmcompile.capture.surroundings import doubt as doubt_of
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.module_path import normalise
 from nmcompile.graph.subgraphs import OUTSIDE_UNKNOWN
+from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.policy.paths import without_wrappers
 from nmcompile.reason import Code, Reason
 
@@ -34,7 +35,9 @@ class Capture:
     ``ranks``: with whom its tensors are shared; None where there is one process. ``gradients``
     are inputs that are the ``.grad`` of a parameter. ``doubt``: why every input that is no weight
     may be a gradient. ``names``: of its inputs, parameters
-    and buffers by their paths.
+    and buffers by their paths. ``whole``: the weights that are whole on this process, each a tensor
+    of its own. ``masks``: the inputs that were added for kept masks, by weight and how each is
+    taken.
     """
 
     weights: frozenset[int]
@@ -43,6 +46,8 @@ class Capture:
     gradients: frozenset[int] = frozenset()
     doubt: Reason | None = None
     names: tuple[str, ...] = ()
+    whole: frozenset[int] = frozenset()
+    masks: Mapping[tuple[int, StoredMask], int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, gm: fx.GraphModule, inputs: Sequence[Any]) -> Capture:
@@ -62,7 +67,16 @@ class Capture:
             digest.update(b"\n")
         names = tuple(_name(p, i in weights) for i, p in enumerate(placeholders))
         key = digest.hexdigest()
-        return cls(weights, key, Ranks.of(inputs), gradients, doubt, names)
+        whole = frozenset(i for i in weights if not is_wrapper(inputs[i]))
+        return cls(weights, key, Ranks.of(inputs), gradients, doubt, names, whole)
+
+    def with_masks(self, masks: Sequence[tuple[int, StoredMask]]) -> Capture:
+        """The same graph, to whose inputs these masks were appended."""
+        first = len(self.names)
+        added = {key: first + number for number, key in enumerate(masks)}
+        names = [f"mask of {self.names[weight]}" for weight, _ in masks]
+        weights = self.weights | frozenset(added.values())
+        return replace(self, masks=added, weights=weights, names=(*self.names, *names))
 
     def kind_of_input(self, node: fx.Node) -> OperandKind | Reason | None:
         """The operand kind of an input of the joint or inference graph, or why it is unknown."""

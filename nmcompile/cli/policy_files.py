@@ -147,6 +147,8 @@ extends = "{recipe}"  # {summary}
 # execution = "auto"  # "simulate": mask, then multiply densely; "sparse": sparse tensor cores
 # fallback = "dense"  # where "sparse" cannot be: "dense", "simulate" or "error"
 # margin = 1.05       # the least predicted gain for which a product runs sparse
+# refresh = 40        # of masks of weights: steps of the optimizer for which one is kept
+# decay = 6e-6        # SR-STE: the masked part of a weight decays by so much in each step
 
 # Rules of your own come before those of the recipe. Conditions first, all of which must hold:
 #

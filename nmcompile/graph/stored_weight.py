@@ -21,12 +21,14 @@ class StoredWeight:
     """The input that an operand is, transposed or cast at most.
 
     ``order`` has for each dimension of the operand that of the input. ``obstacle`` says why a mask
-    of the operand cannot be written into the input; empty where it can.
+    of the operand cannot be written into the input; empty where it can. ``computed``: since the
+    operand is more than that, and ``node`` what computes it.
     """
 
     node: fx.Node
     order: tuple[int, ...]
     obstacle: str = ""
+    computed: bool = False
 
     @classmethod
     def of(cls, operand: fx.Node, readers: Collection[fx.Node], kinds: Kinds) -> StoredWeight:
@@ -51,7 +53,7 @@ class StoredWeight:
             order = order if swapped is None else tuple(swapped[d] for d in order)
             node = before
         other = "" if obstacle else _other_reader(node, readers, kinds)
-        return cls(node, order, obstacle or other)
+        return cls(node, order, obstacle or other, bool(obstacle))
 
 
 def _other_reader(source: fx.Node, readers: Collection[fx.Node], kinds: Kinds) -> str:

@@ -17,8 +17,9 @@ from nmcompile.capture.ranks import check_plans, check_seeds
 from nmcompile.errors import NMWarning
 from nmcompile.graph.higher_order import reachable
 from nmcompile.inductor.hooks import JointPass, PostPass
+from nmcompile.inductor.kept_inputs import masks_appended, rows_of, with_kept_masks
 from nmcompile.inductor.options import Settings
-from nmcompile.inductor.plan_only import plan_only
+from nmcompile.inductor.plan_only import kept_rows, plan_only
 from nmcompile.inductor.reused import dense_elsewhere, may_be_reused
 from nmcompile.report.artifacts import show_kernels, show_plan
 from nmcompile.report.report import GraphReport, Report
@@ -37,10 +38,13 @@ def compile_graph(
     known = stored.load()
     reusable = may_be_reused(gm)
     spare = None if known and not reusable else fx.GraphModule(gm, copy.deepcopy(gm.graph))
+    rows = kept_rows(gm, inputs, settings, capture) if known is None else rows_of(known)
+    joint.capture = capture.with_masks([(row.input, row.stored) for row in rows])
     post = PostPass(settings, joint.digest)
     hooks = {"joint_custom_pre_pass": joint, "post_grad_custom_pre_pass": post}
-    with _donation(gm):
-        compiled = _torch.compile_fx(gm, inputs, {**settings.inductor, **hooks})
+    with _donation(gm), masks_appended(gm, inputs, rows) as given:
+        compiled = _torch.compile_fx(gm, given, {**settings.inductor, **hooks})
+    compiled = with_kept_masks(compiled, rows)
     reports = joint.reports or known
     if reports is None:
         assert spare is not None

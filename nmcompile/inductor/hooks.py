@@ -36,6 +36,7 @@ from nmcompile.passes.run import run
 from nmcompile.report.artifacts import show_kernels, show_plan
 from nmcompile.report.nodes import Listing
 from nmcompile.report.report import GraphReport
+from nmcompile.report.rows import KeptRow
 
 
 class _AfterTheUsers(CustomGraphPass):  # type: ignore[misc]
@@ -95,12 +96,38 @@ class JointPass(_AfterTheUsers):
             show_plan(report, self.settings.policy)
 
 
+class FindKept(JointPass):
+    """Decides what a joint graph gets, and leaves the graph as it is: which masks are kept."""
+
+    rows: tuple[KeptRow, ...] = ()
+
+    def run(self, graph: fx.Graph) -> None:
+        place = place_of(graph, self.settings, self.capture)
+        if place is not None and not place.operator:
+            plan = plan_at(graph, place, self.settings, self.capture)
+            run(pipeline.DECIDE, plan, "joint graph, to be given its masks")
+            self.rows = KeptRow.all_of(plan, self.capture.name_of_input)
+
+
 def plan_at(graph: fx.Graph, place: Place, settings: Settings, capture: Capture) -> Plan:
     """The plan of a joint graph, before any pass."""
     mark_backward(n for n, kind in place.kinds.items() if kind is OperandKind.GRADIENT)
     options = (settings.policy, settings.autotune, place.region, capture.ranks, settings.target)
     about = (place.doubt, place.operator, place.times, max(1, len(settings.region.paths)))
-    return Plan(graph, place.kinds, *options, *about, place.apart, place.recomputed)
+    inputs = _captured_inputs(graph)
+    whole = {inputs[number]: number for number in capture.whole & inputs.keys()}
+    masks = {key: inputs[number] for key, number in capture.masks.items() if number in inputs}
+    return Plan(graph, place.kinds, *options, *about, place.apart, place.recomputed, whole, masks)
+
+
+def _captured_inputs(graph: fx.Graph) -> dict[int, fx.Node]:
+    """The inputs of a joint graph that are those of the captured one, by number."""
+    found = {}
+    for node in graph.find_nodes(op="placeholder"):
+        what, number = _torch.input_origin(node) or ("", None)
+        if what == "plain" and number is not None:
+            found[number] = node
+    return found
 
 
 class PostPass(_AfterTheUsers):

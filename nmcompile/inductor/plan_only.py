@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,15 +15,18 @@ from nmcompile import _torch
 from nmcompile.capture.inputs import Capture
 from nmcompile.codegen.kernel_spec import KernelSpec
 from nmcompile.codegen.mask_spec import MaskSpec
+from nmcompile.errors import NMWarning
 from nmcompile.graph.higher_order import reachable
-from nmcompile.inductor.hooks import JointPass
+from nmcompile.inductor.hooks import FindKept, JointPass
 from nmcompile.inductor.interpreter import DenseInterpreter
+from nmcompile.inductor.kept_inputs import masks_appended, with_full_masks
 from nmcompile.inductor.options import Settings
 from nmcompile.passes import pipeline
 from nmcompile.passes.lower_kernels import mask_nodes, mask_spec
 from nmcompile.passes.plan import Kernels
 from nmcompile.passes.run import run
 from nmcompile.report.report import GraphReport
+from nmcompile.report.rows import KeptRow
 
 
 class Planned(NamedTuple):
@@ -55,8 +59,27 @@ def plan_only(
 
     By default without their masks, for which kernels would have to be built.
     """
-    joint = JointPass(settings, Capture.of(gm, inputs), build_kernels=False)
-    return interpreted(gm, inputs, joint, interpreter)
+    capture = Capture.of(gm, inputs)
+    rows = kept_rows(gm, inputs, settings, capture)
+    capture = capture.with_masks([(row.input, row.stored) for row in rows])
+    joint = JointPass(settings, capture, build_kernels=False)
+    with masks_appended(gm, inputs, rows) as given:
+        planned = interpreted(gm, given, joint, interpreter)
+    return planned._replace(run=with_full_masks(planned.run, rows))
+
+
+def kept_rows(
+    gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, capture: Capture
+) -> tuple[KeptRow, ...]:
+    """The kept masks that the graph needs as inputs, found before it has them."""
+    if not settings.policy.keeps_masks:
+        return ()
+    copied = fx.GraphModule(gm, copy.deepcopy(gm.graph))
+    asked = FindKept(settings, capture, build_kernels=False)
+    with warnings.catch_warnings():  # what there is to say is said when the graph is planned
+        warnings.simplefilter("ignore", NMWarning)
+        interpreted(copied, inputs, asked, DenseInterpreter)
+    return asked.rows
 
 
 def interpreted(

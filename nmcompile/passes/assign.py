@@ -13,7 +13,8 @@ from nmcompile.graph.aten import argument
 from nmcompile.graph.float8 import NoCast, cast_of
 from nmcompile.graph.stored_weight import StoredWeight
 from nmcompile.masks.formats import Method, NMFormat
-from nmcompile.passes.plan import Decision, Plan, Product
+from nmcompile.passes.kept_masks import kept_mask, note_kept
+from nmcompile.passes.plan import Decision, KeptMask, Plan, Product
 from nmcompile.passes.requests import reads_pruned, request
 from nmcompile.policy import Rule
 from nmcompile.reason import Code, Reason
@@ -31,13 +32,15 @@ def assign(plan: Plan) -> None:
     rules = [_rule(gemm, plan) for gemm in plan.gemms]
     for site, (gemm, rule) in enumerate(zip(plan.gemms, rules, strict=True)):
         try:
-            plan.pruning[site] = _pruning(gemm, rule, plan)
+            pruning = _pruning(gemm, rule, plan)
+            plan.kept |= _kept(plan, site, gemm, rule, pruning)
+            plan.pruning[site] = pruning
         except _Dense as why:
             executions[site] = Execution("dense", (why.reason,))
     executions |= _choose(plan, rules)
     in_order = [executions[site] for site in range(len(plan.gemms))]
     plan.decisions = tuple(
-        Decision(site, gemm, rules[site], _kept(plan, site, execution), execution)
+        Decision(site, gemm, rules[site], _carried_out(plan, site, execution), execution)
         for site, (gemm, execution) in enumerate(zip(plan.gemms, in_order, strict=True))
     )
     plan.dense_seconds = _dense_seconds(plan)
@@ -46,6 +49,7 @@ def assign(plan: Plan) -> None:
         for d in plan.decisions
     }
     plan.weights = _stored_weights(plan)
+    note_kept(plan)
     _warn_of_guesses(plan)
     declined = [d for d in plan.decisions if d.declined]
     if declined and not any(d.pruning for d in plan.decisions):
@@ -116,7 +120,7 @@ def _run(plan: Plan, requests: list[Request], executions: dict[int, Execution]) 
     plan.units += chosen.units
 
 
-def _kept(plan: Plan, site: int, execution: Execution) -> Pruning | None:
+def _carried_out(plan: Plan, site: int, execution: Execution) -> Pruning | None:
     return None if execution.how == "dense" else plan.pruning.get(site)
 
 
@@ -194,6 +198,20 @@ def _pruning(gemm: Gemm, rule: Rule | None, plan: Plan) -> Pruning:
     if gemm.role is Role.FPROP:
         _check_twice(plan, rule.method, exact)
     return Pruning(operand, rule.format, rule.method, exact)
+
+
+def _kept(
+    plan: Plan, site: int, gemm: Gemm, rule: Rule | None, pruning: Pruning
+) -> dict[int, KeptMask]:
+    """The mask that is kept for the product, where its rule asks for one."""
+    life = plan.policy.life_of(rule) if rule is not None else None
+    if life is None:
+        return {}
+    found = kept_mask(plan, gemm, pruning, life)
+    if isinstance(found, str):
+        text = f"the mask of its weight cannot be kept: {found}. Write refresh = 1 and decay = 0"
+        raise _Dense(Code.NOT_KEPT, f"{text} in its rule, and it is taken in each forward")
+    return {site: found}
 
 
 def _check_dtype(gemm: Gemm, operand: Operand) -> None:

@@ -38,6 +38,7 @@ from nmcompile.graph.insert import Inserter
 from nmcompile.graph.same_operand import through_transposes, value_of
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Compress, Mm, Pack, Prune
+from nmcompile.passes.kept_masks import masked
 from nmcompile.passes.plan import Compressed, Decision, Plan, Sparse
 from nmcompile.passes.prune_operands import in_memory_order, mask_operand, seed_of, stream_of
 from nmcompile.passes.requests import FUSED
@@ -88,7 +89,7 @@ def _compress(plan: Plan, d: Decision, x: fx.Node, dim: int) -> Compressed:
         return _pack(plan, d, x, dim, layout)
     method, nm = pruning.method, pruning.format
     source, along = through_transposes(x, dim)
-    if method not in FUSED:
+    if method not in FUSED or d.site in plan.kept:
         source = _pruned(plan, d, source, along)
         x = source if along == dim else insert.permute(node, source, [1, 0])
         method = Method.MSE
@@ -131,8 +132,12 @@ def _pruned(plan: Plan, d: Decision, x: fx.Node, along: int) -> fx.Node:
     assert pruning is not None
     method, nm = pruning.method, pruning.format
     dims = in_memory_order(x, [0, 1]) if method is Method.TRANSPOSABLE else [along]
-    key = (value_of(x), nm, method, None if method is Method.TRANSPOSABLE else d.site)
-    if key not in plan.pruned:
+    shared = method is Method.TRANSPOSABLE
+    kept = plan.kept.get(d.site)
+    key = (value_of(x), nm, method, None if shared else d.site, kept and kept.stored)
+    if key not in plan.pruned and kept is not None:
+        plan.pruned[key] = masked(plan, Prune, d, x)
+    elif key not in plan.pruned:
         seed = seed_of(plan, node, d.gemm.device) if method.random else None
         call = Prune(x, seed, stream_of(d.site, method), nm.n, nm.m, dims, str(method))
         mark = f"{d.gemm.role} {pruning.operand.kind} {nm} {method} @ {d.gemm.path or node.name}"

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 
 from nmcompile.codegen.kernel_spec import STORAGE
 from nmcompile.gemm import Role
-from nmcompile.graph.aten import CONVERSIONS, OPERANDS, argument, is_product, is_view, view_base
+from nmcompile.graph.aten import (
+    CONVERSIONS,
+    OPERANDS,
+    argument,
+    aten,
+    is_product,
+    is_view,
+    view_base,
+)
 from nmcompile.graph.float8 import source_of
 from nmcompile.masks.formats import Method
 from nmcompile.ops.fused_schemas import FusedCompress
@@ -96,7 +104,8 @@ def gradients_masked(plan: Plan) -> Iterator[str]:
         mask = argument(view_base(masked), "condition")
         while is_view(mask) or mask.target in CONVERSIONS:
             mask = mask.all_input_nodes[0]
-        if mask.target not in (op.operator for op in (KeepMask, KeepMaskRagged, UnpackMask)):
+        made = mask.target in (op.operator for op in (KeepMask, KeepMaskRagged, UnpackMask))
+        if not made and mask not in plan.masks.values():
             yield f"the gradient of site {site} is masked by {mask}"
 
 
@@ -173,7 +182,8 @@ def _unpruned(plan: Plan, roles: set[Role]) -> Iterator[str]:
             assert product.operand is not None
             operand = source_of(product.node, product.operand.arg)
             made = view_base(operand).target  # channel groups are reshaped
-            if made not in (Prune.operator, PruneRagged.operator):
+            masks = (Prune.operator, PruneRagged.operator)
+            if made not in ((aten.where.self,) if d.site in plan.kept else masks):
                 yield f"{product.node} of site {d.site} reads the unpruned {product.operand.kind}"
         elif product.node.target is not Mm.operator:
             yield f"site {d.site} runs sparse and is {product.node.target}"

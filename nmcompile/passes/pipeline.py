@@ -30,12 +30,17 @@ from nmcompile.passes.share_pruned import share_pruned
 from nmcompile.passes.split_convolution_backward import split_convolution_backward
 from nmcompile.passes.split_grouped_backward import split_grouped_backward
 
-#: On the joint graph of forward and backward (or on an inference graph).
-JOINT: tuple[Pass, ...] = (
+#: What each product of a joint graph gets; the graph stays as it is.
+DECIDE: tuple[Pass, ...] = (
     # every product: role, operand kinds, reduction dimension; mutates nothing
     Pass(find, leaves=[facts.products_found]),
     # the rule that decides each, and what it gets; mutates nothing
     Pass(assign, needs=[facts.products_found], leaves=[facts.all_decided]),
+)
+
+#: On the joint graph of forward and backward (or on an inference graph).
+JOINT: tuple[Pass, ...] = (
+    *DECIDE,
     # dgrad and wgrad of a pruned grouped product: a node each
     Pass(split_grouped_backward, needs=[facts.all_decided]),
     # and of a pruned convolution

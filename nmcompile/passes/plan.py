@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +27,10 @@ from nmcompile.gemm import Gemm, Operand, Pruning
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.graph.operand_kinds import Kinds
 from nmcompile.graph.stored_weight import StoredWeight
+from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.ops.call import Call
 from nmcompile.policy import Policy, Rule
+from nmcompile.policy.rule import MaskLife
 from nmcompile.reason import Code, Reason
 
 
@@ -56,6 +59,20 @@ class Product:
 
     node: fx.Node
     operand: Operand | None
+
+
+@dataclass(frozen=True)
+class KeptMask:
+    """The mask of a weight that is kept between steps.
+
+    ``weight`` is the input that holds the weight, ``number`` its place among those of the captured
+    graph.
+    """
+
+    weight: fx.Node
+    number: int
+    stored: StoredMask
+    life: MaskLife
 
 
 @dataclass(frozen=True)
@@ -112,9 +129,13 @@ class Plan:
 
     By site: ``pruning`` is what its rule prunes, whether or not it will be; ``products`` is where
     each stands now, ``weights`` the input that holds the pruned weight of a forward product,
-    ``results`` what pruning made of it, ``masked`` the input gradient under the mask of a forward
+    ``kept`` the mask of it that is kept between steps, as its rule asks, ``results`` what pruning
+    made of it, ``masked`` the input gradient under the mask of a forward
     product (``backward = "exact"``), ``notes`` what else there is to say about it,
     ``dense_seconds`` the predicted time of it as a dense product.
+
+    ``whole``: the inputs whose masks can be kept, and the number of each in the captured graph;
+    ``masks``: the inputs that are kept masks, by that number and how each is taken.
     """
 
     graph: fx.Graph
@@ -130,6 +151,8 @@ class Plan:
     modules: int = 1
     apart: bool = False
     recomputed: bool = False
+    whole: Mapping[fx.Node, int] = field(default_factory=dict)
+    masks: Mapping[tuple[int, StoredMask], fx.Node] = field(default_factory=dict)
     sharing: list[int] = field(default_factory=list)  # ranks that draw the masks of this one
     gemms: list[Gemm] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -139,6 +162,7 @@ class Plan:
     dense_seconds: dict[int, float] = field(default_factory=dict)
     products: dict[int, Product] = field(default_factory=dict)
     weights: dict[int, StoredWeight] = field(default_factory=dict)
+    kept: dict[int, KeptMask] = field(default_factory=dict)
     results: dict[int, Simulated | Sparse] = field(default_factory=dict)
     masked: dict[int, fx.Node] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

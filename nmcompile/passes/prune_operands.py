@@ -40,6 +40,7 @@ from nmcompile.graph.recast import Frame, recast
 from nmcompile.masks.formats import Method
 from nmcompile.ops.call import Call
 from nmcompile.ops.schemas import KeepMaskRagged, Mask, Prune, PruneRagged, RankSeed
+from nmcompile.passes.kept_masks import masked
 from nmcompile.passes.plan import Decision, Plan, Simulated
 from nmcompile.reason import Code, Reason
 
@@ -93,13 +94,15 @@ def mask_operand(plan: Plan, op: type[Mask], d: Decision, x: fx.Node) -> fx.Node
     pruning, node, operand = d.pruning, plan.products[d.site].node, plan.products[d.site].operand
     assert pruning is not None
     assert operand is not None
+    if d.site in plan.kept:
+        return masked(plan, op, d, x)
     nm, method = pruning.format, pruning.method
     seed = seed_of(plan, node, d.gemm.device) if method.random else None
     dims, shared, groups = _block_dims(operand, method, x)
     shape = list(x.meta["val"].shape)
     insert = Inserter(plan.graph)
 
-    def masked(value: fx.Node, dims: list[int]) -> fx.Node:
+    def inserted(value: fx.Node, dims: list[int]) -> fx.Node:
         mark = f"{d.gemm.role} {operand.kind} {nm} {method} @ {d.gemm.path or node.name}"
         stream, name = stream_of(d.site, method), "pruned" if op is Prune else "keep_mask"
         if operand.offsets is None:
@@ -112,11 +115,11 @@ def mask_operand(plan: Plan, op: type[Mask], d: Decision, x: fx.Node) -> fx.Node
 
     with insert.before(node):
         if groups == 1 or shape[shared] // groups % nm.m == 0:
-            return masked(x, dims)
+            return inserted(x, dims)
         sizes = insert.sizes(node, x)
         split = [*sizes[:shared], groups, shape[shared] // groups, *sizes[shared + 1 :]]
         grouped = insert.reshape(node, x, split)
-        result = masked(grouped, [dim + (dim >= shared) for dim in dims])
+        result = inserted(grouped, [dim + (dim >= shared) for dim in dims])
         return insert.reshape(node, result, sizes)
 
 

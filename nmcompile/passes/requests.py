@@ -54,7 +54,7 @@ def request(plan: Plan, site: int, gemm: Gemm, rule: Rule, pruning: Pruning) -> 
     method, nm = pruning.method, pruning.format
     # A transposable mask is made once, for fprop and dgrad.
     side = None if method is Method.TRANSPOSABLE else in_backward(gemm.node)
-    key = (value, nm.n, nm.m, method, side)
+    key = (value, nm.n, nm.m, method, side, site in plan.kept)
     backward = [g for g in plan.gemms if g.forward is gemm.node]
     return Request(
         site,

@@ -11,12 +11,12 @@ import sys
 from typing import Any
 
 from nmcompile.gemm import KINDS_OF_ROLE, OperandKind, Role
-from nmcompile.masks.formats import MAX_M
+from nmcompile.masks.formats import MAX_M, Method
 from nmcompile.policy.pattern import MAX_LENGTH
 
 Schema = dict[str, Any]
 #: Keys that mean nothing in a rule with ``dense = true``.
-_OF_PRUNING = ("prune", "format", "method", "execution", "fallback")
+_OF_PRUNING = ("prune", "format", "method", "refresh", "decay", "execution", "fallback")
 _NULL = {"type": "null"}
 
 
@@ -30,6 +30,7 @@ def complete_rule(schema: Schema) -> None:
     for key in ("module", "class"):
         keys[key]["anyOf"][0]["maxLength"] = MAX_LENGTH
     keys["min_flops"]["anyOf"][0]["maximum"] = sys.float_info.max
+    keys["decay"]["anyOf"][0]["maximum"] = sys.float_info.max
     keys["format"]["anyOf"][0] = {"type": "string", "pattern": _formats(range(1, MAX_M + 1))}
     schema["allOf"] = [
         {
@@ -46,6 +47,11 @@ def complete_rule(schema: Schema) -> None:
             },
         },
         *(_roles(kind) for kind in OperandKind),
+        *(_of_weights(key) for key in ("refresh", "decay")),
+        {
+            "if": _given("decay"),
+            "then": {"properties": {"role": {"anyOf": [_NULL, _one_is(str(Role.FPROP))]}}},
+        },
         _method("approx-mvue", format={"pattern": _formats([4], n=2)}),
         _method(
             "transposable",
@@ -71,12 +77,24 @@ def complete_policy(schema: Schema, recipes: tuple[str, ...], rules: int) -> Non
     keys["extends"]["anyOf"][0]["enum"] = list(recipes)
     keys["rule"]["maxItems"] = rules
     keys["margin"]["maximum"] = sys.float_info.max
+    keys["decay"]["anyOf"][0]["maximum"] = sys.float_info.max
     schema["required"] = ["schema"]
 
 
 def _has(**values: object) -> Schema:
     consts = {key: {"const": value} for key, value in values.items()}
     return {"required": list(values), "properties": consts}
+
+
+def _given(key: str) -> Schema:
+    return {"required": [key], "properties": {key: {"not": _NULL}}}
+
+
+def _of_weights(key: str) -> Schema:
+    """A key that means something for the mask of a weight that can be kept."""
+    methods = [None, *(str(m) for m in Method if not m.random)]
+    needs = {"prune": {"const": str(OperandKind.WEIGHT)}, "method": {"enum": methods}}
+    return {"if": _given(key), "then": {"properties": needs}}
 
 
 def _method(method: str, **needs: Schema) -> Schema:
@@ -93,6 +111,11 @@ def _roles(kind: OperandKind) -> Schema:
 def _all_of(words: list[str]) -> Schema:
     """One of the words, or a list of them."""
     return {"anyOf": [{"enum": words}, {"type": "array", "items": {"enum": words}}]}
+
+
+def _one_is(word: str) -> Schema:
+    """The word, or a list that has it."""
+    return {"anyOf": [{"const": word}, {"type": "array", "contains": {"const": word}}]}
 
 
 def _formats(ms: range | list[int], n: int | None = None) -> str:

@@ -21,9 +21,20 @@ from pydantic import Field, GetJsonSchemaHandler, field_validator
 from pydantic_core import CoreSchema
 
 from nmcompile.errors import NMWarning, PolicyError, Problem, first, nearest, shown
+from nmcompile.gemm import OperandKind, Role
 from nmcompile.policy.json_schema import complete_policy
 from nmcompile.policy.model import PolicyModel, keys_of, show, unknown_key, wrong_value
-from nmcompile.policy.rule import Execution, Fallback, Rule, Site
+from nmcompile.policy.rule import (
+    DECAY,
+    REFRESH,
+    Decay,
+    Execution,
+    Fallback,
+    MaskLife,
+    Refresh,
+    Rule,
+    Site,
+)
 from nmcompile.policy.toml import (
     RECIPES,
     Source,
@@ -49,6 +60,8 @@ class Policy(PolicyModel):
             cores, ``"auto"`` is sparse on a capable GPU and else simulated.
         fallback: what to do where sparse execution is impossible or gains too little.
         margin: the least gain, dense over sparse time, for which a product runs sparse.
+        refresh, decay: of the masks of weights (``MaskLife``), for all rules that prune weights by
+            MSE or transposable masks and do not say it themselves; None is 1 and 0.
         rules: the policy's own rules (``rule`` in TOML).
 
     Raises:
@@ -68,6 +81,8 @@ class Policy(PolicyModel):
         allow_inf_nan=False,
         description="the least gain for which a product runs sparse, such as 1.05",
     )
+    refresh: Refresh | None = Field(default=None, description=REFRESH)
+    decay: Decay | None = Field(default=None, description=DECAY)
     rules: tuple[Rule, ...] = Field(
         default=(),
         alias="rule",
@@ -237,12 +252,26 @@ class Policy(PolicyModel):
         """The first rule that matches ``site``; None leaves it dense."""
         return next((rule for rule in self.all_rules if rule.matches(site)), None)
 
+    def life_of(self, rule: Rule) -> MaskLife | None:
+        """How long a mask of this rule is kept; None: it is taken in each forward."""
+        if rule.prune is not OperandKind.WEIGHT or (rule.method and rule.method.random):
+            return None
+        refresh = self.refresh if rule.refresh is None else rule.refresh
+        decay = self.decay if rule.decay is None else rule.decay
+        life = MaskLife(refresh or 1, (decay or 0.0) if Role.FPROP in rule.roles else 0.0)
+        return None if life == MaskLife(1, 0.0) else life
+
+    @property
+    def keeps_masks(self) -> bool:
+        """Whether the masks of any rule are kept."""
+        return any(self.life_of(rule) for rule in self.all_rules)
+
     @property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of all that affects behaviour or a report.
 
         That is every rule in effect with the place where it was written, ``execution``,
-        ``fallback`` and ``margin``.
+        ``fallback``, ``margin``, ``refresh`` and ``decay``.
         """
         # Of the recipe that is extended, only the rules count, and they are in `all_rules`.
         head = self.model_dump(mode="json", exclude={"schema_", "extends", "rules"})

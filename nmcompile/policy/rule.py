@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import (
@@ -59,6 +60,11 @@ def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _whole(value: object) -> object:
+    # 40.0 is an integer to a JSON Schema.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _pattern(value: str | None) -> str | None:
     if value is not None:
         matcher(value)
@@ -76,6 +82,22 @@ def _quoted(words: tuple[Role, ...] | tuple[OperandKind, ...]) -> str:
 _Text = Annotated[str, Field(strict=True)]
 _Format = Annotated[NMFormat, PlainValidator(NMFormat.parse), PlainSerializer(str)]
 _FLOPs = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Refresh = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
+Decay = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+REFRESH = "a whole number of steps, 1 or more, such as 40"
+DECAY = "a finite number, zero or more, such as 6e-6"
+
+
+@dataclass(frozen=True)
+class MaskLife:
+    """How long the mask of a weight is kept, and how what it leaves out decays.
+
+    It is taken anew after every ``refresh`` steps of the optimizer, each of which adds
+    ``decay`` times the masked elements of the weight to its gradient.
+    """
+
+    refresh: int
+    decay: float
 
 
 class Rule(PolicyModel):
@@ -100,6 +122,8 @@ class Rule(PolicyModel):
         method: by default MSE for activations and weights, MVUE for gradients.
         backward: ``"exact"`` gives the gradient of the pruned product instead of a
             straight-through one; in fprop, for MSE and transposable masks.
+        refresh, decay: of a weight's mask, by MSE or transposable (``MaskLife``); None is the
+            policy's. Decay is of the mask of the forward product.
         execution, fallback: None is the policy's.
 
     ``op``, ``role`` and ``dtype`` accept one word or a list.
@@ -134,6 +158,8 @@ class Rule(PolicyModel):
     )
     method: Method | None = None
     backward: Backward = "straight-through"
+    refresh: Refresh | None = Field(default=None, description=REFRESH)
+    decay: Decay | None = Field(default=None, description=DECAY)
     execution: Execution | None = None
     fallback: Fallback | None = None
     _source: Source = PrivateAttr(default=Source())
@@ -224,6 +250,24 @@ class Rule(PolicyModel):
         if wrong:
             raise ValueError(f'"exact" needs {" and ".join(wrong)}')
         return backward
+
+    @field_validator("refresh", "decay")
+    @classmethod
+    def _check_life(cls, value: float | None, info: ValidationInfo) -> float | None:
+        prune, method = info.data.get("prune"), info.data.get("method")
+        if value is None or prune is None:
+            return value
+        if prune is not OperandKind.WEIGHT:
+            raise ValueError(f'is of a weight\'s mask, and the rule prunes "{prune}": remove it')
+        if method is not None and method.random:
+            raise ValueError(
+                f'needs a mask that can be kept, and "{method}" is random: '
+                'write method = "mse" or "transposable"'
+            )
+        roles = info.data.get("role") or (Role.FPROP,)
+        if info.field_name == "decay" and Role.FPROP not in roles:
+            raise ValueError('is of the mask of the forward product: add "fprop" to role')
+        return value
 
     @property
     def ops(self) -> tuple[Op, ...]:

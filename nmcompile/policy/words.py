@@ -75,6 +75,8 @@ _KEYS = {
     **dict.fromkeys(("gradient", "ste"), "backward"),
     **dict.fromkeys(("base", "recipe", "inherits", "inherit", "parent"), "extends"),
     **dict.fromkeys(("version", "schema_version", "schema_"), "schema"),
+    **dict.fromkeys(("every", "steps", "interval", "update_every", "freq", "keep"), "refresh"),
+    **dict.fromkeys(("masked_decay", "sr_ste", "srste", "lambda", "weight_decay"), "decay"),
     **dict.fromkeys(("speedup", "min_gain", "gain", "threshold"), "margin"),
 }
 

@@ -24,7 +24,7 @@ from nmcompile.policy import Policy
 from nmcompile.reason import Reason
 from nmcompile.report import files, notebook, text
 from nmcompile.report.nodes import Listing, Node
-from nmcompile.report.rows import EagerRow, Frozen, Site, UnitRow, WeightRow
+from nmcompile.report.rows import EagerRow, Frozen, KeptRow, Site, UnitRow, WeightRow
 from nmcompile.report.saved import SavedTensor
 from nmcompile.report.totals import Totals, totals
 
@@ -53,6 +53,9 @@ class GraphReport(Frozen):
     )
     training: bool
     sites: tuple[Site, ...]
+    kept: tuple[KeptRow, ...] = Field(
+        default=(), description="masks of weights that are kept between steps"
+    )
     units: tuple[UnitRow, ...] = Field(default=(), description="what was decided together, and why")
     skipped: tuple[Skipped, ...]
     warnings: tuple[str, ...] = Field(default=(), description="what the user was warned of")
@@ -134,6 +137,7 @@ class GraphReport(Frozen):
                 for d in plan.decisions
                 if not d.gemm.again
             ),
+            kept=KeptRow.all_of(plan, name_of_input),
             units=tuple(map(UnitRow.of, plan.units)),
             skipped=tuple(plan.skipped),
             warnings=tuple(plan.warnings),

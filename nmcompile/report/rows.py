@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import fx
 
 from nmcompile.capture.eager import Count, Layer
 from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.units import Unit
 from nmcompile.gemm import Op, Operand, OperandKind, Role, Unknown
 from nmcompile.graph.stored_weight import StoredWeight
-from nmcompile.masks.formats import NMFormat
-from nmcompile.passes.plan import Decision
+from nmcompile.kept.stored_mask import StoredMask
+from nmcompile.masks.formats import Method, NMFormat
+from nmcompile.passes.kept_masks import all_kept
+from nmcompile.passes.plan import Decision, Plan
 from nmcompile.reason import Code, Reason, sentence
 
 
@@ -48,6 +52,52 @@ class WeightRow(Frozen):
             tile_groups=operand.tile_groups,
             obstacle=stored.obstacle,
         )
+
+    def mask(self, form: NMFormat, method: Method) -> StoredMask:
+        """How a mask of the parameter is taken, as the product takes one of its weight."""
+        tile = self.tile_dims and (self.tile_dims, self.tile_groups)
+        return StoredMask.of(form, method, (self.dims, self.groups), tile)
+
+
+class KeptRow(Frozen):
+    """A mask of a weight that is kept between steps, and read by a graph as an input.
+
+    ``dims`` are the weight's own dimensions that the blocks run along (or the tiles span), of which
+    ``groups`` channel groups share the first.
+    """
+
+    input: int = Field(description="the weight's number among the inputs of the captured graph")
+    names: tuple[str, ...] = Field(description="its paths: one for each module of a region")
+    format: str
+    method: str
+    dims: tuple[int, ...]
+    groups: int
+    refresh: int = Field(description="steps of the optimizer after which it is taken anew")
+    decay: float = Field(description="what the masked part of the weight adds to its gradient")
+
+    @classmethod
+    def all_of(cls, plan: Plan, name_of_input: Callable[[fx.Node], str]) -> tuple[KeptRow, ...]:
+        """The rows of a plan whose products are decided."""
+        each, shown = plan.region.each, plan.region.shown
+        return tuple(
+            cls(
+                input=kept.number,
+                names=each(shown(name_of_input(kept.weight))),
+                format=str(kept.stored.format),
+                method=str(kept.stored.method),
+                dims=kept.stored.dims,
+                groups=kept.stored.groups,
+                refresh=kept.life.refresh,
+                decay=kept.life.decay,
+            )
+            for kept in all_kept(plan)
+        )
+
+    @property
+    def stored(self) -> StoredMask:
+        """How it is taken."""
+        form, method = NMFormat.parse(self.format), Method(self.method)
+        return StoredMask(form, method, self.dims, self.groups)
 
 
 class Site(Frozen):

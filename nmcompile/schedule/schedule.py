@@ -21,6 +21,7 @@ from nmcompile._dynamo import is_compiled_wrapper, module_of
 from nmcompile._torch import records_cuda_graphs
 from nmcompile.backend import report_of
 from nmcompile.errors import ArgumentError, OptionError, ScheduleError, shown
+from nmcompile.kept.table import forget
 from nmcompile.policy import Policy
 from nmcompile.policy.blocks import alike_blocks
 from nmcompile.policy.paths import named_modules
@@ -174,6 +175,7 @@ class Schedule:
             self._switches += 1
         self._steps = step
         if before != after:
+            forget(self.model.parameters())  # a phase takes its own masks
             self._point_to(self.policy)
 
     def _point_to(self, policy: Policy) -> None:

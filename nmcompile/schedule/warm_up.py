@@ -12,6 +12,7 @@ from torch import nn
 
 from nmcompile import _torch
 from nmcompile.errors import ScheduleError
+from nmcompile.kept.table import undisturbed
 
 
 def run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -36,7 +37,7 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Leave parameters, their gradients, buffers and random numbers as they are.
+    """Leave parameters, their gradients and masks, buffers and random numbers as they are.
 
     Hooks that wait for a gradient (``register_post_accumulate_grad_hook``) are not called: they
     may hold an optimizer's step.
@@ -54,6 +55,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with (
             torch.random.fork_rng(**_generators(p for _, p in parameters)),
             _torch.without_gradient_hooks(p for _, p in parameters),
+            undisturbed(p for _, p in parameters),
         ):
             for _, p in parameters:
                 p.grad = None

@@ -54,6 +54,8 @@ VALUES: dict[str, list[Any]] = {
     "format": ["2:4", " 02 : 4\t", "1:2", "4:8", "4:4", "32:32", "1:33", "5:4", "0:4", "2:4:8", 2],
     "method": ["mse", "mvue", "approx-mvue", "uniform", "transposable", "topk"],
     "backward": ["straight-through", "exact", "ste"],
+    "refresh": [1, 40, 40.0, 0, -1, 2.5, "40", True],
+    "decay": [0, 6e-6, 1, -1e-3, "0.1", True, 10**310],
     "execution": ["simulate", "sparse", "auto", "fast"],
     "fallback": ["dense", "simulate", "error", 0],
 }
@@ -63,6 +65,8 @@ TOP: dict[str, list[Any]] = {
     "execution": VALUES["execution"],
     "fallback": VALUES["fallback"],
     "margin": [1.05, 2, 0, -1.0, "1", True],
+    "refresh": VALUES["refresh"],
+    "decay": VALUES["decay"],
 }
 
 
@@ -78,6 +82,8 @@ RIGHT = {
     "method": VALUES["method"][:5],
     "role": VALUES["role"][:6],
     "backward": VALUES["backward"][:2],
+    "refresh": [1, 40],
+    "decay": [0, 6e-6],
     "execution": ["simulate"],
     "dense": [True, False],
 }

@@ -278,6 +278,40 @@ def test_the_digest_changes_with_everything_else_that_shows():
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
 
 
+# How long masks are kept
+
+
+@pytest.mark.parametrize(
+    ("keys", "top", "life"),
+    [
+        ({}, {}, None),
+        ({"refresh": 1, "decay": 0}, {}, None),
+        ({"refresh": 40}, {}, (40, 0.0)),
+        ({"decay": 2e-4}, {}, (1, 2e-4)),
+        ({}, {"refresh": 40, "decay": 6e-6}, (40, 6e-6)),
+        ({"refresh": 20}, {"refresh": 40, "decay": 6e-6}, (20, 6e-6)),
+        ({"refresh": 1, "decay": 0}, {"refresh": 40, "decay": 6e-6}, None),
+        ({"role": "dgrad"}, {"refresh": 40, "decay": 6e-6}, (40, 0.0)),  # no forward, no decay
+        ({"method": "mvue"}, {"refresh": 40, "decay": 6e-6}, None),  # another at each forward
+        ({"prune": "activation", "role": "fprop"}, {"refresh": 40}, None),
+    ],
+)
+def test_the_life_of_a_mask_is_the_rules_or_else_the_policys(keys, top, life):
+    policy = Policy(rules=[Rule(**{"prune": "weight", "format": "2:4", **keys})], **top)
+    found = policy.life_of(policy.rules[0])
+    assert (found and (found.refresh, found.decay)) == life
+    assert policy.keeps_masks == (life is not None)
+
+
+def test_a_recipe_that_is_extended_keeps_its_masks_as_long_as_the_policy_says():
+    text = 'schema = 1\nextends = "weights"\nrefresh = 40\ndecay = 6e-6\n'
+    policy = Policy.loads(text)
+    assert policy.keeps_masks
+    assert Policy.loads(policy.to_toml()) == policy
+    assert policy.digest != Policy.recipe("weights").digest
+    assert not Policy.recipe("weights").keeps_masks
+
+
 # Round trip
 
 

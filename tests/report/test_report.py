@@ -38,7 +38,7 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
         *("uncompiled", "unused_rules"),
     ]
     assert sorted(data["graphs"][0]) == [
-        "after", "before", "calls", "digest", "kernel_specs", "modules", "nodes_after",
+        "after", "before", "calls", "digest", "kept", "kernel_specs", "modules", "nodes_after",
         "nodes_before", "operator", "region", "saved", "sharing", "sites", "skipped", "times",
         "training", "units", "warnings",
     ]  # fmt: skip
