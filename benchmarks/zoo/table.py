@@ -103,8 +103,9 @@ each family compiled (but the U-Net), the others interpreted after all passes.
 - The report is complete. A dispatch mode counts every product of an eager step without looking at
   any graph: the FLOPs of each module, forward and backward, are those of the report, and each
   linear layer and convolution that ran is there under its own path, in each role, as often as it
-  was called. Fused operators are listed as skipped under the module that they ran in, and what runs
-  in no graph is what `explain` counts.
+  was called. Fused operators are listed as skipped under the module that they ran in, what runs in
+  no graph is what `explain` counts, and what is listed as a product without a weight read no
+  parameter.
 - Policy `full` prunes every linear, convolution and grouped product in all three roles, but for
   those that reduce over fewer than 4 elements where a block would lie. Nothing is pruned whose role
   was not derived.

@@ -163,6 +163,13 @@ def view_base(node: fx.Node) -> fx.Node:
     return node
 
 
+def cast_base(node: fx.Node) -> fx.Node:
+    """The value that a chain of views and casts shows."""
+    while is_view(node) or node.target in CASTS:
+        node = node.all_input_nodes[0]
+    return node
+
+
 def view_arguments(node: fx.Node) -> tuple[Any, ...]:
     """What a view has beside its input: a shape, an order."""
     return node.args[1:]

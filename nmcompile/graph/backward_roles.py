@@ -18,7 +18,7 @@ from typing import Any
 from torch import fx
 
 from nmcompile.gemm import Gemm, Op, OperandKind, Role, size_hint
-from nmcompile.graph.aten import view_base
+from nmcompile.graph.aten import cast_base, view_base
 from nmcompile.graph.find_skipped import is_written_out
 from nmcompile.graph.float8 import source_of
 from nmcompile.graph.grouped import is_grouped
@@ -78,8 +78,9 @@ def _written_out(found: list[Gemm], forward: list[Gemm], kinds: Kinds) -> dict[i
 
 def _of_written_out(gemm: Gemm, forward: fx.Node, kinds: Kinds) -> Gemm | None:
     """A gradient of the product that ``forward`` was; None where it reads neither operand of it."""
-    factors = forward.all_input_nodes
-    shares = {_base(gemm, o.arg) for o in gemm.operands} & set(map(view_base, factors))
+    factors = forward.all_input_nodes  # 16 bits are multiplied as 32
+    read = {cast_base(_base(gemm, o.arg)) for o in gemm.operands}
+    shares = read & set(map(cast_base, factors))
     if gemm.guess is not None or gemm.role is not Role.FPROP or not shares:
         return None
     if sum(kinds[n] is OperandKind.WEIGHT for n in factors) != 1:

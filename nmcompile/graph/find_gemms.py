@@ -29,6 +29,7 @@ from nmcompile.graph.aten import (
     Convolution,
     ConvolutionBackward,
     argument,
+    cast_base,
     is_view,
     operands,
 )
@@ -92,9 +93,7 @@ def _is_linear_layer(x: fx.Node, w_t: fx.Node) -> bool:
     while w_t.op == "call_function" and (is_view(w_t) or w_t.target in CASTS):
         transposed ^= w_t.target in TRANSPOSES
         w_t = w_t.all_input_nodes[0]
-    while x.op == "call_function" and (is_view(x) or x.target in CASTS):
-        x = x.all_input_nodes[0]
-    return transposed and w_t.op != "call_function" and x.op == "call_function"
+    return transposed and w_t.op != "call_function" and cast_base(x).op == "call_function"
 
 
 def _grouped(node: fx.Node, kinds: Kinds) -> list[Gemm]:

@@ -23,6 +23,7 @@ from torch import fx
 
 from nmcompile.gemm import Op, OperandKind, Role
 from nmcompile.graph.aten import (
+    CASTS,
     INPUT_GRADIENT,
     WEIGHT_GRADIENT,
     argument,
@@ -75,7 +76,7 @@ def _as_multiplication(plan: Plan, forward: Decision, node: fx.Node) -> Reason:
     assert forward.pruning is not None
     kind, done = forward.pruning.operand.kind, plan.results[forward.site]
     for factor in dict.fromkeys(node.all_input_nodes):
-        pruned = _through_views(plan, node, factor, done)
+        pruned = _as_read(plan, node, factor, done)
         if pruned is not None:
             node.replace_input_with(factor, pruned)
             text = f"a backward product of one term reads the pruned {kind} (backward = exact)"
@@ -158,7 +159,7 @@ def _read_pruned(plan: Plan, forward: Decision, backward: Decision) -> Reason:
     if isinstance(cast, Cast) and cast.source is done.original and isinstance(done, Simulated):
         recast(Inserter(plan.graph), node, operand.arg, cast, done.pruned)
         return said
-    value = _through_views(plan, node, argument(node, operand.arg), done)
+    value = _as_read(plan, node, argument(node, operand.arg), done)
     if value is None:
         text = f"reads the unpruned {kind}: it is no view of the operand of fprop"
         return Reason(Code.READS_UNPRUNED, text)
@@ -166,15 +167,13 @@ def _read_pruned(plan: Plan, forward: Decision, backward: Decision) -> Reason:
     return said
 
 
-def _through_views(
-    plan: Plan, node: fx.Node, value: fx.Node, done: Simulated | Sparse
-) -> fx.Node | None:
-    """The pruned operand as ``value`` looks at the operand; None where it looks at anything else.
+def _as_read(plan: Plan, node: fx.Node, value: fx.Node, done: Simulated | Sparse) -> fx.Node | None:
+    """The pruned operand as ``value`` shows the operand; None where it shows anything else.
 
-    It is made in front of ``node``.
+    It is made in front of ``node``, through the same views and casts.
     """
     chain: list[fx.Node] = []
-    while value is not done.original and is_view(value):
+    while value is not done.original and (is_view(value) or value.target in CASTS):
         chain.append(value)
         value = value.all_input_nodes[0]
     if value is not done.original:
@@ -188,5 +187,5 @@ def _through_views(
         else:
             value = _unpacked(insert, node, Decompress, done.compressed)
         for view in reversed(chain):
-            value = insert.call(node, view.target, value, *view_arguments(view))
+            value = insert.call(node, view.target, value, *view_arguments(view), **view.kwargs)
     return value

@@ -79,3 +79,21 @@ def test_layers_of_the_same_sizes_are_compared_once(monkeypatch: pytest.MonkeyPa
     found = roles(nmcompile.rewrite(gm, "full").meta["nm_report"])
     assert len(found) == 20 * 3 - 1  # the gradient of the input is not asked for
     assert 0 < compared <= 20 * 3  # the sizes of fprop, dgrad and wgrad, each with every layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_outer_product_of_activations_has_no_weight_gradient(dtype: torch.dtype) -> None:
+    """Inductor writes it as a multiplication, and its gradient sums up to that of a bias."""
+
+    class Square(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(1, 8, dtype=dtype)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.fc(x) + self.fc(x.tanh())
+            return torch.matmul(h.mT, h)
+
+    report = nmcompile.explain(Square(), torch.randn(2, 1, 1, dtype=dtype), policy="full")
+    found = [(s.op, s.role, s.pruned) for s in report.sites if s.target == "aten.bmm"]
+    assert found == [("matmul", "dgrad", None)] * 2
