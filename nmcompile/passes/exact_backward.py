@@ -18,6 +18,8 @@ the same.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -187,5 +189,6 @@ def _as_read(plan: Plan, node: fx.Node, value: fx.Node, done: Simulated | Sparse
         else:
             value = _unpacked(insert, node, Decompress, done.compressed)
         for view in reversed(chain):
-            value = insert.call(node, view.target, value, *view_arguments(view), **view.kwargs)
+            keywords: dict[str, Any] = dict(view.kwargs)
+            value = insert.call(node, view.target, value, *view_arguments(view), **keywords)
     return value
