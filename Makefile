@@ -19,7 +19,7 @@ CARRY_PYTHON ?= 3.12
 help:                 ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-digits: $(STUDY)      ## train a ResNet and a ViT dense and N:M sparse (4 minutes on 2 cores)
+digits: $(STUDY)      ## train two ResNets and a ViT dense and N:M sparse (4 minutes on 2 cores)
 	$(BIN)/python -m benchmarks.accuracy digits --out build/accuracy
 
 fashion: $(STUDY)     ## the same on Fashion-MNIST (Debian's dataset-fashion-mnist): hours, resumes

@@ -52,7 +52,8 @@ class Pruning:
 def _content(policy: str | Path | float) -> object:
     if isinstance(policy, float):
         return policy
-    return [rule.model_dump(mode="json") for rule in Policy.resolve(policy).all_rules]
+    rules = Policy.resolve(policy).all_rules
+    return [rule.model_dump(mode="json", by_alias=True, exclude_defaults=True) for rule in rules]
 
 
 _FORWARD = "fprop: activation, MSE 2:4"

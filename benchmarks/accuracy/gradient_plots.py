@@ -35,11 +35,14 @@ def draw(study: Study, curves: Sequence[Row], signals: Sequence[Row]) -> bytes:
         above[1].set(title="mean of all logits", xlabel="step")
         above[1].set_yscale("symlog", linthresh=1)
         above[2].set(title="cosine to dense, 16 batches (pale: one)", xlabel="step")
-        below[0].set(title="bias over norm of the gradient", xlabel="step", ylim=(0, 2))
+        below[0].set(title="bias over norm of the gradient", xlabel="step")
         below[1].set(title="added variance over mini-batch variance", xlabel="step")
         below[1].set_yscale("log")
-        below[2].set(title="bias over norm, by layer", ylim=(0, 2))
+        below[2].set(title="bias over norm, by layer")
         below[2].tick_params(axis="x", rotation=60)
+        for axis in (below[0], below[2]):
+            axis.set_yscale("symlog", linthresh=0.1)
+            axis.yaxis.set_major_formatter("{x:g}")
         for axis in (*above, *below):
             plain(axis)
     legend(figure, list(dict.fromkeys([BASE, *(row["arm"] for row in signals)])))

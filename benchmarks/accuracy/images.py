@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ def digits(batch: int) -> Images:
     )
 
 
+@functools.lru_cache(maxsize=1)  # a worker's arms share it
 def from_folder(batch: int, pool: int, folder: Path = FASHION) -> Images:
     """Images from MNIST's files (IDX, gzipped or not) or CIFAR-10's binary batches.
 
@@ -108,6 +110,8 @@ def from_folder(batch: int, pool: int, folder: Path = FASHION) -> Images:
 
     Raises:
         ValueError: they are not there, or no such files.
+
+    Reading takes seconds, so the last ones read are kept.
     """
     if not folder.is_dir():
         install = " (apt-get install dataset-fashion-mnist)" if folder == FASHION else ""

@@ -29,7 +29,7 @@ def draw(studies: Sequence[tuple[Study, Sequence[Row]]]) -> bytes:
     for axis, (study, rows, network, arms) in zip(axes.flat, networks, strict=False):
         metric = study.metric
         sign = -1 if metric.better == "higher" else 1
-        for arm in arms:
+        for number, arm in enumerate(arms):
             found = Compared(study, rows, network, arm)
             if not found.pairs:
                 continue
@@ -38,9 +38,13 @@ def draw(studies: Sequence[tuple[Study, Sequence[Row]]]) -> bytes:
             place = 100 * found.rows[0]["pruned_flops_share"], statistics.fmean(lost)
             marker = "s" if ARMS[arm].tuned else "^" if ARMS[arm].scheduled else "o"
             axis.errorbar(*place, spread, fmt=marker, capsize=2, color=STYLE[arm]["color"])
-            axis.annotate(arm, place, (5, 3), textcoords="offset points", fontsize=7)
+            below = (5, 3 - 11 * (number % 2))  # or above: neighbours stay readable
+            axis.annotate(arm, place, below, textcoords="offset points", fontsize=7)
         axis.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
-        axis.set_yscale("symlog", linthresh=10.0 ** (2 - metric.digits))
+        near = 10.0 ** (2 - metric.digits)
+        low, high = axis.get_ylim()
+        axis.set_yscale("symlog", linthresh=near)
+        axis.set_ylim(min(low, -near), max(high, near) * 1.3)
         axis.yaxis.set_major_formatter("{x:g}")
         axis.set(
             title=f"{network} ({study.name})",

@@ -37,8 +37,8 @@ class Setting:
         rate: highest learning rate (AdamW); linear warm-up over the first tenth, then cosine to 0.
         decay: weight decay, of matrices only.
         clip: largest norm of the gradient.
-        probes: number of batches on which pruned gradients are compared with dense ones, about
-            seven times in a run; 0 compares none.
+        probes: number of batches on which pruned gradients are compared with dense ones, seven
+            or eight times in a run; 0 compares none.
     """
 
     build: Callable[[Any], nn.Module]
