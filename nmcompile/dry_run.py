@@ -31,6 +31,7 @@ from nmcompile.garbage import collected_rarely
 from nmcompile.inductor.kept_inputs import check_whole
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import Planned, plan_only
+from nmcompile.inductor.postponed import Postponed
 from nmcompile.policy import Policy
 from nmcompile.policy.blocks import alike_blocks
 from nmcompile.policy.paths import named_modules
@@ -52,10 +53,11 @@ def explain(
 ) -> Report:
     """Report what the policy does to every product of ``model(*args, **kwargs)``.
 
-    The model is traced and run once, operator by operator; its buffers and the random state of
-    the CPU are put back. In training mode (gradients on and something that requires them) the
-    backward products are reported too. What multiplies in no graph, since it cannot be traced, is
-    counted while it runs: ``report.eager``, and its share ``report.totals.eager_share``.
+    The model is traced and called once. What is in graphs is computed, operator by operator, only
+    where something outside of them reads it. Buffers and the random state of the CPU are put back.
+    In training mode (gradients on and something that requires them) the backward products are
+    reported too. What multiplies in no graph, since it cannot be traced, is counted while it runs:
+    ``report.eager``, and its share ``report.totals.eager_share``.
 
     A model may be on fake tensors (``FakeTensorMode``) or on the meta device, which take no memory:
     of 70 billion parameters, say. One on the meta device is looked at as fake tensors on the CPU.
@@ -97,7 +99,7 @@ def explain(
     ):
         planning = _Planning(chosen, place, plain)
         try:
-            with planning.compiled(each) as run, planning.eager:
+            with planning.compiled(each) as run, planning.eager, planning.postponing():
                 run(*given, **keywords)
         except BackendCompilerFailed as error:
             if isinstance(error.inner_exception, NMError):
@@ -113,7 +115,8 @@ class _Planning:
         self.policy, self.target, self.model = policy, target, model
         self.whole = module_of(model)
         paths = {m: p for _, p, m in named_modules(self.whole)} if self.whole is not None else {}
-        self.eager = EagerProducts(paths)
+        self.postponed = Postponed()
+        self.eager = EagerProducts(paths, self.postponed.before)
         self.graphs: list[GraphReport] = []
         self.calls: list[int] = []
         self.parameters: set[str] = set()
@@ -142,6 +145,19 @@ class _Planning:
             for block, before in replaced:
                 block._compiled_call_impl = before
 
+    @contextmanager
+    def postponing(self) -> Iterator[None]:
+        """A context in which graphs are computed when something reads what they give."""
+
+        def compute() -> None:
+            with self.eager.unseen():
+                self.postponed.compute()
+
+        with self.postponed.read_by_tolist(compute):
+            yield
+        with self.eager.unseen():
+            self.postponed.end()
+
     def _backend(self, region: Region | None = None) -> Callable[..., Any]:
         def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:
             shared = region_of(Caller.of(capture)) if region is None else region
@@ -151,7 +167,9 @@ class _Planning:
             key = shared, Capture.of(gm, inputs).fingerprint
             if key not in self.planned:
                 settings = Settings(self.policy, region=shared, target=self.target)
-                self.planned[key] = self._counted(plan_only(gm, inputs, settings))
+                self.planned[key] = self._counted(
+                    plan_only(gm, inputs, settings, self.postponed.interpreter)
+                )
             return self.planned[key]
 
         return capture

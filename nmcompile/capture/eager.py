@@ -7,7 +7,7 @@ operator that runs; the operators of planned graphs, which are interpreted, run 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,10 @@ from nmcompile.reason import Reason
 aten = torch.ops.aten
 #: Their first argument is added to the product.
 _ADDED = (aten.addmm, aten.addmv, aten.baddbmm, aten.addbmm)
+
+
+#: Is told of every operator before it runs: the operator, its arguments, whether it is unseen.
+Before = Callable[[Any, Any, bool], None]
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,9 @@ class EagerProducts(TorchDispatchMode):  # type: ignore[misc]
     #: They are called without the mode, so that nothing inside of them is seen.
     supports_higher_order_operators = True
 
-    def __init__(self, paths: dict[nn.Module, str]) -> None:
+    def __init__(self, paths: dict[nn.Module, str], before: Before = lambda *_: None) -> None:
         super().__init__()
+        self._before = before
         self.found: dict[Layer, Count] = {}
         self._paths = paths
         self._unseen = False
@@ -74,6 +79,7 @@ class EagerProducts(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self._before(func, (args, kwargs), self._unseen)
         if self._unseen:
             return func(*args, **kwargs)
         if torch.is_inference_mode_enabled() and is_composite(func):  # its parts are looked at

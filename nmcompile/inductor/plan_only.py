@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ def plan_only(
     gm: fx.GraphModule,
     inputs: Sequence[Any],
     settings: Settings,
-    interpreter: type[fx.Interpreter] = DenseInterpreter,
+    interpreter: Callable[[fx.GraphModule], Any] = DenseInterpreter,
 ) -> Planned:
     """Trace, rewrite and partition, but interpret the graphs instead of generating code.
 
@@ -86,7 +86,7 @@ def interpreted(
     gm: fx.GraphModule,
     inputs: Sequence[Any],
     joint: JointPass,
-    interpreter: type[fx.Interpreter],
+    interpreter: Callable[[fx.GraphModule], Any],
 ) -> Planned:
     """Trace and partition with this pass on the joint graphs; both halves are interpreted."""
     graphs: list[fx.Graph] = []
