@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -251,19 +252,21 @@ def test_one_image_is_no_finding() -> None:
 
 
 class Study:
-    """The command line, with training that is only pretended."""
+    """The command line, with training that is only pretended, and pages only if asked for."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.monkeypatch = folder, monkeypatch
         self.trained: list[tuple[str, str, int]] = []
         self.output = ""
 
-    def __call__(self, *words: str, study: str = "digits", end: int | None = None) -> int:
+    def __call__(
+        self, *words: str, study: str = "digits", end: int | None = None, draw: bool = False
+    ) -> int:
         """The exit status of a command; with ``end``, Ctrl-C comes after so many runs."""
         from typer.testing import CliRunner
 
         from benchmarks.accuracy import __main__ as accuracy
-        from benchmarks.accuracy import workers
+        from benchmarks.accuracy import render, workers
 
         self.trained = []
 
@@ -281,6 +284,7 @@ class Study:
 
         console = Console(file=io.StringIO(), width=400)
         self.monkeypatch.setattr(accuracy, "train", train)
+        self.monkeypatch.setattr(accuracy, "render", render if draw else Mock())
         self.monkeypatch.setattr(accuracy, "console", console)
         command = [study, "--out", str(self.folder), *words]
         result = CliRunner().invoke(accuracy.app, command, env={"COLUMNS": "900"})
@@ -316,7 +320,7 @@ def test_an_interrupted_study_goes_on_where_it_was(study: Study) -> None:
     ]
     assert len(study.rows("_curves.csv")) == 6
     assert len(study.rows("_gradients.csv")) == 3
-    assert study(*VIT) == 0
+    assert study(*VIT, draw=True) == 0
     assert study.trained == []
     assert (study.folder / "accuracy_digits.md").exists()
     assert (study.folder / "accuracy_digits_gradients.png").exists()
