@@ -30,12 +30,12 @@ class Trainer:
     def __init__(self, provider: str, workload: Workload) -> None:
         torch.manual_seed(0)
         self.model, self._batch = workload.build()
-        self._loss = PROVIDERS[provider](self.model)
+        self.compiled = PROVIDERS[provider](self.model)
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
 
     def forward(self) -> Tensor:
         """The loss."""
-        return self._loss(*self._batch)
+        return self.compiled(*self._batch)
 
     def update(self) -> None:
         """SGD, then drop the gradients."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nmcompile.in_place import compile
     from nmcompile.kept.masks import Masks
     from nmcompile.masks.formats import NMFormat
+    from nmcompile.meter.telemetry import Meter, telemetry
     from nmcompile.policy import Policy, Rule, recipe_names
     from nmcompile.report.report import Report
     from nmcompile.schedule.schedule import Schedule
@@ -41,6 +42,7 @@ __all__ = [
     "FormatError",
     "MaskError",
     "Masks",
+    "Meter",
     "NMError",
     "NMFormat",
     "NMWarning",
@@ -61,6 +63,7 @@ __all__ = [
     "recipe_names",
     "rewrite",
     "targets",
+    "telemetry",
     "tune",
 ]
 
@@ -71,6 +74,7 @@ _HOMES = {
     "FormatError": "errors",
     "MaskError": "errors",
     "Masks": "kept.masks",
+    "Meter": "meter.telemetry",
     "NMError": "errors",
     "NMFormat": "masks.formats",
     "NMWarning": "errors",
@@ -90,6 +94,7 @@ _HOMES = {
     "recipe_names": "policy",
     "rewrite": "traced_graph",
     "targets": "execution.targets",
+    "telemetry": "meter.telemetry",
     "tune": "tuning.tune",
 }
 

@@ -64,7 +64,8 @@ def nm_sparse(
             ``"unfused"`` (the same, without the elementwise producers of their operands),
             ``"operators"`` (launched by operators instead of by Inductor),
             ``"generate"`` (on the CPU as well) or ``"reference"`` (nowhere). ``"nm.region"`` lists
-            the paths of the modules that share the code (``nmcompile.compile`` writes it).
+            the paths of the modules that share the code (``nmcompile.compile`` writes it), and
+            ``"nm.meter"`` numbers a meter (``nmcompile.telemetry`` writes it).
 
     Raises:
         ArgumentError, PolicyError, OptionError: what is wrong with the options or the policy file.
@@ -146,13 +147,25 @@ def last_report() -> Report:
     return _history.last()
 
 
+def wrapper_of(call: Any) -> Any:
+    """This backend with its options, behind what ``torch.compile`` made; None behind another."""
+    wrapper = wrapper_behind(call)
+    return wrapper if getattr(wrapper, "compiler_fn", None) is nm_sparse else None
+
+
+def has_run(wrapper: Any) -> bool:
+    """Whether a graph was compiled for this ``torch.compile`` call."""
+    options = wrapper.kwargs.get("options") or {}
+    return _history.has_graphs((wrapper, options.get("policy")))
+
+
 def report_of_call(call: Any, module: nn.Module) -> tuple[Report, Sequence[str]] | None:
     """The report of what ``torch.compile`` made of a module with this backend; None of another one.
 
     It is empty where nothing has run yet. Beside it, the modules that share the code (``each``).
     """
-    wrapper = wrapper_behind(call)
-    if getattr(wrapper, "compiler_fn", None) is not nm_sparse:
+    wrapper = wrapper_of(call)
+    if wrapper is None:
         return None
     settings = read_options(wrapper.kwargs.get("mode"), wrapper.kwargs.get("options"))
     policy = settings.policy

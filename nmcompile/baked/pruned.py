@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-from nmcompile._dynamo import inside_wrappers, is_compiled_wrapper
-from nmcompile.backend import report_of_call
 from nmcompile.errors import ExportError, first
 from nmcompile.masks.formats import Method
-from nmcompile.policy.paths import named_modules
 from nmcompile.reason import Code
 from nmcompile.report.report import GraphReport, Report
 from nmcompile.report.rows import Site
-from nmcompile.schedule.schedule import Schedule
+from nmcompile.schedule.compiled import reports_of
 
 
 def report_of_model(model: nn.Module) -> Report:
@@ -26,7 +22,7 @@ def report_of_model(model: nn.Module) -> Report:
     Raises:
         ExportError: nothing is compiled with this backend, or nothing of it has run.
     """
-    found = list(_reports(model))
+    found = list(reports_of(model))
     if not found:
         raise ExportError(
             f"no mask was ever taken of this {type(model).__name__}: it is not compiled with "
@@ -43,25 +39,6 @@ def report_of_model(model: nn.Module) -> Report:
     policies = dict.fromkeys(report.policy for _, report in found)
     update = {"graphs": tuple(graphs.values()), "policy": "\n".join(policies)}
     return found[0][1].model_copy(update=update)
-
-
-def _reports(model: nn.Module) -> Iterator[tuple[str, Report]]:
-    """The report of each compiled part, and the path of the module that its names begin at."""
-    if is_compiled_wrapper(model):
-        made = report_of_call(model.forward, inside_wrappers(model))
-        if made is not None:
-            yield "", made[0]
-    inner = inside_wrappers(model)
-    for _, path, module in named_modules(inner):
-        call = module._compiled_call_impl
-        if isinstance(owner := getattr(call, "__self__", None), Schedule):
-            call = owner.compiled(module)
-        made = report_of_call(call, module) if call is not None else None
-        if made is None:
-            continue
-        report, region = made
-        own = next((p for p in region if f".{path}".endswith(f".{p}")), "")
-        yield path.removesuffix(own).rstrip("."), report
 
 
 def _below(path: str, graph: GraphReport) -> GraphReport:

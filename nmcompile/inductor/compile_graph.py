@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -18,6 +19,7 @@ from nmcompile.errors import NMWarning
 from nmcompile.graph.higher_order import reachable
 from nmcompile.inductor.hooks import JointPass, PostPass
 from nmcompile.inductor.kept_inputs import masks_appended, rows_of, with_kept_masks
+from nmcompile.inductor.observed import is_observed, sampled, shown_to_meter
 from nmcompile.inductor.options import Settings
 from nmcompile.inductor.plan_only import kept_rows, plan_only
 from nmcompile.inductor.reused import dense_elsewhere, may_be_reused
@@ -33,14 +35,17 @@ def compile_graph(
 ) -> tuple[Any, list[GraphReport]]:
     """Compile with Inductor and our passes; the report is right on a warm cache as well."""
     capture = Capture.of(gm, inputs)
-    joint = JointPass(settings, capture, build_kernels=True)
+    plain = replace(settings, observer=None)
+    joint = JointPass(plain, capture, build_kernels=True)
     stored = StoredReports(joint.digest)
     known = stored.load()
     reusable = may_be_reused(gm)
-    spare = None if known and not reusable else fx.GraphModule(gm, copy.deepcopy(gm.graph))
-    rows = kept_rows(gm, inputs, settings, capture) if known is None else rows_of(known)
-    joint.capture = capture.with_masks([(row.input, row.stored) for row in rows])
-    post = PostPass(settings, joint.digest)
+    needed = known is None or reusable or settings.observer is not None
+    spare = fx.GraphModule(gm, copy.deepcopy(gm.graph)) if needed else None
+    rows = kept_rows(gm, inputs, plain, capture) if known is None else rows_of(known)
+    capture = capture.with_masks([(row.input, row.stored) for row in rows])
+    joint.capture = capture
+    post = PostPass(plain, joint.digest)
     hooks = {"joint_custom_pre_pass": joint, "post_grad_custom_pre_pass": post}
     with _donation(gm), masks_appended(gm, inputs, rows) as given:
         compiled = _torch.compile_fx(gm, given, {**settings.inductor, **hooks})
@@ -49,7 +54,8 @@ def compile_graph(
     if reports is None:
         assert spare is not None
         log.info("warm cache without a stored report: tracing once more to plan again")
-        reports = plan_only(spare, inputs, settings).reports
+        again = fx.GraphModule(spare, copy.deepcopy(spare.graph))
+        reports = plan_only(again, inputs, plain).reports
     if reports is not known:
         stored.save(reports)
     else:
@@ -67,6 +73,10 @@ def compile_graph(
             check_seeds(sharing)
     if reusable and spare is not None:
         compiled = dense_elsewhere(compiled, spare, reports)
+    if spare is not None and is_observed(settings, reports):
+        with _donation(gm), masks_appended(spare, inputs, rows) as given:
+            observed = shown_to_meter(spare, given, settings, capture)
+        compiled = sampled(compiled, with_kept_masks(observed, rows), settings.observer)
     return compiled, reports
 
 

@@ -31,6 +31,7 @@ from nmcompile.inductor.place import Place, place_of
 from nmcompile.ops.masks import warm_up
 from nmcompile.ops.schemas import KeepMask, KeepMaskRagged, Prune, PruneRagged
 from nmcompile.passes import pipeline
+from nmcompile.passes.observe import mark_sites
 from nmcompile.passes.plan import Kernels, Plan
 from nmcompile.passes.run import run
 from nmcompile.report.artifacts import show_kernels, show_plan
@@ -87,6 +88,8 @@ class JointPass(_AfterTheUsers):
         before = Listing.of(graph, place.kinds, name, shown)
         plan = plan_at(graph, place, self.settings, self.capture)
         run(pipeline.JOINT, plan, "joint graph")
+        if self.settings.observer is not None:
+            mark_sites(plan)
         mark_planned(graph)
         if self.build_kernels:
             _warm_up(graph)
@@ -139,15 +142,18 @@ class PostPass(_AfterTheUsers):
         self.lower = settings.kernels != "operators"
         self.fuse = settings.kernels != "unfused"
         self.autotune = settings.autotune
-        self.digest = digest
+        self.observer = settings.observer
+        self.digest = digest if self.observer is None else f"{digest}, meter {self.observer}"
         self.ran = False  # it does not where Inductor has the graphs in its cache
 
     def run(self, graph: fx.Graph) -> None:
-        kernels = Kernels(graph, self.devices, self.lower, self.autotune, self.fuse)
+        how = (self.devices, self.lower, self.autotune, self.fuse)
+        kernels = Kernels(graph, *how, observer=self.observer)
         run(pipeline.POST_GRAD, kernels, "post-grad graph")
         specs: list[Spec] = [*kernels.specs, *kernels.masks]
-        record_kernels(self.digest, specs)
-        show_kernels(lambda: sources(specs))
+        if self.observer is None:
+            record_kernels(self.digest, specs)
+            show_kernels(lambda: sources(specs))
         self.ran = True
 
 

@@ -13,7 +13,7 @@ from nmcompile.errors import ArgumentError, OptionError, nearest, shown
 from nmcompile.execution.targets import Target
 from nmcompile.policy import Policy
 
-OURS = ("policy", "nm.autotune", "nm.kernels", "nm.region")
+OURS = ("policy", "nm.autotune", "nm.kernels", "nm.meter", "nm.region")
 
 #: Where compress kernels are generated: on CUDA; there, but without their producers; there, but
 #: launched by an operator instead of by Inductor; also on the CPU (where Triton's interpreter or
@@ -42,7 +42,8 @@ class Settings:
 
     ``autotune``: measure dense and sparse products while compiling instead of predicting their
     times. ``kernels``: a word of ``KERNELS``. ``region``: the modules that share the compiled code.
-    ``target``: the GPU to plan for; None for the device of each product.
+    ``target``: the GPU to plan for; None for the device of each product. ``observer``: the number
+    of the meter that a model has; None for none.
     """
 
     policy: Policy
@@ -51,6 +52,7 @@ class Settings:
     kernels: str = "auto"
     region: Region = field(default_factory=Region)
     target: Target | None = None
+    observer: int | None = None
 
 
 class ReadPolicy(str):
@@ -129,6 +131,9 @@ def read_options(
     autotune = _choice(options, "nm.autotune", False, (False, True))
     kernels = _choice(options, "nm.kernels", "auto", tuple(KERNELS))
     region = _region(options.pop("nm.region", ()))
+    observer = options.pop("nm.meter", None)
+    if observer is not None and type(observer) is not int:
+        raise OptionError(f"nm.meter = {shown(observer)}: nmcompile.telemetry writes it, leave it")
     inductor = _torch.inductor_settings(mode, options)
     for name, needed, why in _NEEDED:
         if inductor.get(name, getattr(_torch.inductor_config, name, needed)) is not needed:
@@ -137,7 +142,7 @@ def read_options(
                 f"backend nm_sparse needs {name} = {needed}, but {origin} to {not needed}: {why}; "
                 'leave it out, or use backend="inductor" where nothing is to be pruned'
             )
-    return Settings(policy, inductor, autotune, kernels, region)
+    return Settings(policy, inductor, autotune, kernels, region, observer=observer)
 
 
 def _region(paths: Any) -> Region:

@@ -5,6 +5,6 @@ Importing the folder registers them.
 
 from __future__ import annotations
 
-from nmcompile.ops import compress, grouped, masks, product, ragged, seed, unpack
+from nmcompile.ops import compress, grouped, masks, observe, product, ragged, seed, unpack
 
-__all__ = ["compress", "grouped", "masks", "product", "ragged", "seed", "unpack"]
+__all__ = ["compress", "grouped", "masks", "observe", "product", "ragged", "seed", "unpack"]

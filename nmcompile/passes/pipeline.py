@@ -20,6 +20,7 @@ from nmcompile.passes.free_layout import free_layout
 from nmcompile.passes.fuse_producers import fuse_producers
 from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.lower_products import lower_products
+from nmcompile.passes.observe import observe
 from nmcompile.passes.order_kernels import order_kernels
 from nmcompile.passes.prune_products import prune_backward, prune_forward
 from nmcompile.passes.realise_seeds import realise_seeds
@@ -89,6 +90,8 @@ POST_GRAD: tuple[Pass, ...] = (
     Pass(order_kernels, needs=[facts.kernels_generated]),
     # one random number for all masks of the graph
     Pass(realise_seeds),
+    # in the version of a sampled step: what is pruned, before it is kernels
+    Pass(observe),
     # kernels that Inductor launches itself
     Pass(lower_kernels, needs=[facts.kernels_generated], leaves=[facts.static_kernels_lowered]),
     # products that Inductor calls the library for itself

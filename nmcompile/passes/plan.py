@@ -188,7 +188,7 @@ class Kernels:
     ``masks`` are the mask kernels that Inductor launches.
     ``lower``: hand them to Inductor instead of launching them from operators; ``autotune``: let
     Inductor time 4 and 8 warps instead of taking the tile's own number; ``fuse``: take producers
-    into the kernels.
+    into the kernels. ``observer``: the meter that sees what is pruned; None for none.
     """
 
     graph: fx.Graph
@@ -196,6 +196,7 @@ class Kernels:
     lower: bool = True
     autotune: bool = False
     fuse: bool = True
+    observer: int | None = None
     specs: list[KernelSpec] = field(default_factory=list)
     masks: list[MaskSpec] = field(default_factory=list)
     lowered: int = 0

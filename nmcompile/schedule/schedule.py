@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from rich.console import Console
@@ -99,6 +100,7 @@ class Schedule:
         self._waiting = False  # for the next call, whose arguments warm_up() takes
         self._warm: set[tuple[bool, bool]] = set()  # as (training, with gradients)
         self._point_to(self.policy)
+        _alive.add(self)
 
     # -- where it stands
 
@@ -270,6 +272,15 @@ class Schedule:
 
 
 _schedules = itertools.count()
+_alive: WeakSet[Schedule] = WeakSet()
+
+
+def versions_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    """What any schedule runs in place of a module's forward, now or later."""
+    for schedule in _alive:
+        for calls in schedule._versions.values():
+            if (call := calls.get(module)) is not None:
+                yield call
 
 
 def _parts(model: nn.Module, each: str | None, policy: Policy) -> list[nn.Module]:

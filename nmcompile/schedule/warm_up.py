@@ -13,6 +13,7 @@ from torch import nn
 from nmcompile import _torch
 from nmcompile.errors import ScheduleError
 from nmcompile.kept.table import undisturbed
+from nmcompile.ops.observe import no_samples
 
 
 def run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -56,6 +57,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             torch.random.fork_rng(**_generators(p for _, p in parameters)),
             _torch.without_gradient_hooks(p for _, p in parameters),
             undisturbed(p for _, p in parameters),
+            no_samples(),
         ):
             for _, p in parameters:
                 p.grad = None
