@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows += rows_of(name, policy, workload, args.rounds)
             write_csv(args.out, rows)  # what is finished is kept
     show(rows, Console(width=140))
-    if any(row.missed for row in rows):
+    judged = [row for row in rows if not args.quick or row.provider == "losses"]
+    if any(row.missed for row in judged):
         raise SystemExit("a target is missed")
 
 

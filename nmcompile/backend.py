@@ -41,6 +41,7 @@ from nmcompile.report.report import Report
 from nmcompile.report.uncompiled import parameters_in
 
 _history = History()
+_reached_by: set[int] = set()  # the identities of wrappers, which Dynamo keeps
 
 
 def nm_sparse(
@@ -101,6 +102,7 @@ def _reached(wrapper: Any) -> None:
     """Note that a graph of a ``torch.compile`` call has arrived here."""
     if wrapper is not None:
         wrapper.nm_reached = True
+        _reached_by.add(id(wrapper))
 
 
 def _started(attempt: Attempt) -> None:
@@ -133,6 +135,7 @@ watch(nm_sparse, _started, _ended)
 def _reset() -> None:
     """Called by ``torch._dynamo.reset()``."""
     _history.clear()
+    _reached_by.clear()
 
 
 nm_sparse.reset = _reset  # type: ignore[attr-defined]
@@ -154,9 +157,8 @@ def wrapper_of(call: Any) -> Any:
 
 
 def has_run(wrapper: Any) -> bool:
-    """Whether a graph was compiled for this ``torch.compile`` call."""
-    options = wrapper.kwargs.get("options") or {}
-    return _history.has_graphs((wrapper, options.get("policy")))
+    """Whether a graph was compiled for this very backend, since Dynamo was reset."""
+    return id(wrapper) in _reached_by
 
 
 def report_of_call(call: Any, module: nn.Module) -> tuple[Report, Sequence[str]] | None:

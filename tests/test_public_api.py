@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import nmcompile
-from nmcompile import Masks, Policy, Report, Rule, Schedule, Tuned, functional
+from nmcompile import Masks, Meter, Policy, Report, Rule, Schedule, Tuned, functional
 from nmcompile.masks.formats import NMFormat
 
 NAMES = [
@@ -22,6 +22,7 @@ NAMES = [
     "FormatError",
     "MaskError",
     "Masks",
+    "Meter",
     "NMError",
     "NMFormat",
     "NMWarning",
@@ -42,6 +43,7 @@ NAMES = [
     "recipe_names",
     "rewrite",
     "targets",
+    "telemetry",
     "tune",
 ]
 #: How each function is called; types left out.
@@ -56,6 +58,7 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     nmcompile.recipe_names: "()",
     nmcompile.rewrite: "(gm, policy=None, *, weights=None)",
     nmcompile.targets: "()",
+    nmcompile.telemetry: "(model, every=100, to=None, *, all_ranks=False)",
     nmcompile.tune: (
         "(model, batches, *, step=None, flops=None, loss=None, formats=('2:4',), "
         "prune=('activation', 'gradient'), target=None, noise_cost=None, state=None, progress=None)"
@@ -70,6 +73,8 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     functional.compress: (
         "(x, dim=-1, layout='cusparselt_sm90', method='mse', generator=None, format='2:4')"
     ),
+    Meter.step: "(self, at=None)",
+    Meter.close: "(self)",
     NMFormat: "(n, m)",
     NMFormat.parse: "(text)",
     Policy.load: "(path)",
@@ -103,6 +108,7 @@ PROPERTIES = {
     Policy: ["all_rules", "digest", "keeps_masks"],
     Rule: ["conditions", "label", "line", "number", "ops", "origin", "recipe", "roles"],
     Report: ["kernels", "saved", "sites", "skipped", "totals"],
+    Meter: ["rows", "steps"],
     Schedule: ["phases", "policy", "reports", "steps"],
     Tuned: ["policy"],
 }

@@ -145,9 +145,11 @@ def _result(node: fx.Node) -> fx.Node | None:
 
     Inductor fuses a product into an addition that alone reads it, which would be another rounding.
     """
-    found = node
-    if not isinstance(node.meta["val"], torch.Tensor):
-        (found,) = items(node, WEIGHT_GRADIENT)
+    is_single = isinstance(node.meta["val"], torch.Tensor)
+    results = [node] if is_single else items(node, WEIGHT_GRADIENT)
+    if len(results) != 1:
+        return None
+    (found,) = results
     readers = list(found.users)
     for reader in readers:
         if is_view(reader) or reader.target in CASTS:

@@ -131,11 +131,6 @@ class History:
         found = own or alike[-1:]
         return found[0].report() if found else None
 
-    def has_graphs(self, owners: Collection[Any]) -> bool:
-        """Whether a graph was compiled for one of these very objects."""
-        entries = self._compilations.values()
-        return any(e.graphs and e.owner is owner for e in entries for owner in owners)
-
     def clear(self) -> None:
         """Forget everything."""
         self._compilations.clear()
