@@ -49,7 +49,9 @@ def shown_to_meter(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NMWarning)  # the other version has said it
         with _torch.functorch_config.patch(force_non_lazy_backward_lowering=True):
-            return _torch.compile_fx(gm, inputs, {**settings.inductor, **hooks})
+            compiled: Callable[..., Any]
+            compiled = _torch.compile_fx(gm, inputs, {**settings.inductor, **hooks})
+    return compiled
 
 
 def sampled(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nmcompile
-from nmcompile import ArgumentError, NMError, Schedule
+from nmcompile import ArgumentError, NMError, Policy, Schedule
 from nmcompile.ops.observe import SAMPLES
 
 SIZE = 16
@@ -44,7 +44,7 @@ def net() -> Net:
     return Net()
 
 
-def compiled(model: nn.Module, policy: str) -> Any:
+def compiled(model: nn.Module, policy: Any) -> Any:
     return torch.compile(model, backend="nm_sparse", options={"policy": policy})
 
 
@@ -517,3 +517,22 @@ def test_at_must_be_a_number_of_steps(at: Any) -> None:
     with pytest.raises(ArgumentError, match=r"at = .*write a number of steps from 0 on"):
         meter.step(at=at)
     assert meter.steps == 0
+
+
+@pytest.mark.slow
+def test_masks_that_are_kept_between_steps() -> None:
+    kept = {"schema": 1, "rule": [{"role": ["fprop", "dgrad"], "prune": "weight", "format": "2:4",
+                                   "method": "transposable", "refresh": 4}]}  # fmt: skip
+    rows: list[Any] = []
+    losses = []
+    for with_meter in (False, True):
+        torch._dynamo.reset()
+        model = net()
+        run = compiled(model, Policy.resolve(kept))
+        meter = nmcompile.telemetry(run, every=2, to=rows.extend) if with_meter else None
+        losses.append(train(run, meter))
+    assert losses[0] == losses[1]
+    flips = {s: [row["flips"] for row in rows if row["step"] == s] for s in (2, 4, 6)}
+    assert {row["role"] for row in rows} == {"fprop", "dgrad"}
+    assert not any(flips[2] + flips[6])  # the same masks
+    assert any(flips[4])  # taken anew
