@@ -7,7 +7,9 @@ call, in TARGET or in a policy.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -329,6 +331,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `nmcompile explain ... | head`
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # What is left in the buffer of stdout would be tried once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        message(f"nmcompile: the output cannot be written: {error.strerror}")
+        sys.exit(USAGE)
 
 
 def _shown_plainly() -> None:

@@ -194,7 +194,7 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
 def name_of(target: Any) -> str:
     """An operator as reports call it, without overload."""
     packet = getattr(target, "overloadpacket", target)
-    if isinstance(packet, torch._ops.OpOverloadPacket):
+    if isinstance(packet, type(aten.mm)):
         return str(packet)
     return str(getattr(target, "_name", None) or getattr(target, "__name__", target))
 

@@ -153,3 +153,15 @@ def test_memory_is_not_freed_object_by_object_at_the_end(case: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "True\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("command", [["policy", "show", "full"], ["--version"]])
+def test_an_output_that_cannot_be_written_is_one_sentence(command: list[str]) -> None:
+    script = f"from nmcompile.cli.app import run; run({command})"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    message = "nmcompile: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (USAGE, message)
