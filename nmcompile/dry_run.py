@@ -53,8 +53,9 @@ def explain(
 ) -> Report:
     """Report what the policy does to every product of ``model(*args, **kwargs)``.
 
-    The model is traced and called once. What is in graphs is computed, operator by operator, only
-    where something outside of them reads it. Buffers and the random state of the CPU are put back.
+    The model is traced and called once, operator by operator. On the CPU what is in graphs is
+    computed only where something outside of them reads it. Buffers and the random state of the CPU
+    are put back.
     In training mode (gradients on and something that requires them) the backward products are
     reported too. What multiplies in no graph, since it cannot be traced, is counted while it runs:
     ``report.eager``, and its share ``report.totals.eager_share``.

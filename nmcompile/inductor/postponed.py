@@ -165,7 +165,7 @@ def _is_pure(target: Any) -> bool:
 
 
 def _can_wait(gm: fx.GraphModule) -> bool:
-    """Whether a graph only computes tensors of known sizes, in this process."""
+    """Whether a graph only computes tensors of known sizes on the CPU, in this process."""
     called = [n.target for n in gm.graph.nodes if n.op == "call_function"]
     values = [n.meta.get("val") for n in _outputs(gm) if isinstance(n, fx.Node)]
     alone = _torch.process_group_size() == 1
@@ -173,6 +173,8 @@ def _can_wait(gm: fx.GraphModule) -> bool:
 
 
 def _is_known(value: Any) -> bool:
+    """Whether an empty tensor can stand for it: on a GPU that would take its memory at once."""
     if not isinstance(value, Tensor) or value.layout is not torch.strided:
         return False
-    return all(isinstance(size, int) for size in (*value.shape, *value.stride()))
+    sizes = (*value.shape, *value.stride())
+    return value.device.type == "cpu" and all(isinstance(size, int) for size in sizes)
