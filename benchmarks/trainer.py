@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,9 @@ class Trainer:
         return loss.item()
 
 
-def _policy(name: str) -> Callable[[nn.Module], Callable[..., Tensor]]:
+def _policy(policy: Any) -> Callable[[nn.Module], Callable[..., Tensor]]:
     def compile_(model: nn.Module) -> Callable[..., Tensor]:
-        options = {"policy": name}
+        options = {"policy": policy}
         return torch.compile(model, backend="nm_sparse", options=options, fullgraph=True)
 
     return compile_
@@ -62,6 +62,8 @@ def _inductor(model: nn.Module) -> Callable[..., Tensor]:
     return torch.compile(model, backend="inductor", fullgraph=True)
 
 
+#: Steps for which a kept mask is kept.
+KEPT_FOR = 40
 #: Every variant that a section can measure. The eager masks do what the policy "full" does.
 PROVIDERS: dict[str, Callable[[nn.Module], Callable[..., Tensor]]] = {
     "inductor": _inductor,
@@ -69,6 +71,7 @@ PROVIDERS: dict[str, Callable[[nn.Module], Callable[..., Tensor]]] = {
     "activations": _policy("activations"),
     "gradients": _policy("gradients"),
     "weights": _policy("weights"),
+    f"weights, refresh {KEPT_FOR}": _policy({"extends": "weights", "refresh": KEPT_FOR}),
     "dense": _policy("dense"),
     "eager-dense": lambda model: model,
     "eager-hooks": lambda model: use_eager_masks(model, "topk"),

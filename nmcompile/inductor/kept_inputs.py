@@ -66,7 +66,7 @@ def masks_appended(
     if not rows:
         yield inputs
         return
-    masks = [row.stored.place(inputs[row.input]) for row in rows]
+    masks = [_as_bytes(row.stored.place(inputs[row.input])) for row in rows]
     last, added = list(gm.graph.find_nodes(op="placeholder"))[-1], list[fx.Node]()
     for number, mask in enumerate(masks):
         with gm.graph.inserting_after(added[-1] if added else last):
@@ -95,9 +95,15 @@ def with_kept_masks(compiled: Callable[..., Any], rows: Sequence[KeptRow]) -> Ca
 
     @functools.wraps(compiled)
     def run(*args: Any) -> Any:
-        return compiled(*args, *(table.mask_for(args[i], how, life) for i, how, life in wanted))
+        masks = (table.mask_for(args[i], how, life) for i, how, life in wanted)
+        return compiled(*args, *map(_as_bytes, masks))
 
     return run
+
+
+def _as_bytes(mask: Tensor) -> Tensor:
+    """The same memory as Inductor reads it fast: on the CPU its loops over bool are scalar."""
+    return mask.view(torch.uint8)
 
 
 def with_full_masks(compiled: Callable[..., Any], rows: Sequence[KeptRow]) -> Callable[..., Any]:
@@ -113,4 +119,4 @@ def with_full_masks(compiled: Callable[..., Any], rows: Sequence[KeptRow]) -> Ca
 
 
 def _full(weight: Tensor) -> Tensor:
-    return torch.ones_like(weight, dtype=torch.bool, requires_grad=False)
+    return torch.ones_like(weight, dtype=torch.uint8, requires_grad=False)

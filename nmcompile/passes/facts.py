@@ -102,7 +102,7 @@ def gradients_masked(plan: Plan) -> Iterator[str]:
     """Where ``backward = "exact"`` masks a gradient, the mask is one of a pruned operand."""
     for site, masked in plan.masked.items():
         mask = argument(view_base(masked), "condition")
-        while is_view(mask) or mask.target in CONVERSIONS:
+        while is_view(mask) or mask.target in (*CONVERSIONS, aten.ne.Scalar):
             mask = mask.all_input_nodes[0]
         made = mask.target in (op.operator for op in (KeepMask, KeepMaskRagged, UnpackMask))
         if not made and mask not in plan.masks.values():

@@ -1,7 +1,7 @@
 """Masks of weights that are kept between steps: the graph reads them as inputs.
 
     before   pruned = nm.prune(w [O,I], None, 0, 2, 4, [0, 1], "transposable")
-    after    pruned = where(mask_of_w [O,I], w, 0)
+    after    pruned = where(mask_of_w [O,I] != 0, w, 0)
 
 Which weights have one follows from the rules (``kept_mask``); the input is there before the passes
 run (``inductor.kept_inputs``), and its place in the graph after the weight's own views is found
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import fx
 
 from nmcompile import _torch
 from nmcompile.errors import NMError, PolicyError
 from nmcompile.gemm import Gemm, Pruning, Role
-from nmcompile.graph.aten import FLAT_VIEWS, argument, permutation
+from nmcompile.graph.aten import FLAT_VIEWS, argument, aten, permutation, prims
 from nmcompile.graph.float8 import Cast, cast_of
 from nmcompile.graph.insert import Inserter, SiteMark
 from nmcompile.graph.stored_weight import StoredWeight
@@ -116,8 +117,11 @@ def masked(plan: Plan, op: type[Mask], d: Decision, x: fx.Node) -> fx.Node:
                 mask = insert.permute(node, mask, list(order))
             elif view.target in FLAT_VIEWS and mask.meta["val"].shape != view.meta["val"].shape:
                 mask = insert.reshape(node, mask, list(view.meta["val"].shape))
+        # A float, too, since Inductor's loops on the CPU read bytes into those.
+        number = insert.call(node, prims.convert_element_type.default, mask, torch.float32)
+        keep = insert.call(node, aten.ne.Scalar, number, 0)
         if op is KeepMask:
-            return mask
-        value = insert.masked(node, mask, x)
+            return keep
+        value = insert.masked(node, keep, x)
     value.meta["nm"] = SiteMark(f"{d.gemm.role} weight kept mask {kept.stored} @ {d.gemm.where}")
     return value

@@ -231,6 +231,7 @@ class Policy(PolicyModel):
                 found[-1] = Problem(lines_of[-1])
             raise PolicyError(head + "\n  ".join(lines_of), found) from cause
         _warn_of_shadowed(rules)
+        _warn_of_no_masks(policy, origin)
         return policy
 
     def to_toml(self) -> str:
@@ -330,6 +331,18 @@ def _read_rule(entry: object) -> Rule:
 
 def _unlisted(value: object) -> object:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _warn_of_no_masks(policy: Policy, origin: str) -> None:
+    asked = {"refresh": policy.refresh or 1, "decay": policy.decay or 0}
+    named = [f"{key} = {value:g}" for key, value in asked.items() if value != (key == "refresh")]
+    if named and not policy.keeps_masks:
+        warnings.warn(
+            f"{origin}: {' and '.join(named)} decides nothing: no rule keeps the mask of a weight, "
+            'such as those of extends = "weights"',
+            NMWarning,
+            stacklevel=2,
+        )
 
 
 def _warn_of_shadowed(rules: Sequence[Rule]) -> None:

@@ -105,6 +105,18 @@ def test_a_schedule_switches_on_every_rank_at_the_same_step(tmp_path: Path) -> N
     assert "rank 1 and rank 0 have different schedules" in ranks[1]["other"]
 
 
+def test_ranks_keep_equal_masks(tmp_path: Path) -> None:
+    ranks = results("kept_masks", 2, tmp_path)
+    assert ranks[0]["ddp"] == ranks[1]["ddp"]  # bit for bit
+    for rank in ranks:
+        (masks, weights), (found, own) = rank["alone"], rank["ddp"]
+        assert found == masks
+        assert any(rate > 0 for _, rate in masks.values())
+        for one, other in zip(weights, own, strict=True):
+            torch.testing.assert_close(torch.tensor(one), torch.tensor(other))
+        assert "is sharded by FSDP, and masks are kept of whole weights" in rank["fsdp"]
+
+
 def test_the_example_runs_unchanged_with_one_or_two_processes() -> None:
     command = ("examples.distributed", "--steps", "4", "--width", "32", "--depth", "2")
     alone = torchrun(1, *command)

@@ -30,6 +30,11 @@ MSE = Policy(
         Rule(role=("dgrad", "wgrad"), prune="gradient", format="2:4", method="mse"),
     ]
 )
+KEPT = Policy(
+    refresh=2,
+    decay=0.1,
+    rules=[Rule(prune="weight", format="2:4", method="transposable")],
+)
 FIRST_DENSE = Policy(rules=[Rule(module="layers.0.*", dense=True)], extends="full")
 
 
@@ -235,6 +240,31 @@ def schedule() -> dict[str, Any]:
     result["other"] = _said(lambda: nmcompile.Schedule(net(), other))
     if rank == 0:
         dist.barrier()
+    return result
+
+
+def kept_masks() -> dict[str, Any]:
+    """Masks and parameters of DDP, and of one process on the data of both; what FSDP is told."""
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
+
+    def train(model: nn.Module, x: Tensor) -> list[Any]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        masks = nmcompile.Masks(model)
+        named = {n: [m.tolist(), masks.flip_rates()[n]] for n, m in masks.tensors().items()}
+        return [named, [p.tolist() for p in model.parameters()]]
+
+    both = torch.cat([data(0), data(1)])
+    result = {"alone": train(nmcompile.compile(net(), KEPT), both)}
+    result["ddp"] = train(DistributedDataParallel(nmcompile.compile(net(), KEPT)), data(rank))
+    sharded = net()
+    for layer in sharded.layers:
+        fully_shard(layer, mesh=mesh)
+    call = nmcompile.compile(fully_shard(sharded, mesh=mesh), KEPT, each="layers.*")
+    result["fsdp"] = message_of(lambda: call(data(rank)))
     return result
 
 

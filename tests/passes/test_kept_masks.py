@@ -36,7 +36,7 @@ def layers(policy: Policy) -> Plan:
         return multilayer(x, w1, w2)
 
     leaves = [torch.randn(*shape).requires_grad_() for shape in ((16, 32), (32, 32), (16, 32))]
-    plan = plan_of(step, *leaves, *(torch.ones_like(w, dtype=torch.bool) for w in leaves[1:]))
+    plan = plan_of(step, *leaves, *(torch.ones_like(w, dtype=torch.uint8) for w in leaves[1:]))
     return given_masks(plan, policy)
 
 
@@ -102,7 +102,7 @@ def test_a_convolution_that_is_a_product_reads_its_mask_as_a_matrix() -> None:
     (weight,) = plan.whole
     with plan.graph.inserting_after(weight):
         mask = plan.graph.placeholder("mask1")
-    mask.meta["val"] = torch.empty_like(weight.meta["val"], dtype=torch.bool)
+    mask.meta["val"] = torch.empty_like(weight.meta["val"], dtype=torch.uint8)
     plan.masks = {(1, TRANSPOSABLE): mask}
     plan.kinds = {**plan.kinds, mask: OperandKind.WEIGHT}
     ran(plan)

@@ -312,6 +312,17 @@ def test_a_recipe_that_is_extended_keeps_its_masks_as_long_as_the_policy_says():
     assert not Policy.recipe("weights").keeps_masks
 
 
+@pytest.mark.parametrize("keys", ["refresh = 40", "refresh = 40\ndecay = 0.1", "decay = 1"])
+def test_what_is_kept_of_no_mask_is_warned_of(keys):
+    words = " and ".join(keys.splitlines())
+    with pytest.warns(NMWarning, match=f"mine.toml: {words} decides nothing: no rule keeps the ma"):
+        Policy.loads(f'schema = 1\nextends = "full"\n{keys}\n', origin="mine.toml")
+
+
+def test_the_usual_life_is_no_mistake_anywhere():
+    Policy.loads('schema = 1\nextends = "full"\nrefresh = 1\ndecay = 0\n')
+
+
 # Round trip
 
 
