@@ -38,7 +38,7 @@ from nmcompile.graph.aten import (
 from nmcompile.graph.insert import Inserter
 from nmcompile.ops.observe import Observe, ObservedSite
 from nmcompile.ops.schemas import Prune, PruneEach, PruneInAnyLayout, PruneRagged
-from nmcompile.passes.plan import Kernels, Plan
+from nmcompile.passes.plan import Kernels, Plan, Simulated
 
 aten = torch.ops.aten
 
@@ -47,17 +47,19 @@ MARK = "nm_observed"
 
 
 def mark_sites(plan: Plan) -> None:
-    """Say at each pruned product which one it is; of graphs that no operator calls."""
+    """Say at each simulated product which one it is; of graphs that no operator calls."""
     if plan.operator:
         return
     seen: Counter[tuple[str, Role]] = Counter()
     for d in plan.decisions:
         number = seen[d.gemm.path, d.gemm.role]
         seen[d.gemm.path, d.gemm.role] += 1
-        product, pruning = plan.products.get(d.site), d.pruning
-        if product is None or product.operand is None or pruning is None or d.gemm.again:
+        pruning, is_read = d.pruning, isinstance(plan.results.get(d.site), Simulated)
+        if pruning is None or not is_read or d.gemm.again:
             continue
+        product = plan.products[d.site]
         operand = product.operand
+        assert operand is not None
         how = (str(pruning.kind), str(pruning.format), str(pruning.method))
         where = (operand.dims, operand.groups, operand.offsets is not None)
         site = ObservedSite(d.gemm.path, str(d.gemm.role), number, *how, *where)

@@ -34,3 +34,12 @@ def test_a_sample_that_costs_too_much_or_changes_a_loss(
                 telemetry.main(arguments)
         else:
             telemetry.main(arguments)
+
+
+def test_what_is_published_costs_less_than_a_hundredth_and_changes_no_loss() -> None:
+    rows = records.read(records.RESULTS / "telemetry.csv")
+    found = {(r["mode"], r["provider"]): r for r in rows if r["metric"] != "step (ms)"}
+    assert {mode for mode, _ in found} == {"gpt full", "resnet full", "vit full"}
+    for mode in ("gpt full", "resnet full", "vit full"):
+        assert float(found[mode, "every=100"]["p80"]) < 1.01
+        assert found[mode, "losses"]["p50"] == "1"

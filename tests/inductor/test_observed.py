@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._inductor.utils import run_and_get_code
 
 import nmcompile
 from nmcompile.inductor.observed import is_observed
@@ -43,6 +44,17 @@ def test_the_second_version_runs_while_a_sample_is_open(options: dict[str, Any])
     del SAMPLES[3]
     assert torch.equal(run(x), first)
     assert len(sample) == ("nm.meter" in options)
+
+
+def test_what_is_shown_is_not_held_to_the_end() -> None:
+    layers = [nn.Linear(16, 16) for _ in range(4)]
+    run = torch.compile(nn.Sequential(*layers), backend="nm_sparse", options={"nm.meter": 3})
+    _, codes = run_and_get_code(lambda: run(torch.randn(64, 16)).sum().backward())
+    shown = [c for c in codes if "nm.observe" in c]
+    assert shown
+    for code in shown:
+        body = code[code.index("def call") :]
+        assert body.index("nm.observe") < body.rindex("extern_kernels")
 
 
 @pytest.mark.parametrize("meter", ["3", 3.0, True, [3]])

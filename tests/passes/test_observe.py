@@ -13,9 +13,9 @@ from nmcompile import _torch
 from nmcompile.ops.observe import Observe, ObservedSite, site_of
 from nmcompile.passes import pipeline
 from nmcompile.passes.observe import MARK, mark_sites, observe
-from nmcompile.passes.plan import Kernels, Plan
+from nmcompile.passes.plan import Kernels, Plan, Sparse
 from nmcompile.passes.run import Pass, run
-from tests.passes.plans import plan_of
+from tests.passes.plans import SPARSE, plan_of
 
 aten = torch.ops.aten
 
@@ -36,7 +36,7 @@ X, W = torch.randn(8, 16), torch.randn(16, 12)
 
 
 def observed(
-    f: Callable[..., Any], *args: Tensor, policy: str = "full", passes: Any = (), observer: Any = 5
+    f: Callable[..., Any], *args: Tensor, policy: Any = "full", passes: Any = (), observer: Any = 5
 ) -> Plan:
     plan = plan_of(f, *args, policy=policy)
     run(pipeline.JOINT, plan, "joint graph")
@@ -79,6 +79,16 @@ def test_nothing_is_shown_to_nobody() -> None:
 def test_dense_products_are_not_shown() -> None:
     assert calls(observed(loss_of(linear), X, W, policy="gradients")).keys() == {"dgrad", "wgrad"}
     assert not calls(observed(loss_of(linear), X, W, policy="dense"))
+
+
+def test_products_that_run_sparse_are_not_shown() -> None:
+    def sixteen_bits(x: Tensor, w: Tensor) -> Tensor:
+        return (x @ w).float()
+
+    x, w = torch.randn(64, 64, dtype=torch.bfloat16), torch.randn(64, 64, dtype=torch.bfloat16)
+    plan = observed(loss_of(sixteen_bits), x, w, policy=SPARSE)
+    assert any(isinstance(result, Sparse) for result in plan.results.values())
+    assert not calls(plan)
 
 
 def test_what_several_masks_read_at_once() -> None:
