@@ -30,3 +30,11 @@ def test_steps_with_a_refresh_are_told_apart() -> None:
     assert rows[mask_life.KEPT, "step (s)"].p80 == 1.0
     assert rows["weights", "mean of a step (s)"].ratio_to_inductor == 2.0
     assert rows[mask_life.KEPT, "refresh 1 over this one"].p50 == 2.0
+
+
+def test_the_page_quotes_what_is_published() -> None:
+    rows = records.read(records.RESULTS / "mask_life.csv")
+    page = (records.ROOT / "docs" / "mask_life.md").read_text()
+    steps = {r["provider"]: r for r in rows if r["metric"] == "step (s)"}
+    for name in mask_life.PROVIDERS[1:]:
+        assert f"{float(steps[name]['ratio_to_inductor']):.2f}" in page
