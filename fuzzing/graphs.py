@@ -23,7 +23,9 @@ def check_masks_in_graphs(graphs: Sequence[fx.Graph], sites: Sequence[Any]) -> N
     compared are the kinds of products, not their numbers.
     """
     exact = any(s.has(Code.MASKED_RESULT) or s.has(Code.READS_PRUNED) for s in sites)
-    found = {mark for graph in graphs for node in graph.nodes for mark in _marks(node, exact)}
+    nodes = [node for graph in graphs for node in graph.nodes]
+    made = {node.name: node for node in nodes if node.op == "call_function"}
+    found = {mark for node in nodes for mark in _marks(node, exact, made)}
     wanted = {_wanted(s) for s in sites if s.pruned}
     if missing := wanted - found:
         raise Find("graph", f"pruned in the report, not in the graph: {sorted(map(str, missing))}")
@@ -43,8 +45,11 @@ def _kind(role: str, operand: str, form: str, method: str) -> tuple[str, str, st
     return ("both" if method == "transposable" else role, operand, form, method)
 
 
-def _marks(node: fx.Node, exact: bool) -> list[tuple[Any, ...]]:
-    """What the masks say that a product reads: (role, operand, format, method)."""
+def _marks(node: fx.Node, exact: bool, made: dict[str, fx.Node]) -> list[tuple[Any, ...]]:
+    """What the masks say that a product reads: (role, operand, format, method).
+
+    What the forward saved is a placeholder of the backward, by the name of what ``made`` it.
+    """
     if node.op != "call_function":
         return []
     if node.target in LEFT:
@@ -67,8 +72,10 @@ def _marks(node: fx.Node, exact: bool) -> list[tuple[Any, ...]]:
         mask = operand
         while mask.target in _VIEWS or (mask.target is not None and _is_part(mask)):
             mask = mask.all_input_nodes[0]
-        if mask.target is nm.compress.default and mask.args[0].target is nm.prune.default:
-            mask = mask.args[0]  # masked by a method that nm.compress does not have
+        if mask.target is nm.compress.default:
+            source = made.get(mask.args[0].name, mask.args[0])
+            if source.target is nm.prune.default:
+                mask = source  # masked by a method that nm.compress does not have
         if mask.target in (nm.prune.default, nm.prune_ragged.default, nm.compress.default):
             parsed = [_parse(part) for part in str(mask.meta["nm"]).split(" + ")]
             marks += parsed
