@@ -98,6 +98,9 @@ ARMS = {
         "as `full`, and dense for the last quarter of the steps", ((0.0, "full"), (0.75, "dense"))
     ),
     "tuned-50": _always(0.5, "the policy that `nmcompile.tune` chose for half of the FLOPs"),
+    "tuned-50-then-dense": Pruning(
+        "as `tuned-50`, and dense for the last quarter of the steps", ((0.0, 0.5), (0.75, "dense"))
+    ),
     "tuned-75": _always(0.75, "the same for three quarters of the FLOPs"),
     "tuned-75-then-dense": Pruning(
         "as `tuned-75`, and dense for the last quarter of the steps",
