@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from nmcompile import ExportError, Policy, Report
-from nmcompile.baked import pruned
 from nmcompile.baked.pruned import pruned_sites, report_of_model
 from nmcompile.gemm import OperandKind
 from nmcompile.report.report import GraphReport
 from nmcompile.report.rows import Site, WeightRow
+from nmcompile.schedule import compiled
 from tests.report.samples import graph, site
 
 
@@ -76,7 +76,7 @@ def test_parts_of_a_model_have_its_names_and_shared_reports_count_once(
         module._compiled_call_impl = call
     one = graph(weight("0.weight", "1.weight", module="{0..1}"))
     made = report(one), ("0", "1")  # as compile(model[0], each="*") leaves it
-    monkeypatch.setattr(pruned, "report_of_call", lambda call, module: made)
+    monkeypatch.setattr(compiled, "report_of_call", lambda call, module: made)
     found = report_of_model(model)
     assert len(found.graphs) == 1
     assert list(pruned_sites(found)) == ["0.0.weight", "0.1.weight"]
@@ -90,7 +90,7 @@ def test_two_policies_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
         module._compiled_call_impl = torch.sin
     policies = {model[0]: Policy.recipe("weights"), model[1]: Policy.recipe("dense")}
     monkeypatch.setattr(
-        pruned,
+        compiled,
         "report_of_call",
         lambda call, module: (Report.of(policies[module], (graph(weight("weight")),)), ()),
     )
