@@ -396,12 +396,18 @@ class Simulation(TorchDispatchMode):
         for side in sides:
             if side.kind != partner.pruned:
                 continue
-            # Rows behind the last group hold whatever the memory did, also what is no number.
-            same = side.value.shape == forward.shape and torch.equal(
-                side.value.nan_to_num(), forward.nan_to_num()
-            )
-            keep = partner.keep if same else partner.keep.mT
+            keep = partner.keep if _lies_alike(side.value, forward) else partner.keep.mT
             side.value = torch.where(keep, side.value, 0)
+
+
+def _lies_alike(x: Tensor, forward: Tensor) -> bool:
+    """Whether it is what the forward read as the forward read it, and not its transpose."""
+    if x.shape != forward.shape:
+        return False
+    if x.untyped_storage()._cdata == forward.untyped_storage()._cdata:
+        return x.stride() == forward.stride()  # a symmetric matrix equals its transpose
+    # Rows behind the last group hold whatever the memory did, also what is no number.
+    return torch.equal(x.nan_to_num(), forward.nan_to_num())
 
 
 def _with_strides(x: Tensor, like: Tensor) -> Tensor:
