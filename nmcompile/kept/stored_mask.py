@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nmcompile.masks.blocks import by_channel_group
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.ops.schemas import KeepMask
 
@@ -66,13 +67,9 @@ class StoredMask:
         with torch.inference_mode(False):
             return torch.empty_like(weight, dtype=torch.bool, requires_grad=False)
 
-    def by_group(self, value: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+    def by_group(self, value: Tensor, dims: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """With channel groups as a dimension of their own, where a block would cross two."""
-        shared = self.dims[0]
-        if self.groups == 1 or value.shape[shared] // self.groups % self.format.m == 0:
-            return value, dims
-        split = value.unflatten(shared, (self.groups, -1))
-        return split, tuple(d + (d >= shared) for d in dims)
+        return by_channel_group(value, dims, self.dims[0], self.groups, self.format.m)
 
     def __str__(self) -> str:
         return f"{self.format} {self.method} along {', '.join(map(str, self.dims))}"

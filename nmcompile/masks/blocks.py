@@ -50,6 +50,22 @@ def dense_copy(x: Tensor) -> Tensor:
     return x if like.stride() == x.stride() else torch.empty_like(x).copy_(x)
 
 
+def by_channel_group(
+    x: Tensor, dims: Sequence[int], shared: int, groups: int, m: int
+) -> tuple[Tensor, tuple[int, ...]]:
+    """A view of ``x`` in which no block of ``m`` crosses two channel groups, and its dimensions.
+
+    Args:
+        x: any tensor.
+        dims: what blocks run along.
+        shared: the dimension that the groups share.
+        groups: their number; they get a dimension of their own where a block would cross two.
+    """
+    if groups == 1 or x.shape[shared] // groups % m == 0:
+        return x, tuple(dims)
+    return x.unflatten(shared, (groups, -1)), tuple(d + (d >= shared) for d in dims)
+
+
 def layout_of(dense: Tensor, dims: Sequence[int], m: int, tiles: bool = False) -> BlockLayout:
     """The layout of a dense tensor whose blocks (or tiles) run along ``dims``.
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from nmcompile.gemm import OperandKind
 from nmcompile.masks import reference
+from nmcompile.masks.blocks import by_channel_group
 from nmcompile.masks.formats import Method
 from nmcompile.ops.observe import Observe, ObservedSite, site_of
 
@@ -116,13 +117,10 @@ def _probabilities(call: Observe, site: ObservedSite) -> Terms:
     return {name: value.sum() for name, value in terms.items()}
 
 
-def _some(x: Tensor, site: ObservedSite) -> tuple[Tensor, list[int]]:
+def _some(x: Tensor, site: ObservedSite) -> tuple[Tensor, tuple[int, ...]]:
     """Whole blocks of a tensor, about ``BLOCKS`` at most, and the dimensions they run along."""
-    dims, m = list(site.dims), site.form.m
-    if site.groups > 1 and x.shape[dims[0]] // site.groups % m:
-        # They lie inside one channel group.
-        x = x.unflatten(dims[0], (site.groups, -1))
-        dims = [d + (d >= dims[0]) for d in dims]
+    m = site.form.m
+    x, dims = by_channel_group(x, site.dims, site.dims[0], site.groups, m)
     others = [d for d in range(x.dim()) if d not in dims]
     if others and (times := x.numel() // (m * BLOCKS)) > 1:
         longest = max(others, key=lambda d: x.shape[d])

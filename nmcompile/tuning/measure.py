@@ -24,6 +24,7 @@ from nmcompile._torch import argument_names
 from nmcompile.gemm import Gemm, Op, OperandKind, Pruning, Role
 from nmcompile.graph.aten import INPUT_GRADIENT, WEIGHT_GRADIENT, Convolution, ConvolutionBackward
 from nmcompile.inductor.interpreter import PlannedInterpreter
+from nmcompile.masks.blocks import by_channel_group
 from nmcompile.tuning.flow import SUM
 from nmcompile.tuning.products import MARK, Choice, Found, Key, Product, Slot
 
@@ -250,12 +251,9 @@ def pruned(target: Any, arguments: Arguments, pruning: Pruning) -> Tensor:
     operand, form = pruning.operand, pruning.format
     x, dims, method = _value(target, arguments, operand.arg), operand.dims, pruning.method
     offsets = None if operand.offsets is None else _value(target, arguments, operand.offsets)
-    shared, groups = dims[0], operand.groups
-    if groups == 1 or x.shape[shared] // groups % form.m == 0:
-        return functional.prune(x, form, dims, method, offsets=offsets)
-    split = x.unflatten(shared, (groups, -1))
-    inside = tuple(d + (d >= shared) for d in dims)
-    return functional.prune(split, form, inside, method).flatten(shared, shared + 1)
+    blocked, inside = by_channel_group(x, dims, dims[0], operand.groups, form.m)
+    masked = functional.prune(blocked, form, inside, method, offsets=offsets)
+    return masked.reshape(x.shape)
 
 
 def alone(target: Any, arguments: Arguments, gemm: Gemm) -> Arguments:

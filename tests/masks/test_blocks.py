@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmcompile.masks.blocks import BlockLayout, dense_copy, layout_of
+from nmcompile.masks.blocks import BlockLayout, by_channel_group, dense_copy, layout_of
 
 
 def views(x: Tensor) -> list[Tensor]:
@@ -99,3 +99,12 @@ def test_a_copy_is_made_of_gaps_and_overlaps_alone() -> None:
         copy = dense_copy(gappy)
         assert torch.equal(copy, gappy)
         assert copy.stride() == torch.empty_like(gappy).stride()
+
+
+def test_no_block_crosses_two_channel_groups() -> None:
+    x = torch.arange(2.0 * 12 * 3).view(2, 12, 3)
+    assert by_channel_group(x, (1, 2), 1, 1, 4) == (x, (1, 2))
+    assert by_channel_group(x, (1,), 1, 3, 4) == (x, (1,))  # four channels each
+    apart, dims = by_channel_group(x, (1, 2), 1, 2, 4)  # six, of which a block would leave two
+    assert (apart.shape, dims) == ((2, 2, 6, 3), (2, 3))
+    assert apart.data_ptr() == x.data_ptr()
