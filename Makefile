@@ -10,7 +10,8 @@ DEV := $(VENV)/.dev
 NULLGPU ?= $(HOME)/.cache/nmcompile/nullgpu
 NULLGPU_PYTHON ?= $(NULLGPU)/cuda/bin/python
 REHEARSE ?=
-# What a machine with a GPU and no network is given, and the Python that it has.
+# What a machine with a GPU and no network is given, and the Python that it has; compiled kernels are
+# of use there when the null GPU's environment was made with the same (PYTHON=python3.12).
 CARRY ?= carried
 CARRY_PYTHON ?= 3.12
 
@@ -75,7 +76,7 @@ carry:                ## gather what gpu_check needs elsewhere: wheels and compi
 	    --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
 	    --platform manylinux2014_x86_64 --platform any \
 	    -c constraints.txt -d $(CARRY)/wheels -r benchmarks/gpu_check/requirements.txt
-	$(PYTHON) -m benchmarks.gpu_check.caches $(NULLGPU)/cache/triton $(CARRY)/triton
+	$(NULLGPU_PYTHON) -m benchmarks.gpu_check.caches $(NULLGPU)/cache/triton $(CARRY)/triton
 
 resolve:              ## whether the installs resolve on a machine with nothing of its own (2 minutes)
 	$(PYTHON) .ci/resolve.py

@@ -1,13 +1,15 @@
 """Caches of compiled kernels that come from elsewhere: ``python -m ...caches SOURCE TARGET``.
 
-Triton's key is made of a kernel's source, the target and the versions, so a cubin that was compiled
-without a GPU is the one that a GPU of that architecture takes. But a group of files in its cache
+Triton's key is made of a kernel's source, the target and Triton's own files, so a cubin that was
+compiled without a GPU is the one that a GPU of that architecture takes, under the same build of
+Triton (a wheel of another version of Python is another build). But a group of files in its cache
 names them by absolute paths. Inductor's key has the device's name: its cache is of use where it was
 made.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -15,10 +17,21 @@ from pathlib import Path
 
 #: What is loaded to launch a kernel; the rest of a group is there to be read by people.
 _NEEDED = (".json", ".cubin")
+#: Which Triton made them.
+_BUILD = "build"
 
 
-def settle(folder: Path) -> int:
-    """Let every group of a Triton cache name its files where they lie now; how many groups."""
+def build() -> str:
+    """Digest of what Triton puts in every key; empty where there is no Triton."""
+    try:
+        from triton.runtime.cache import triton_key
+    except ImportError:
+        return ""
+    return hashlib.sha256(triton_key().encode()).hexdigest()
+
+
+def settle(folder: Path) -> str:
+    """Let every group of a Triton cache name its files where they lie now; what was found."""
     groups = list(folder.glob("*/__grp__*.json"))
     for group in groups:
         content = json.loads(group.read_text())
@@ -26,7 +39,10 @@ def settle(folder: Path) -> int:
         found = {name: str(group.parent / name) for name in paths}
         if found != paths:
             group.write_text(json.dumps({**content, "child_paths": found}))
-    return len(groups)
+    made = folder / _BUILD
+    other = made.exists() and made.read_text() != build()
+    why = ", of another build of Triton: all are compiled anew" if other else ""
+    return f"{len(groups)} kernels brought along{why}"
 
 
 def carry(source: Path, target: Path) -> int:
@@ -40,6 +56,8 @@ def carry(source: Path, target: Path) -> int:
             shutil.copy2(group.parent / name, folder / name)
         content = {"child_paths": {name: str(folder / name) for name in kept}}
         (folder / group.name).write_text(json.dumps(content))
+    target.mkdir(parents=True, exist_ok=True)
+    (target / _BUILD).write_text(build())
     return len(list(target.glob("*/__grp__*.json")))
 
 

@@ -168,7 +168,8 @@ class _Run:
             self.folder = Path(name)
             caches = self.folder if self.cache is None else self.cache.resolve()
             if self.cache is not None:
-                self.job["caches"] = f"{settle(caches / 'triton')} kernels brought along"
+                self.job["caches"] = settle(caches / "triton")
+                self.console.print(self.job["caches"], markup=False)
             try:
                 supervise(self.chosen, self.job, self.folder, caches, self.receive, lanes)
             finally:

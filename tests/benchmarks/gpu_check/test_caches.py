@@ -22,7 +22,7 @@ def group(folder: Path, kernel: str) -> Path:
 
 def test_groups_name_their_files_where_they_lie(tmp_path):
     files = [group(tmp_path, name) for name in ("a", "b")]
-    assert settle(tmp_path) == 2
+    assert settle(tmp_path) == "2 kernels brought along"
     for file in files:
         paths = json.loads(file.read_text())["child_paths"]
         assert len(paths) == 4
@@ -35,7 +35,14 @@ def test_what_is_carried_is_what_a_launch_needs(tmp_path):
     names = {path.name for path in (tmp_path / "there" / "KEY_OF_a").iterdir()}
     assert names == {"a.json", "a.cubin", "__grp__a.json"}
     (tmp_path / "there").rename(tmp_path / "moved")
-    assert settle(tmp_path / "moved") == 1
+    assert settle(tmp_path / "moved") == "1 kernels brought along"
     file = tmp_path / "moved" / "KEY_OF_a" / "__grp__a.json"
     assert all(Path(p).exists() for p in json.loads(file.read_text())["child_paths"].values())
-    assert settle(tmp_path / "nothing") == 0
+    assert settle(tmp_path / "nothing") == "0 kernels brought along"
+
+
+def test_another_build_of_triton_is_told(tmp_path):
+    group(tmp_path / "here", "a")
+    carry(tmp_path / "here", tmp_path / "there")
+    (tmp_path / "there" / "build").write_text("of Python 3.13")
+    assert settle(tmp_path / "there").endswith("of another build of Triton: all are compiled anew")
