@@ -26,6 +26,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "kernels": ("kernels", "compiled", "sparse_mm"),
     "products": ("products", "library"),
     "recipes": ("training",),
+    "tiles": ("tiles",),
 }
 
 

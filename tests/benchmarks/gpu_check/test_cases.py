@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("typer")
 
 from benchmarks.gpu_check import cases
-from benchmarks.gpu_check.cases import gain, inputs, kernels, probe
+from benchmarks.gpu_check.cases import gain, inputs, kernels, probe, tiles
 from benchmarks.gpu_check.cli import BUDGETS, MORE
 from nmcompile.masks import reference
 from tests.benchmarks.gpu_check.rehearsal import (
@@ -130,6 +130,15 @@ def test_products(tmp_path):
     data = rehearse(tmp_path, "--inline", "--section", "products")
     assert set(statuses(data).values()) == {"ok"}
     assert_targets_are_measured(tmp_path, "products")
+
+
+def test_the_package_s_own_tile_is_the_first_candidate(tmp_path):
+    for method in ("mse", "mvue"):
+        for how, (first, *_) in tiles.CANDIDATES.items():
+            own = importlib.import_module("nmcompile.codegen.device.host").tile(how, method)
+            assert first == (own.rows, own.columns, own.warps)
+    data = rehearse(tmp_path, "--inline", "--only", "tiles/mse rows")
+    assert set(statuses(data).values()) == {"ok"}
 
 
 def test_names_are_unique_and_budgets_cover_all_sections():
