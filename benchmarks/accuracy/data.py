@@ -46,8 +46,9 @@ class Text:
     chunk: int = 64
 
     @classmethod
-    def load(cls, batch: int, context: int) -> Text:
-        train, held_out = split_files(stdlib_files())
+    def load(cls, batch: int, context: int, files: list[Path] | None = None) -> Text:
+        """Of the standard library, or of these ``files``."""
+        train, held_out = split_files(stdlib_files() if files is None else files)
         return cls(_bytes_of(train), _bytes_of(held_out), batch, context)
 
     @property

@@ -27,6 +27,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "products": ("products", "library"),
     "recipes": ("training",),
     "tiles": ("tiles",),
+    "accuracy": ("accuracy",),
 }
 
 
