@@ -42,9 +42,10 @@ BUDGETS = {
     "compress": 12.0,
     "host": 8.0,
     "graphs": 35.0,
-    "networks": 75.0,
+    "gpt2": 45.0,
     "probe": 10.0,
     "kernels": 42.0,
+    "resnet": 30.0,
 }
 #: Of those that run where they are named alone.
 MORE = {"products": 95.0, "recipes": 240.0, "tiles": 20.0, "accuracy": 240.0}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,6 +25,15 @@ from nmcompile.compressed.layouts import Layout
 Call = Callable[[int], Any]  # its argument selects one of several input sets
 #: Input sets of one measurement take more than this together, several times the L2 cache.
 ROTATED_BYTES = 512 * 2**20
+
+
+class Launch(NamedTuple):
+    """A kernel, copy or fill on the device: its name, seconds, and a kernel's grid."""
+
+    name: str
+    start: float
+    seconds: float
+    grid: tuple[int, ...]
 
 
 class Device:
@@ -57,7 +69,7 @@ class Device:
                 "cuda": lambda: torch.version.cuda,
                 "cusparselt": lambda: torch.backends.cusparselt.version(),
                 "cudnn": lambda: torch.backends.cudnn.version(),
-                "nvidia-smi": _nvidia_smi,
+                "nvidia-smi": partial(_nvidia_smi, _ABOUT),
             }
         )
 
@@ -138,21 +150,27 @@ class Device:
         self.synchronize()
         return before, torch.cuda.max_memory_allocated()
 
-    def profile(self, run: Callable[[], Any]) -> dict[str, tuple[float, int]]:
-        """Seconds and launches of each kernel in ``run``; none where CUPTI does not work."""
+    def profile(self, run: Callable[[], Any]) -> list[Launch]:
+        """What the device did in ``run``, in order; nothing where CUPTI does not work."""
         profiler = torch.profiler
         with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as found:
             run()
             self.synchronize()
-        kernels: dict[str, tuple[float, int]] = {}
-        for event in found.events():
-            # Ranges that the program names are shown on the device too, over their kernels.
-            named = getattr(event, "is_user_annotation", False) or event.name.startswith("##")
-            if event.device_type == torch.autograd.DeviceType.CUDA and not named:
-                seconds, launches = kernels.get(event.name, (0.0, 0))
-                seconds += event.time_range.elapsed_us() * 1e-6
-                kernels[event.name] = seconds, launches + 1
-        return kernels
+        # The profiler's own list of events has no grids.
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trace.json"
+            found.export_chrome_trace(str(file))
+            events = json.loads(file.read_text())["traceEvents"]
+        launches = [
+            Launch(e["name"], e["ts"] * 1e-6, e["dur"] * 1e-6, tuple(e["args"].get("grid", ())))
+            for e in events
+            if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
+        ]
+        return sorted(launches, key=lambda launch: launch.start)
+
+    def state(self) -> str:
+        """Clocks, power and why the clock is held back, as they are now."""
+        return _nvidia_smi("clocks.sm,clocks.mem,power.draw,clocks_throttle_reasons.active")
 
     def synchronize(self) -> None:
         """Wait for everything that was launched."""
@@ -209,9 +227,12 @@ class Rehearsal(Device):
         run()
         return 0, 0
 
-    def profile(self, run: Callable[[], Any]) -> dict[str, tuple[float, int]]:
+    def profile(self, run: Callable[[], Any]) -> list[Launch]:
         run()
-        return {}
+        return []
+
+    def state(self) -> str:
+        return "no GPU"
 
     def synchronize(self) -> None:
         pass
@@ -234,8 +255,10 @@ def guarded(fields: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     return found
 
 
-def _nvidia_smi() -> str:
-    fields = "driver_version,clocks.sm,clocks.mem,power.limit,temperature.gpu"
+_ABOUT = "driver_version,clocks.sm,clocks.mem,power.limit,temperature.gpu"
+
+
+def _nvidia_smi(fields: str) -> str:
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
 

@@ -28,6 +28,7 @@ from benchmarks.gpu_check.cases.library import library, noted
 from benchmarks.gpu_check.cases.products import DTYPE, Shape
 from benchmarks.gpu_check.events import Case, Session
 from benchmarks.gpu_check.targets import GAIN
+from nmcompile.compressed import cusparselt
 from nmcompile.masks import reference
 
 ROLES = ("fprop", "dgrad", "wgrad", "weight")
@@ -36,6 +37,8 @@ REHEARSED = (Shape(64, 128, 64),)
 ROWS = 256  # of the sparse operand that are checked
 TOLERANCE = 1e-2  # the result is rounded to bfloat16
 _MOST_ALGORITHMS = 64
+#: Among a worker's facts: names of the kernels that the library launched, and no dense product did.
+SPARSE_KERNELS = "sparse kernels"
 
 
 def cases(rehearse: bool) -> list[Case]:
@@ -125,6 +128,16 @@ class Product:
         self.session.row("_cslt_sparse_mm", GAIN, ratios, **place)
         self.found[way] = torch.tensor(dense).median().item(), torch.tensor(sparse).median().item()
 
+    def name_kernels(self, way: Way) -> None:
+        """Note what runs on the device; which names are the library's is remembered."""
+        profile = self.session.device.profile
+        sparse, dense = (
+            {launch.name for launch in profile(partial(call, 0))}
+            for call in (self.sparse(way), self.dense)
+        )
+        self.session.note(f"{way}: kernels", {"sparse": sorted(sparse), "dense": sorted(dense)})
+        self.session.facts.setdefault(SPARSE_KERNELS, set()).update(sparse - dense)
+
     def entry(self, way: Way) -> dict[str, Any]:
         """A line of the table of gains."""
         dense, sparse = self.found[way]
@@ -136,14 +149,18 @@ class Product:
 
 def measure(session: Session, shape: Shape, role: str) -> None:
     """All rows of a product: algorithm 0 first, on normal data; then the others; then zeros."""
-    product = Product(session, shape, role, "normal")
+    product, layout = Product(session, shape, role, "normal"), session.device.layout
     session.check("alg 0 is right", (e := product.error(Way())) <= TOLERANCE, f"error {e:.2g}")
+    session.check("the library packs as we do", cusparselt.reads(layout, product.pruned))
     product.time(Way(), 3)
+    session.note("the device then", session.device.state())
     session.note("gains", [product.entry(Way())])
-    if session.device.layout.by_cusparselt:
+    product.name_kernels(Way())
+    if layout.by_cusparselt:
         _search(product)
     best = min(product.found, key=lambda way: product.found[way][1])
     session.note("best", str(best))
+    product.name_kernels(best)
     zeros = Product(session, shape, role, "zeros")
     for way in dict.fromkeys((Way(), best)):
         zeros.time(way, 2)

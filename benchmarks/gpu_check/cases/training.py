@@ -21,7 +21,8 @@ import torch
 
 import nmcompile
 from benchmarks.gpu_check.cases import networks
-from benchmarks.gpu_check.cases.profile import by_class
+from benchmarks.gpu_check.cases.gain import SPARSE_KERNELS
+from benchmarks.gpu_check.cases.profile import OURS, by_class, by_name, class_of
 from benchmarks.gpu_check.cases.variants import DENSE, UNFUSED, Build, Variant, variant
 from benchmarks.gpu_check.events import Case, Session
 from benchmarks.gpu_check.targets import ADAMW_STEP, DECLINED, PRODUCTS, SPARSE, STEP
@@ -68,11 +69,11 @@ def _one_by_one(section: str, network: str, seconds: float, *providers: str) -> 
 
 _OTHERS = ("gradients", "activations")
 PLAN = (
-    *_one_by_one("llama", "llama", 10, DENSE, "full", UNFUSED, "weights"),
-    *_one_by_one("large", "llama-70b", 10, DENSE, "full"),
-    Plan("graphs", "llama", "reduce-overhead", (DENSE, "full"), 12),
-    *_one_by_one("networks", "gpt2-medium", 12, DENSE, "full"),
-    *_one_by_one("networks", "resnet50", 12, DENSE, "full"),
+    *_one_by_one("llama", "llama", 15, DENSE, "full", UNFUSED, "weights"),
+    *_one_by_one("large", "llama-70b", 12, DENSE, "full"),
+    Plan("graphs", "llama", "reduce-overhead", (DENSE, "full"), 15),
+    *_one_by_one("gpt2", "gpt2-medium", 20, DENSE, "full"),
+    *_one_by_one("resnet", "resnet50", 20, DENSE, "full"),
     *_one_by_one("recipes", "llama", 20, "full-exact", *_OTHERS, "full, simulated"),
     *_one_by_one("recipes", "gpt2-medium", 30, "weights", *_OTHERS),
     *_one_by_one("recipes", "resnet50", 30, "weights", *_OTHERS),
@@ -81,9 +82,9 @@ PLAN = (
     Plan("recipes", "resnet50", "reduce-overhead", (DENSE, "full", *_OTHERS), 60),
 )
 STEPS = 5
-_LIMIT = 50  # seconds: a section has room for a variant that hangs and for one more
+_LIMIT = 90  # seconds; what hangs is ended by its section's deadline, too
 _FASTEST = 2.5e15  # FLOPs a second that no GPU of these layouts reaches densely
-#: Largest relative distance to dense's loss after STEPS steps; tiny batches say little.
+#: Largest relative distance to dense's first loss; tiny batches say little.
 _CLOSE, _CLOSE_REHEARSED = 0.1, 0.25
 
 
@@ -163,14 +164,21 @@ def _compare_one(session: Session, network: str, mode: str, provider: str, dense
 
 def _report_step(session: Session, v: Variant, network: str, mode: str) -> None:
     """Rows of one profiled step: milliseconds and launches of each class of kernels."""
-    kernels = session.device.profile(lambda: v.step(True))
-    place = {"x": network, "config": mode}
-    for name, (seconds, launches) in by_class(kernels).items():
-        row = partial(session.row, v.provider, **place)
+    found = session.device.profile(lambda: v.step(True))
+    row = partial(session.row, v.provider, x=network, config=mode)
+    sparse = session.facts.get(SPARSE_KERNELS, ())
+    for name, (seconds, launches) in by_class(found, sparse).items():
         row(f"{name}: profiled (ms)", [seconds * 1e3])
         row(f"{name}: launches", [launches])
-    largest = sorted(kernels.items(), key=lambda item: -item[1][0])[:25]
+    if found:
+        wall = found[-1].start + found[-1].seconds - found[0].start
+        row("share of a step in kernels", [sum(launch.seconds for launch in found) / wall])
+    largest = list(by_name(found).items())[:25]
     session.note(f"{v.provider}: kernels", {name[:120]: figures for name, figures in largest})
+    ours = [launch for launch in found if class_of(launch.name) == OURS]
+    lines = [[launch.name, launch.grid, round(launch.seconds * 1e6, 2)] for launch in ours]
+    session.note(f"{v.provider}: own kernels (us)", lines)
+    session.note(f"{v.provider}: the device then", session.device.state())
 
 
 def _start_inductor(session: Session) -> None:
@@ -198,17 +206,22 @@ def _train(session: Session, v: Variant, network: str, mode: str) -> list[float]
     session.row(v.provider, "first step (s)", [seconds[0]], **place)
     session.row(v.provider, "first two steps (s)", [sum(seconds[:2])], **place)
     # Less what lay there before: parameters, optimizer states, the other variants.
-    session.row(v.provider, "peak memory of a step (GiB)", [(peak - before) / 2**30], **place)
+    if mode != "reduce-overhead":  # a replay allocates nothing
+        session.row(v.provider, "peak memory of a step (GiB)", [(peak - before) / 2**30], **place)
     session.note(f"{v.provider}: losses", losses)
     return losses
 
 
 def _check_losses(session: Session, provider: str, own: list[float], dense: list[float]) -> None:
     session.check(f"{provider}: losses are finite", all(map(math.isfinite, own)), str(own))
-    apart = abs(own[-1] - dense[-1]) / (abs(dense[-1]) or 1.0)
-    text = f"{own[-1]:.4f} after {STEPS} steps, dense {dense[-1]:.4f}"
+    # The same weights: forward products are pruned and no more. Later on dense learns the random
+    # batch by heart, and sooner than others.
+    apart = abs(own[0] - dense[0]) / (abs(dense[0]) or 1.0)
+    text = f"{own[0]:.4f}, then {own[-1]:.4f}; dense {dense[0]:.4f}, then {dense[-1]:.4f}"
     bound = _CLOSE_REHEARSED if session.device.rehearsal else _CLOSE
-    session.check(f"{provider}: loss is close to dense's", apart <= bound, text)
+    session.check(f"{provider}: the first loss is close to dense's", apart <= bound, text)
+    if not session.device.rehearsal:
+        session.check(f"{provider}: learns", own[-1] < own[0], text)
 
 
 def _report(session: Session, provider: str, network: str, mode: str) -> None:

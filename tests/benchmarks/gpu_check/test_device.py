@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -75,25 +76,30 @@ def test_a_device_is_described_though_nothing_answers():
     assert found["cuda"] == torch.version.cuda
 
 
-def test_a_profile_is_of_kernels_alone(monkeypatch):
-    """CUPTI's events are imitated: a kernel twice, a range over both, and the host's own."""
+def test_a_profile_is_of_the_device_alone(monkeypatch):
+    """What the profiler writes is imitated: a kernel twice, a range over both, the host's own."""
 
-    class Event(NamedTuple):
-        name: str
-        device_type: Any
-        us: float
-        is_user_annotation: bool = False
+    def event(cat, name, ts, dur, **args):
+        return {"ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur, "args": args}
 
-        @property
-        def time_range(self):
-            return SimpleNamespace(elapsed_us=lambda: self.us)
+    events = [
+        event("kernel", "gemm", 20.0, 3.0, grid=[4, 2, 1]),
+        event("kernel", "gemm", 10.0, 2.0, grid=[8, 1, 1]),
+        event("gpu_memset", "Memset (Device)", 30.0, 1.0),
+        event("gpu_user_annotation", "step", 10.0, 13.0),
+        event("cpu_op", "aten::mm", 5.0, 9.0),
+    ]
 
-    gpu, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
-    events = [Event("gemm", gpu, 2.0), Event("gemm", gpu, 3.0), Event("aten::mm", cpu, 9.0)]
-    events += [Event("## Call CompiledFxGraph", gpu, 5.0), Event("step", gpu, 5.0, True)]
-    profile = nullcontext(SimpleNamespace(events=lambda: events))
+    def export(path):
+        Path(path).write_text(json.dumps({"traceEvents": events}))
+
+    profile = nullcontext(SimpleNamespace(export_chrome_trace=export))
     monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile)
     device = object.__new__(Device)
     monkeypatch.setattr(Device, "synchronize", lambda self: None)
     found = device.profile(lambda: None)
-    assert found == {"gemm": (pytest.approx(5e-6), 2)}
+    assert [(launch.name, launch.grid) for launch in found] == [
+        ("gemm", (8, 1, 1)), ("gemm", (4, 2, 1)), ("Memset (Device)", ())
+    ]  # fmt: skip
+    assert found[1].seconds == pytest.approx(3e-6)
+    assert found[1].start == pytest.approx(2e-5)

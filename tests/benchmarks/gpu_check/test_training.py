@@ -12,7 +12,7 @@ pytest.importorskip("typer")
 from benchmarks.gpu_check.cases import training, variants
 from benchmarks.gpu_check.cases.profile import by_class, class_of
 from benchmarks.gpu_check.cases.variants import DENSE, SIMULATED
-from benchmarks.gpu_check.device import Rehearsal
+from benchmarks.gpu_check.device import Launch, Rehearsal
 from benchmarks.gpu_check.events import Case, Session
 from benchmarks.gpu_check.targets import PRODUCTS, SPARSE
 from tests.benchmarks.gpu_check.rehearsal import (
@@ -49,7 +49,8 @@ def test_training(tmp_path, monkeypatch):
     monkeypatch.setitem(training.NETWORKS, "llama", (perceptron, perceptron))
     original = training.variant
     monkeypatch.setattr(training, "variant", lambda *a: compiled.append(a[:2]) or original(*a))
-    monkeypatch.setattr(Rehearsal, "profile", lambda self, run: {"triton_poi": (1e-3, 2)})
+    seen = [Launch("triton_poi", at, 1e-3, (8, 1, 1)) for at in (0.0, 3e-3)]
+    monkeypatch.setattr(Rehearsal, "profile", lambda self, run: seen)
     data = rehearse(tmp_path, "--inline", "--section", "llama")
     found = data["sections"]["llama"]["cases"]
     assert statuses(data) == {f"llama/{name}": "ok" for name in found}
@@ -58,6 +59,7 @@ def test_training(tmp_path, monkeypatch):
     figures = {row["metric"]: row["p50"] for row in case["rows"] if row["provider"] == "full"}
     assert (figures[SPARSE], figures[PRODUCTS]) == (5, 5)
     assert figures["elementwise: launches"] == 2
+    assert figures["share of a step in kernels"] == pytest.approx(0.5)
     assert_targets_are_measured(tmp_path, "llama")
     (case,) = [c for name, c in found.items() if SIMULATED in name]
     assert case["notes"]["full, simulated: sites"]["fprop simulate"] == 2
@@ -125,6 +127,7 @@ def test_networks_have_their_known_sizes():
         ("nvjet_sm90_tst_128x256_64x4_1x2_h_bz_coopA_TNT", "dense product"),
         ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "convolution"),
         ("void pytorch_flash::flash_fwd_kernel<...>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob", "attention"),
         ("void at::native::multi_tensor_apply_kernel<...>", "optimizer"),
         ("Memcpy DtoD (Device -> Device)", "copies and fills"),
         ("void at::native::embedding_dense_backward", "other"),
@@ -135,6 +138,10 @@ def test_kernels_are_classified_by_name(kernel, name):
 
 
 def test_classes_are_summed():
-    kernels = {"triton_a": (1.0, 2), "triton_b": (2.0, 1), "nvjet_x": (5.0, 3)}
-    assert by_class(kernels) == {"dense product": (5.0, 3), "elementwise": (3.0, 3)}
-    assert list(by_class(kernels)) == ["dense product", "elementwise"]
+    seconds = {"triton_a": 1.0, "triton_b": 2.0, "nvjet_x": 5.0, "nvjet_y": 0.5}
+    launches = [Launch(name, 0.0, each, ()) for name, each in seconds.items()] * 2
+    classes = {"dense product": (11.0, 4), "elementwise": (6.0, 4)}
+    assert by_class(launches) == classes
+    assert list(by_class(launches)) == list(classes)
+    # The library's kernels may be named like dense ones.
+    assert by_class(launches, {"nvjet_y"})["sparse product"] == (1.0, 2)
