@@ -2,7 +2,8 @@
 
 A value that depends on a tangent is a gradient; one that depends on parameters and buffers alone
 is a weight; any other is an activation. A constant (a mask made by ``arange``) depends on nothing
-and takes no side: constant times weight is still a weight. Where data flow has an edge (an input
+and takes no side: constant times weight is still a weight. So does a size, whatever it is read of:
+a weight that is expanded to as many samples as an activation has is still a weight. Where data flow has an edge (an input
 that may be a gradient, a value of the backward alone), the kind is unknown: a ``Reason`` stands in
 its place, and what depends on it is unknown for the same reason.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from nmcompile.gemm import OperandKind
@@ -24,6 +26,14 @@ from nmcompile.reason import Code, Reason
 Kind = OperandKind | Reason | None
 Kinds = Mapping[fx.Node, Kind]
 
+aten = torch.ops.aten
+
+_SIZES = (
+    aten.sym_size.int,
+    aten.sym_stride.int,
+    aten.sym_numel.default,
+    aten.sym_storage_offset.default,
+)
 _BACKWARD_VALUE = Reason(
     Code.BACKWARD_VALUE,
     "an operand depends on no tangent and no output of the forward depends on it: it is computed "
@@ -65,6 +75,8 @@ def operand_kinds(
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             kinds[node] = kind_of_input(node) if _holds_tensor(node) else None
+        elif node.target in _SIZES:
+            kinds[node] = None
         elif is_gradient_source(node):
             kinds[node] = OperandKind.GRADIENT
         else:

@@ -175,3 +175,24 @@ def test_the_gradients_of_a_written_product_of_activations_are_no_weight_gradien
     assert (
         found.count(("linear", "wgrad", "None")) + found.count(("linear", "wgrad", "gradient")) == 1
     )
+
+
+class Frozen(nn.Module):
+    """PyTorch expands the weight to as many matrices as the part of the batch has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(12, 8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.split(2)[-1] @ self.weight.t()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_weight_expanded_to_the_size_of_an_activation_is_a_weight(dynamic: bool) -> None:
+    planned = PlannedNetwork(
+        Program(Frozen(), [torch.randn(6, 8, 5).mT]), Policy.recipe("dense"), dynamic
+    )
+    planned.run()
+    (site,) = planned.sites
+    assert (str(site.op), str(site.operands[1])) == ("linear", "weight")

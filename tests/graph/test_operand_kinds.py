@@ -49,3 +49,17 @@ def test_sizes_are_no_operands() -> None:
     size = graph.placeholder("s0")
     size.meta["val"] = 4
     assert operand_kinds(graph, lambda n: OperandKind.ACTIVATION)[size] is None
+
+
+def test_a_size_of_an_activation_or_gradient_is_no_operand() -> None:
+    graph = fx.Graph()
+    w, x, t = (graph.placeholder(name) for name in "wxt")
+    for node in (w, x, t):
+        node.meta["val"] = torch.empty(1)
+    expanded = []
+    for other in (x, t):
+        size = graph.call_function(torch.ops.aten.sym_size.int, (other, 0))
+        expanded.append(graph.call_function(torch.ops.aten.expand.default, (w, [size])))
+    graph.output(expanded)
+    found = operand_kinds(graph, lambda n: KINDS[n.name])
+    assert [found[n] for n in expanded] == [OperandKind.WEIGHT] * 2
