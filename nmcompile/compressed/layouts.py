@@ -28,7 +28,9 @@ class Layout(StrEnum):
         ``torch._cslt_sparse_mm`` on compute capability 9.0. A tile of 64 rows and 32 columns owns
         256 contiguous bytes. NVIDIA does not document it; source: the kernel
         ``sparse24_sm90_sparsify`` of pytorch/ao
-        (``torchao/csrc/cuda/activation24/sparsify24.cu``).
+        (``torchao/csrc/cuda/activation24/sparsify24.cu``), and an H100, where cuSPARSELt 0.8.0
+        writes these bytes. It asks for room for whole pairs of tiles (192 x 160 takes 92 columns,
+        not 90), so sizes are padded to 64 columns.
     ``CUSPARSELT_SM80``
         ``torch._cslt_sparse_mm`` on compute capability 8.x. Source: ``MetadataCuSparseLt`` in
         PyTorch's ``aten/src/ATen/native/sparse/cuda/SparseSemiStructuredTile.cu``.
@@ -126,7 +128,7 @@ class Layout(StrEnum):
 
 
 _MULTIPLES = {
-    Layout.CUSPARSELT_SM90: (64, 32),
+    Layout.CUSPARSELT_SM90: (64, 64),
     Layout.CUSPARSELT_SM80: (128, 64),
     Layout.CUTLASS_SM80: (32, 32),
     Layout.CUSPARSELT: (128, 64),  # whole tiles of every layout that is known

@@ -3,9 +3,9 @@
 A value that depends on a tangent is a gradient; one that depends on parameters and buffers alone
 is a weight; any other is an activation. A constant (a mask made by ``arange``) depends on nothing
 and takes no side: constant times weight is still a weight. So does a size, whatever it is read of:
-a weight that is expanded to as many samples as an activation has is still a weight. Where data flow has an edge (an input
-that may be a gradient, a value of the backward alone), the kind is unknown: a ``Reason`` stands in
-its place, and what depends on it is unknown for the same reason.
+a weight that is expanded to as many samples as an activation has is still a weight. Where data flow
+has an edge (an input that may be a gradient, a value of the backward alone), the kind is unknown: a
+``Reason`` stands in its place, and what depends on it is unknown for the same reason.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def test_every_nibble_belongs_to_one_block(layout, i, j):
 @pytest.mark.parametrize(
     ("layout", "rows", "columns", "size"),
     [
-        (Layout.CUSPARSELT_SM90, 64, 32, 256),
+        (Layout.CUSPARSELT_SM90, 64, 64, 512),
         (Layout.CUSPARSELT_SM80, 128, 64, 1024),
         (Layout.CUTLASS_SM80, 32, 32, 128),
         (Layout.ROW_MAJOR, 1, 32, 4),

@@ -200,5 +200,5 @@ def test_messages(arguments, error, message):
 
 def test_a_packed_tensor_of_another_size_is_refused():
     c = nm.compress(torch.ones(4, 4))
-    with pytest.raises(ValueError, match=r"\(64, 17\) is not that of a 65 x 4"):
+    with pytest.raises(ValueError, match=r"\(64, 34\) is not that of a 65 x 4"):
         packing.unpack(c.packed, 65, 4, c.layout)

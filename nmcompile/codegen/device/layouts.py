@@ -30,7 +30,8 @@ def padded_rows(R, LAYOUT: tl.constexpr):
 @triton.jit
 def padded_columns(C, LAYOUT: tl.constexpr, PER: tl.constexpr):
     """Columns of the blob, divided by PER."""
-    unit: tl.constexpr = 64 if LAYOUT == "cusparselt_sm80" else 32
+    by_cusparselt: tl.constexpr = LAYOUT == "cusparselt_sm80" or LAYOUT == "cusparselt_sm90"
+    unit: tl.constexpr = 64 if by_cusparselt else 32
     per: tl.constexpr = unit // PER
     return (C + unit - 1) // unit * per
 
