@@ -156,59 +156,6 @@ def seed_of_draw(node: torch.fx.Node) -> tuple[torch.fx.Node, int] | None:
     return seeds, index
 
 
-def call_cusparselt_for(operator: Any) -> None:
-    """Let Inductor call cuSPARSELt's product itself wherever a graph calls ``operator``.
-
-    Its arguments are those of ``cusparselt_mm``. A call through Python costs the host five times
-    as long.
-    """
-    module = "torch._inductor.lowering"
-    if operator in private(module, "lowerings"):
-        return
-    target = torch.ops.aten._cslt_sparse_mm.default
-    call = private(module, "fallback_handler")(target, add_to_fallback_set=False)
-
-    def lower(packed: Any, dense: Any, bias: Any = None, transpose_result: bool = False) -> Any:
-        return call(packed, dense, bias, transpose_result=transpose_result)
-
-    private(module, "register_lowering")(operator, type_promotion_kind=None)(lower)
-
-
-def cusparselt_mm(
-    packed: torch.Tensor, dense: torch.Tensor, bias: torch.Tensor | None, transpose_result: bool
-) -> torch.Tensor:
-    """cuSPARSELt's product of an operand that it packed, or that is packed as it does.
-
-    No alpha (it would wait for the device), and algorithm 0, the only one that was checked.
-    """
-    run = private("torch", "_cslt_sparse_mm")
-    result: torch.Tensor = run(packed, dense, bias, transpose_result=transpose_result)
-    return result
-
-
-def cusparselt_compress(dense: torch.Tensor) -> torch.Tensor:
-    """A dense 2:4 operand as cuSPARSELt itself packs it."""
-    result: torch.Tensor = private("torch", "_cslt_compress")(dense)
-    return result
-
-
-def cutlass_sparse_mm(
-    values: torch.Tensor, metadata: torch.Tensor, dense: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """CUTLASS's product of a packed operand; ``bias`` is one number for each of its rows."""
-    result: torch.Tensor
-    if bias is None:
-        result = private("torch", "_sparse_semi_structured_mm")(values, metadata, dense)
-    else:
-        result = private("torch", "_sparse_semi_structured_addmm")(bias, values, metadata, dense)
-    return result
-
-
-def keep_device_busy(cycles: int) -> None:
-    """Let the CUDA device wait for so many clock cycles, without the host."""
-    private("torch.cuda", "_sleep")(cycles)
-
-
 def process_group_store() -> Any:
     """The key-value store that the processes of this run met at; None for a backend without one."""
     try:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile import _torch
+from nmcompile import _cuda
 from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import NMWarning
@@ -56,7 +56,7 @@ def _version() -> int | None:
 
 @functools.cache
 def _reads(layout: Layout, dtype: torch.dtype, device: torch.device, version: int | None) -> bool:
-    same = version is None or writes_layout(_torch.cusparselt_compress, layout, dtype, device)
+    same = version is None or writes_layout(_cuda.cusparselt_compress, layout, dtype, device)
     if not same:
         warnings.warn(
             f"cuSPARSELt {version} on {device} does not write layout {layout} for {dtype}: it "
@@ -91,7 +91,7 @@ def pack(x: Tensor, layout: Layout) -> Tensor:
     rows, columns = x.shape
     r_pad, c_pad = layout.padded(rows, columns)
     dense = F.pad(x, (0, c_pad - columns, 0, r_pad - rows)) if (r_pad, c_pad) != x.shape else x
-    packed: Tensor = _torch.cusparselt_compress(dense.contiguous())
+    packed: Tensor = _cuda.cusparselt_compress(dense.contiguous())
     expected = layout.packed_shape(rows, columns, x.dtype)
     if tuple(packed.shape) != expected:
         raise RuntimeError(

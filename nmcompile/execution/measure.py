@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nmcompile import _torch
+from nmcompile import _cuda, _torch
 from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.cost import OVER_BYTES, Kind, Predicted, Product
 from nmcompile.execution.targets import Figure, Figures, Target
@@ -23,8 +23,8 @@ class Measured(Predicted):
 
     how = "measured"
 
-    def __init__(self, target: Target, device: str) -> None:
-        super().__init__(target if target.figures else _with_figures(target, device))
+    def __init__(self, target: Target, device: str, hidden: bool = False) -> None:
+        super().__init__(target if target.figures else _with_figures(target, device), hidden)
 
     def dense(self, p: Product, kind: Kind) -> float:
         return _products(p.rows, p.columns, p.k, p.left, kind.layout, kind.dtype, kind.device)[0]
@@ -77,7 +77,7 @@ def _products(
         def plain() -> Any:
             return pruned @ dense if left else dense.t() @ pruned.t()
 
-        return _median(plain), _median(sparse)
+        return _seconds(plain), _seconds(sparse)
 
 
 @functools.cache
@@ -96,7 +96,7 @@ def _compress(
         seed = torch.ones(1, dtype=torch.int64, device=device) if method.random else None
         streams = list(range(len(dims)))
         call = Compress(x, seed, streams, list(dims), 2, 4, str(method), str(layout))
-        return _median(call.run)
+        return _seconds(call.run)
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def _pack(rows: int, columns: int, layout: Layout, dtype: str, device: str) -> f
     with _torch.real_tensors():
         x = torch.randn(rows, columns, **_options(dtype, device))
         pruned = Prune(x, None, 0, 2, 4, [1], "mse").run()
-        return _median(Pack(pruned, str(layout)).run)
+        return _seconds(Pack(pruned, str(layout)).run)
 
 
 @functools.cache
@@ -113,7 +113,7 @@ def _copy(bytes: int, device: str) -> float:
     """Median seconds of a copy, which reads and writes so many bytes."""
     with _torch.real_tensors():
         source = torch.empty(bytes, dtype=torch.uint8, device=device)
-        return _median(source.clone)
+        return _seconds(source.clone)
 
 
 def _options(dtype: str, device: str) -> dict[str, Any]:
@@ -122,17 +122,5 @@ def _options(dtype: str, device: str) -> dict[str, Any]:
     return {"dtype": getattr(torch, dtype), "device": device, "generator": generator}
 
 
-def _median(run: Callable[[], Any], repeats: int = 15) -> float:
-    """Of device time: the launches are queued behind a wait, so that no time of the host counts."""
-    for _ in range(3):
-        run()
-    times: list[float] = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        _torch.keep_device_busy(2_000_000)  # about a millisecond
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[repeats // 2] * 1e-3
+def _seconds(run: Callable[[], Any]) -> float:
+    return _cuda.device_seconds(run, repeats=15)

@@ -10,12 +10,14 @@ in memory, which is what ``column_major`` is for. ``row_major`` is unpacked ever
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmcompile import _torch
-from nmcompile.compressed import cusparselt, packing
+from nmcompile import _cuda
+from nmcompile.compressed import algorithms, cusparselt, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.ops.schemas import LIBRARY, LibraryMm, Mm
 
@@ -53,10 +55,16 @@ def by_library(call: Mm) -> Tensor:
     if layout is Layout.CUTLASS_SM80:
         values, metadata = packing.split(packed, rows, k, layout)
         metadata = metadata.view(torch.int16).view(r_pad, k_pad // 16)
-        result = _torch.cutlass_sparse_mm(values, metadata, dense, bias)
+        result = _cuda.cutlass_sparse_mm(values, metadata, dense, bias)
         result = result.t() if call.transpose_result else result
     else:
-        result = _torch.cusparselt_mm(packed, dense, bias, call.transpose_result)
+        capturing = torch.cuda.is_current_stream_capturing()
+        fastest = functools.partial(
+            algorithms.fastest, r_pad, dense.shape[1], k_pad, layout, dense.dtype, dense.device
+        )
+        rest = not dense.is_contiguous(), call.transpose_result, bias is not None
+        number = 0 if capturing else fastest(*rest)
+        result = _cuda.cusparselt_mm(packed, dense, bias, call.transpose_result, number)
     size = (columns, rows) if call.transpose_result else (rows, columns)
     return result[: size[0], : size[1]].contiguous()
 
@@ -96,6 +104,6 @@ LIBRARY.impl("mm", lambda *args: by_library(Mm(*args)), "CUDA")
 LIBRARY.impl(
     "library_mm",
     # The dispatcher leaves out arguments that are their defaults.
-    lambda *args: _torch.cusparselt_mm(*LibraryMm(*args).args),
+    lambda *args: _cuda.cusparselt_mm(*LibraryMm(*args).args),
     "CompositeExplicitAutograd",
 )

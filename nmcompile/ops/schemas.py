@@ -310,8 +310,8 @@ def _fake_library_mm(call: LibraryMm) -> torch.Tensor:
 
 
 @operator(
-    "library_mm(Tensor packed, Tensor dense, Tensor? bias=None, bool transpose_result=False) "
-    "-> Tensor",
+    "library_mm(Tensor packed, Tensor dense, Tensor? bias=None, bool transpose_result=False, "
+    "int algorithm=0) -> Tensor",
     _fake_library_mm,
     strides=torch.Tag.needs_exact_strides,
 )
@@ -320,13 +320,14 @@ class LibraryMm(Call):
     """``Mm`` of operands that cuSPARSELt takes as they are: what Inductor calls it for.
 
     Nothing is padded, ``packed`` is contiguous, ``dense`` or its transpose is, and all begin at
-    multiples of 16 bytes. The library checks none of it.
+    multiples of 16 bytes. The library checks none of it. ``algorithm`` is one of its own.
     """
 
     packed: Any
     dense: Any
     bias: Any = None
     transpose_result: bool = False
+    algorithm: int = 0
 
 
 @operator(

@@ -1,7 +1,7 @@
 """Let Inductor call the sparse library itself where it takes the operands as they are (post-grad).
 
     before   nm.mm(packed, w [K,N], M, layout)
-    after    nm.library_mm(packed, w)                 for which Inductor calls aten._cslt_sparse_mm
+    after    nm.library_mm(packed, w, algorithm)      for which Inductor calls aten._cslt_sparse_mm
 
 ``nm.mm`` pads, copies and checks; that costs the host more than the call. What is static, aligned
 and without gaps needs none of it. The library checks no strides, so Inductor is told to keep them.
@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from nmcompile import _torch
-from nmcompile.compressed import cusparselt
+from nmcompile import _cuda, _torch
+from nmcompile.compressed import algorithms, cusparselt
 from nmcompile.compressed.layouts import Layout
 from nmcompile.graph.insert import Inserter
 from nmcompile.ops.schemas import LibraryMm, Mm
@@ -25,11 +25,13 @@ def lower_products(kernels: Kernels) -> None:
     if not kernels.lower:
         return
     for node in [n for n in Mm.nodes(kernels.graph) if library_takes(n)]:
-        _torch.call_cusparselt_for(LibraryMm.operator)
+        _cuda.call_cusparselt_for(LibraryMm.operator)
         call, insert = Mm.of(node), Inserter(kernels.graph)
         with insert.before(node):
             mark = repr(node.meta["nm"]) if "nm" in node.meta else ""
-            direct = LibraryMm(call.packed, call.dense, call.bias, call.transpose_result)
+            direct = LibraryMm(
+                call.packed, call.dense, call.bias, call.transpose_result, _algorithm(call)
+            )
             new = insert.op(node, direct, mark=mark, name="library_mm")
         node.replace_all_uses_with(_torch.keep_strides(new))
         kernels.graph.erase_node(node)
@@ -54,6 +56,15 @@ def library_takes(node: fx.Node) -> bool:
         and all(x.is_contiguous() for x in tensors if x is not dense)
         and all(_is_aligned(x) for x in tensors)
     )
+
+
+def _algorithm(call: Mm) -> int:
+    """Timed here: the device is there, and nothing runs yet."""
+    dense = call.dense.meta["val"]
+    options = Layout.parse(call.layout), dense.dtype, dense.device, not dense.is_contiguous()
+    k, columns = dense.shape
+    rest = call.transpose_result, call.bias is not None
+    return algorithms.fastest(call.rows, columns, k, *options, *rest)
 
 
 def _is_aligned(x: torch.Tensor) -> bool:

@@ -29,7 +29,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return float(len(results))
 
     caches = (measure._products, measure._compress, measure._copy)
-    monkeypatch.setattr(measure, "_median", median)
+    monkeypatch.setattr(measure, "_seconds", median)
     for cached in caches:
         cached.cache_clear()
     yield results

@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
+from nmcompile.compressed import algorithms
 from nmcompile.compressed.layouts import Layout
 from nmcompile.graph.insert import Inserter
 from nmcompile.ops.schemas import LibraryMm, Mm
@@ -71,8 +72,10 @@ def gap(rows: int, columns: int, stride: int, offset: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("transpose_result", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_what_is_static_and_whole_is_the_librarys_call(
-    transpose_result: bool, transposed: bool
+    transpose_result: bool, transposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    searched: list[Any] = []
+    monkeypatch.setattr(algorithms, "fastest", lambda *about: searched.append(about) or 7)
     with FakeTensorMode():
         dense = half(72, 64).t() if transposed else half(64, 72)
         graph = product(dense, 128, half(128), transpose_result=transpose_result)
@@ -80,7 +83,10 @@ def test_what_is_static_and_whole_is_the_librarys_call(
         call = lowered(graph)
     assert call is not None
     packed, dense_node, bias = list(graph.nodes)[:3]
-    assert call.args == (packed, dense_node, bias, transpose_result)
+    assert call.args == (packed, dense_node, bias, transpose_result, 7)
+    device = torch.device("cuda:0")
+    about = (64, Layout.CUSPARSELT_SM90, torch.bfloat16, device, transposed, transpose_result, True)
+    assert searched == [(128, 72, *about)]
     assert (call.meta["val"].shape, call.meta["val"].stride()) == (before.shape, before.stride())
     assert repr(call.meta["nm"]) == "a mark"
     values, keywords = call.meta["eager_input_vals"]
