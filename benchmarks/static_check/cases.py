@@ -98,12 +98,17 @@ class Case:
     @property
     def shape(self) -> host.Tile:
         """The tile."""
-        return self.tile or host.tile(self.orientations, self.method, self.small)
+        kind = self.orientations, self.method, bool(self.spec.statements)
+        return self.tile or host.tile(*kind, small=self.fit == "ragged" or self.spec.crowded)
 
     @property
-    def small(self) -> bool:
-        """Whether the package gives it a small tile, whose stores are of 8 bytes."""
-        return self.fit == "ragged" or self.spec.crowded
+    def least_width(self) -> int:
+        """Bytes of an access that it may not fall short of.
+
+        In both orientations a thread has one group of four columns in hand, eight bytes: measured
+        to be faster than two (``gpu_check``, section ``tiles``), which take a longer program.
+        """
+        return 8 if self.orientations == "both" else 16
 
 
 def all_cases(architectures: tuple[str, ...]) -> list[Case]:

@@ -56,9 +56,9 @@ class Result:
         found = []
         if self.machine.spilled:
             found.append(f"spills {self.machine.spilled} bytes")
-        if self.load_width < 16:
+        if self.load_width < self.case.least_width:
             found.append(f"loads its inputs {self.load_width} bytes at a time")
-        if self.store_width < (8 if self.case.small else 16):
+        if self.store_width < self.case.least_width:
             found.append(f"stores its results {self.store_width} bytes at a time")
         if self.machine.loop:
             found.append("has a loop: its instructions cannot be counted")

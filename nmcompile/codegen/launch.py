@@ -72,10 +72,11 @@ def constants(
     """
     from nmcompile.codegen.device import host
 
-    tile = host.tile(spec.orientations, spec.method, spec.crowded)
+    kind = spec.orientations, spec.method, bool(spec.statements)
+    tile = host.tile(*kind, spec.crowded)
     fit = host.fit_of(rows, columns, strides, addresses, tile.rows, tile.columns)
     if fit == "ragged":
-        tile = host.tile(spec.orientations, spec.method, True)
+        tile = host.tile(*kind, small=True)
     grid = host.launch_grid(rows, columns, tile.rows, tile.columns, operands=len(spec.operands))
     values = {"ROWS": tile.rows, "COLUMNS": tile.columns, "FIT": fit, "ISA": isa(device)}
     return values, grid, tile.warps

@@ -47,7 +47,7 @@ tile function. silu(gate) * up + bias, 2:4 MVUE in both orientations of a ``[R, 
             "mvue", 2, "cusparselt_sm90", "bf16", ROWS, COLUMNS, FIT, ISA,
         )
 
-    tile = host.tile("both", "mvue")                    # rows, columns, warps
+    tile = host.tile("both", "mvue", computes=True)     # rows, columns, warps
     fit = host.fit_of(R, C, [row strides], [data pointers], tile.rows, tile.columns)
     kernel[host.launch_grid(R, C, tile.rows, tile.columns)](
         ..., ROWS=tile.rows, COLUMNS=tile.columns, FIT=fit, ISA=90, num_warps=tile.warps,
