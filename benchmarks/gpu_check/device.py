@@ -170,7 +170,8 @@ class Device:
 
     def state(self) -> str:
         """Clocks, power and why the clock is held back, as they are now."""
-        return _nvidia_smi("clocks.sm,clocks.mem,power.draw,clocks_throttle_reasons.active")
+        fields = "clocks.sm,clocks.mem,power.draw,clocks_throttle_reasons.active"
+        return str(guarded({"now": partial(_nvidia_smi, fields)})["now"])
 
     def synchronize(self) -> None:
         """Wait for everything that was launched."""

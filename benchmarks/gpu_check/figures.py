@@ -22,7 +22,7 @@ def gains(found: Iterable[tuple[str, str, Mapping[str, Any]]]) -> list[dict[str,
 def targets_toml(gpu: str, commit: str, stand_in: bool, rows: Sequence[Row], lines: Any) -> str:
     """A file for ``nmcompile.execution.targets``; empty for a GPU that it has no target of.
 
-    The gains are those of algorithm 0, which the package uses, on normal data; a stand-in's
+    The gains are those of the algorithms that the package chose, on normal data; a stand-in's
     figures (``stand_in``) are never called measured.
     """
     name = next((t.name for t in targets().values() if any(w in gpu for w in t.words)), None)
@@ -35,13 +35,13 @@ def targets_toml(gpu: str, commit: str, stand_in: bool, rows: Sequence[Row], lin
         if (row.provider, row.metric) == ("copy", "bandwidth (TB/s)"):
             figures["bandwidth"] = {"value": row.p50 * 1e12, **origin}
         place = row.mode, row.provider, row.x, row.config
-        if place == ("gain", "torch.mm", _LARGE, "fprop, alg 0, normal"):
+        if place == ("gain", "torch.mm", _LARGE, "fprop, own, normal"):
             figures["dense"] = {"value": 2.0 * 8192**3 / (row.p50 * 1e-6), **origin}
         if (row.provider, row.metric) == ("_cslt_sparse_mm", "host time (us)"):
             figures["setup"] = {"value": row.p50 * 1e-6, **origin}
     found = [
         {"rows": g["m"], "columns": g["n"], "k": g["k"], "gain": g["gain"], **origin}
         for g in lines
-        if (g["alg_id"], g["split_k"], g["data"]) == (0, 1, "normal")
+        if g["own"] and g["data"] == "normal"
     ]
     return tomli_w.dumps({"schema": 1, name: {"figures": figures, "gains": found}})

@@ -43,7 +43,7 @@ class Target:
 
 
 def _gain(shape: str, role: str) -> Target:
-    title, config = f"sparse over dense, {shape} {role}", f"{role}, alg 0, normal"
+    title, config = f"sparse over dense, {shape} {role}", f"{role}, own, normal"
     return Target(title, "gain", "_cslt_sparse_mm", GAIN, shape, config, ">=1.3")
 
 

@@ -100,6 +100,7 @@ def choose(
     autotune: bool = False,
     target: Target | None = None,
     first_unit: int = 0,
+    captured: bool = False,
 ) -> Chosen:
     """How each product runs; those that share a compressed operand are decided together.
 
@@ -109,6 +110,7 @@ def choose(
         autotune: measure the products on the device instead of predicting them.
         target: to decide for; None for the device of each product.
         first_unit: the number of the first unit.
+        captured: whether the graph is replayed as a CUDA graph, without the host.
 
     Raises:
         PolicyError: a rule asks for sparse, its product cannot, and ``fallback = "error"``.
@@ -125,15 +127,23 @@ def choose(
             declined[r.site] = early
         else:
             candidates.setdefault(_shared(r, place), []).append(r)
+    groups: list[tuple[Kind, list[Request], Target, Predicted]] = []
     for some in candidates.values():
         place = target or target_of(some[0].gemm.device)
         clock = _clock(place, some[0].gemm.device, autotune)
         if clock is None:
             declined |= {r.site: _unknown(place, r.gemm) for r in some}
-            continue
-        kind, number = _kind(some[0], place), first_unit + len(chosen.units)
-        unit = decide(number, [r.product for r in some], kind, clock, policy.margin)
-        chosen.units.append(unit)
+        else:
+            groups.append((_kind(some[0], place), some, place, clock))
+    for hidden in (True, False):
+        chosen.units = []
+        for kind, some, _, clock in groups:
+            clock.hidden, number = hidden, first_unit + len(chosen.units)
+            products = [r.product for r in some]
+            chosen.units.append(decide(number, products, kind, clock, policy.margin))
+        if captured or _host_is_ahead(chosen.units, [clock for *_, clock in groups]):
+            break
+    for unit, (_, _, place, _) in zip(chosen.units, groups, strict=True):
         chosen.executions |= {site: _sparse(unit, site, place) for site in unit.sparse}
         declined |= {s: _no_gain(unit, s, policy) for s in unit.sites if s not in unit.sparse}
     declined |= dict(_in_sixteen_bits([r for r in requests if r.site in declined], policy, target))
@@ -145,6 +155,12 @@ def choose(
             execution = replace(execution, estimate=unit.of(r.site), unit=unit.number)
         chosen.executions[r.site] = execution
     return chosen
+
+
+def _host_is_ahead(units: Sequence[Unit], clocks: Sequence[Predicted]) -> bool:
+    """Whether the sparse calls of a graph take the host less time than its products the device."""
+    host = sum(len(u.sparse) * c.setup for u, c in zip(units, clocks, strict=True))
+    return host <= sum(unit.seconds for unit in units)
 
 
 def _without_figures(r: Request, policy: Policy, target: Target) -> Execution | Reason | None:

@@ -22,6 +22,14 @@ class Unit:
     estimate: UnitEstimate
     beside: dict[int, Estimate]
 
+    @property
+    def seconds(self) -> float:
+        """Of the device, for all products as they were decided."""
+        if not self.sparse:
+            return sum(self.of(site).dense for site in self.sites)
+        dense = sum(self.of(site).dense for site in self.sites if site not in self.sparse)
+        return self.estimate.weighed.sparse + dense
+
     def of(self, site: int) -> Estimate:
         """Dense and sparse seconds of one product, in this unit."""
         return self.beside[site] if site in self.beside else self.estimate.of(site)

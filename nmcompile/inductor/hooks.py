@@ -120,7 +120,9 @@ def plan_at(graph: fx.Graph, place: Place, settings: Settings, capture: Capture)
     inputs = _captured_inputs(graph)
     whole = {inputs[number]: number for number in capture.whole & inputs.keys()}
     masks = {key: inputs[number] for key, number in capture.masks.items() if number in inputs}
-    return Plan(graph, place.kinds, *options, *about, place.apart, place.recomputed, whole, masks)
+    captured = _torch.records_cuda_graphs(settings.inductor)
+    place_about = place.apart, place.recomputed
+    return Plan(graph, place.kinds, *options, *about, *place_about, whole, masks, captured=captured)
 
 
 def _captured_inputs(graph: fx.Graph) -> dict[int, fx.Node]:

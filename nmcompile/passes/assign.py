@@ -115,7 +115,8 @@ def _choose(plan: Plan, rules: list[Rule | None]) -> dict[int, Execution]:
 
 
 def _run(plan: Plan, requests: list[Request], executions: dict[int, Execution]) -> None:
-    chosen = choose(requests, plan.policy, plan.autotune, plan.target, len(plan.units))
+    how = plan.autotune, plan.target, len(plan.units), plan.captured
+    chosen = choose(requests, plan.policy, *how)
     executions |= chosen.executions
     plan.units += chosen.units
 

@@ -125,7 +125,8 @@ class Plan:
     higher-order one that calls this graph, ``times``: how often a step does, None where nobody
     knows. ``modules``: how many modules that are compiled one by one share it.
     ``apart``: whether its backward is a graph of its own, which may compute it again;
-    ``recomputed``: whether a checkpoint around it does.
+    ``recomputed``: whether a checkpoint around it does. ``captured``: whether it is replayed as a
+    CUDA graph.
 
     By site: ``pruning`` is what its rule prunes, whether or not it will be; ``products`` is where
     each stands now, ``weights`` the input that holds the pruned weight of a forward product,
@@ -153,6 +154,7 @@ class Plan:
     recomputed: bool = False
     whole: Mapping[fx.Node, int] = field(default_factory=dict)
     masks: Mapping[tuple[int, StoredMask], fx.Node] = field(default_factory=dict)
+    captured: bool = False
     sharing: list[int] = field(default_factory=list)  # ranks that draw the masks of this one
     gemms: list[Gemm] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)

@@ -21,7 +21,7 @@ def nothing():
 
 def large():
     net = nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16, device="meta")
-    return net, (torch.empty(8192, 4096, dtype=torch.bfloat16, device="meta", requires_grad=True),)
+    return net, (torch.empty(32768, 4096, dtype=torch.bfloat16, device="meta", requires_grad=True),)
 
 def fails():
     raise ValueError("the data is not here")

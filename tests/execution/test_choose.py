@@ -14,7 +14,7 @@ from nmcompile.errors import PolicyError
 from nmcompile.execution import choose as execution
 from nmcompile.execution.choose import Chosen, Execution, Request, choose
 from nmcompile.execution.cost import Predicted
-from nmcompile.execution.targets import Target, named
+from nmcompile.execution.targets import Figure, Figures, Target
 from nmcompile.gemm import Gemm, OperandKind, Pruning
 from nmcompile.graph.find_gemms import find_gemms
 from nmcompile.graph.operand_kinds import operand_kinds
@@ -22,8 +22,8 @@ from nmcompile.passes.assign import _pruning
 from nmcompile.passes.plan import Plan
 from nmcompile.policy import Policy, Rule
 from nmcompile.reason import Code
+from tests.execution.gpus import H200
 
-H200 = named("h200")
 RULE = Rule(prune="activation", role="fprop", format="2:4")
 OLD = Target(
     name="old", gpu="Old", capability=(7, 5), reason="Old (7.5) has no sparse tensor cores"
@@ -53,12 +53,24 @@ def pruning(gemm: Gemm, rule: Rule) -> Pruning:
     return _pruning(gemm, rule, Plan(gemm.node.graph, {}, Policy()))
 
 
+def figures(**values: float) -> Figures:
+    """Those of ``H200``, with others."""
+    assert H200.figures is not None
+    changed = {k: Figure(value=v, known="assumed", source="here") for k, v in values.items()}
+    return H200.figures.model_copy(update=changed)
+
+
 def weigh(
-    *gemms: Gemm, rule: Rule = RULE, target: Target = H200, autotune: bool = False, **policy: Any
+    *gemms: Gemm,
+    rule: Rule = RULE,
+    target: Target = H200,
+    autotune: bool = False,
+    captured: bool = False,
+    **policy: Any,
 ) -> Chosen:
     """Products that read one operand."""
     requests = [Request(i, g, pruning(g, rule), rule, key="x") for i, g in enumerate(gemms)]
-    return choose(requests, Policy(rules=[rule], **policy), autotune, target)
+    return choose(requests, Policy(rules=[rule], **policy), autotune, target, captured=captured)
 
 
 def decide(gemm: Gemm, rule: Rule = RULE, **keys: Any) -> Execution:
@@ -102,10 +114,23 @@ def test_products_of_one_operand_are_decided_together() -> None:
 
 
 def test_what_is_left_out_says_beside_what() -> None:
-    wide, small = product(16384, 14336, 512), product(16384, 8, 512)
+    wide, small = product(16384, 14336, 512), product(16384, 4, 512)  # whose result is cut
     chosen = weigh(wide, small).executions
     assert [e.how for e in chosen.values()] == ["sparse", "dense"]
     assert "no gain of 1.05x beside the rest of unit 0: predicted" in chosen[1].reason
+
+
+def test_the_host_counts_where_the_device_waits_for_it() -> None:
+    """Twenty products of 35 us: a call may take the host 30 us, and not 60."""
+    slow = H200.model_copy(update={"figures": figures(setup=60e-6)})
+    small = [product(4096, 2048, 2048) for _ in range(20)]
+    assert {e.how for e in weigh(*small).executions.values()} == {"sparse"}
+    assert {e.how for e in weigh(*small, target=slow).executions.values()} == {"dense"}
+    captured = weigh(*small, target=slow, captured=True).executions.values()
+    assert {e.how for e in captured} == {"sparse"}
+    # Beside a product that keeps the device busy the host is ahead again.
+    busy = weigh(*small, product(16384, 16384, 16384), target=slow).executions.values()
+    assert {e.how for e in busy} == {"sparse"}
 
 
 def test_fallbacks() -> None:
@@ -142,7 +167,7 @@ def test_autotune_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "Measured", Timed)
     chosen = decide(product(8192, 4096, 2048), autotune=True)
     assert chosen.how == "dense"
-    assert "measured: dense 177 us, sparse 2015 us (0.09x)" in chosen.reason
+    assert "measured: dense 177 us, sparse 2016 us (0.09x)" in chosen.reason
     assert asked == ["cuda:0"]
 
 

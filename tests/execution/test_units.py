@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.cost import Kind, Predicted, Product, estimate
-from nmcompile.execution.targets import named
 from nmcompile.execution.units import Unit, decide
 from nmcompile.masks.formats import Method
+from tests.execution.gpus import H100
 
-CLOCK = Predicted(named("h100"))
+CLOCK = Predicted(H100)
 MSE, MVUE = (Kind(m, Layout.CUSPARSELT_SM90) for m in (Method.MSE, Method.MVUE))
 
 

@@ -82,8 +82,8 @@ def planned(monkeypatch: pytest.MonkeyPatch, model: Any, policy: Policy) -> Plan
     """The state of the joint graph after its passes."""
     plans: list[Plan] = []
 
-    def keep(*arguments: Any) -> Plan:
-        plans.append(Plan(*arguments))
+    def keep(*arguments: Any, **keywords: Any) -> Plan:
+        plans.append(Plan(*arguments, **keywords))
         return plans[-1]
 
     monkeypatch.setattr(hooks, "Plan", keep)

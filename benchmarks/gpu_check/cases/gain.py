@@ -9,7 +9,8 @@ W [O, I] and dY [T, O]; the operand named first is pruned 2:4 by MSE and compres
     weight   W X^T      as W is stored; the result is transposed to Y
 
 Every algorithm of the library is timed against ``torch.mm`` in turns, and checked against float64
-on its first rows. The package uses algorithm 0. Power limits the clock: zeros show by how much.
+on its first rows; ``own`` is the one that the package chooses. Power limits the clock: zeros show
+by how much.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from benchmarks.gpu_check.cases.library import library, noted
 from benchmarks.gpu_check.cases.products import DTYPE, Shape
 from benchmarks.gpu_check.events import Case, Session
 from benchmarks.gpu_check.targets import GAIN
-from nmcompile.compressed import cusparselt
+from nmcompile.compressed import algorithms, cusparselt
 from nmcompile.masks import reference
 
 ROLES = ("fprop", "dgrad", "wgrad", "weight")
@@ -116,11 +117,22 @@ class Product:
         result = self.sparse(way)(0)
         return relative_error((result.t() if self.transpose else result)[:ROWS], self.expected)
 
-    def time(self, way: Way, rounds: int) -> None:
-        """Rows of dense and sparse times in turns, and of their ratio."""
+    @cached_property
+    def own(self) -> Way:
+        """The package's choice."""
+        layout, name = self.session.device.layout, self.session.device.name
+        if self.session.device.rehearsal or not layout.by_cusparselt:
+            return Way()
+        sizes, device = self.sizes, torch.empty(0, device=name).device
+        options = layout, DTYPE, device, not self.b.is_contiguous(), self.transpose, False
+        return Way(algorithms.fastest(sizes["m"], sizes["n"], sizes["k"], *options))
+
+    def time(self, way: Way, rounds: int, called: str = "") -> None:
+        """Rows of dense and sparse times in turns, and of their ratio; ``called`` the way's name"""
         calls = {"torch.mm": self.dense, "_cslt_sparse_mm": self.sparse(way)}
         samples = self.session.device.time(calls, rounds=rounds)
-        place = {"x": str(self.shape), "config": f"{self.role}, {way}, {self.data}"}
+        name = called or str(way)
+        place = {"x": str(self.shape), "config": f"{self.role}, {name}, {self.data}"}
         for provider, times in samples.items():
             self.session.row(provider, "time (us)", [t * 1e6 for t in times], **place)
         dense, sparse = samples["torch.mm"], samples["_cslt_sparse_mm"]
@@ -144,27 +156,29 @@ class Product:
         dtype = str(DTYPE).removeprefix("torch.")
         figures = {"dense_s": dense, "sparse_s": sparse, "gain": dense / sparse}
         about = {"role": self.role, "dtype": dtype, "data": self.data}
-        return {**self.sizes, **about, **way._asdict(), **figures}
+        return {**self.sizes, **about, **way._asdict(), **figures, "own": way == self.own}
 
 
 def measure(session: Session, shape: Shape, role: str) -> None:
-    """All rows of a product: algorithm 0 first, on normal data; then the others; then zeros."""
+    """All rows of a product: the package's algorithm first, on normal data; the others; zeros."""
     product, layout = Product(session, shape, role, "normal"), session.device.layout
-    session.check("alg 0 is right", (e := product.error(Way())) <= TOLERANCE, f"error {e:.2g}")
+    own = product.own
+    session.note("own", str(own))
+    session.check("it is right", (e := product.error(own)) <= TOLERANCE, f"error {e:.2g}")
     session.check("the library packs as we do", cusparselt.reads(layout, product.pruned))
-    product.time(Way(), 3)
+    product.time(own, 3, "own")
     session.note("the device then", session.device.state())
-    session.note("gains", [product.entry(Way())])
-    product.name_kernels(Way())
+    session.note("gains", [product.entry(own)])
+    product.name_kernels(own)
     if layout.by_cusparselt:
         _search(product)
     best = min(product.found, key=lambda way: product.found[way][1])
     session.note("best", str(best))
     product.name_kernels(best)
     zeros = Product(session, shape, role, "zeros")
-    for way in dict.fromkeys((Way(), best)):
+    for way in dict.fromkeys((own, best)):
         zeros.time(way, 2)
-    gains = [product.entry(way) for way in dict.fromkeys((Way(), best))]
+    gains = [product.entry(way) for way in dict.fromkeys((own, best))]
     session.note("gains", gains + [zeros.entry(way) for way in zeros.found])
 
 

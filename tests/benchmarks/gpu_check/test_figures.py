@@ -10,7 +10,7 @@ from benchmarks.gpu_check.figures import targets_toml
 from benchmarks.table import Row
 from nmcompile.execution.targets import named
 
-LINE = {"m": 16384, "n": 14336, "k": 4096, "alg_id": 0, "split_k": 1, "data": "normal"}
+LINE = {"m": 16384, "n": 14336, "k": 4096, "alg_id": 0, "split_k": 1, "data": "normal", "own": True}
 
 
 def row(mode: str, provider: str, metric: str, value: float, **rest: str) -> Row:
@@ -19,15 +19,15 @@ def row(mode: str, provider: str, metric: str, value: float, **rest: str) -> Row
 
 
 def written(gpu: str, stand_in: bool = False) -> str:
-    cube = {"x": "8192x8192x8192", "config": "fprop, alg 0, normal"}
+    cube = {"x": "8192x8192x8192", "config": "fprop, own, normal"}
     rows = [
         row("compress", "copy", "bandwidth (TB/s)", 2.9, x="1"),
         row("gain", "torch.mm", "time (us)", 1400.0, **cube),
         row("host", "_cslt_sparse_mm", "host time (us)", 20.0, x="1"),
     ]
     lines = [
-        {**LINE, "gain": 1.42},
-        {**LINE, "gain": 1.9, "alg_id": 7},
+        {**LINE, "gain": 1.42, "alg_id": 3},
+        {**LINE, "gain": 1.9, "alg_id": 7, "own": False},
         {**LINE, "gain": 1.8, "data": "zeros"},
     ]
     return targets_toml(gpu, "abc", stand_in, rows, lines)

@@ -39,7 +39,7 @@ def test_the_document_has_every_site_with_its_module_and_reasons() -> None:
 def test_kernels_have_their_source() -> None:
     pytest.importorskip("triton")
     layer = nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16, device="meta")
-    x = torch.empty(8192, 4096, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    x = torch.empty(32768, 4096, dtype=torch.bfloat16, device="meta", requires_grad=True)
     data = data_of(nmcompile.explain(layer, x, target="h100"))
     assert len(data["kernels"]) == 2
     assert all("@triton.jit" in source for _, source in data["kernels"])

@@ -223,7 +223,7 @@ def test_panels_and_links(opened: Any, file: Path) -> None:
 def test_a_link_leads_to_a_kernel(opened: Any, tmp_path: Path) -> None:
     pytest.importorskip("triton")
     layer = nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16, device="meta")
-    x = torch.empty(8192, 4096, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    x = torch.empty(32768, 4096, dtype=torch.bfloat16, device="meta", requires_grad=True)
     report = nmcompile.explain(layer, x, target="h100")
     tab = opened(report.to_html(tmp_path / "page.html"))
     tab.click("#kernels summary")
