@@ -18,6 +18,9 @@ from torch import fx
 from nmcompile import _torch
 from nmcompile.gemm import size_hint
 
+#: The operator that calls a region.
+REGION = "invoke_subgraph"
+
 
 @dataclass(frozen=True)
 class Body:
@@ -33,6 +36,11 @@ class Body:
     returns: bool = True
     carries: tuple[tuple[int, int], ...] = ()
     times: int | None = 1
+
+
+def is_region(node: fx.Node) -> bool:
+    """Whether a node calls a region (``torch.compiler.nested_compile_region``)."""
+    return isinstance(node.target, _torch.HigherOrderOperator) and node.target.name() == REGION
 
 
 def bodies(node: fx.Node) -> tuple[Body, ...]:
@@ -134,7 +142,7 @@ def _length(xs: Any) -> int | None:
 
 
 _TABLE: dict[str, Callable[[fx.Node], Sequence[Body]]] = {
-    "invoke_subgraph": _invoke_subgraph,
+    REGION: _invoke_subgraph,
     "cond": _cond,
     "map_impl": _map,
     "scan": _scan,

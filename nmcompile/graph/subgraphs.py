@@ -22,7 +22,7 @@ from torch import fx
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.aten import is_item, item_index
 from nmcompile.graph.computed_again import is_again, mark_again, multiplies, same_values
-from nmcompile.graph.higher_order import Body, bodies, outputs
+from nmcompile.graph.higher_order import REGION, Body, bodies, outputs
 from nmcompile.graph.module_path import module_path
 from nmcompile.graph.operand_kinds import Kind, Kinds, operand_kinds, strongest
 from nmcompile.graph.weight_gradients import mark_weight_gradient, weight_gradients
@@ -39,7 +39,6 @@ LAYERS_UNKNOWN = Reason(
     "nothing says of which layers this graph is, but the policy has rules for modules by name",
 )
 
-_REGION = "invoke_subgraph"
 #: Operators whose graphs are planned, forward and backward apart. In others, and where these stand
 #: inside of each other, products are listed and stay dense.
 _APART = frozenset(["cond", "map_impl", "scan", "while_loop", "while_loop_stack_output"])
@@ -112,7 +111,7 @@ def kinds_in(
 
 def not_planned(inside: Inside) -> Reason | None:
     """Why nothing is pruned in a graph that is called so; None where it is."""
-    if not inside.operators - {_REGION} or (len(inside.operators) == 1 and is_apart(inside)):
+    if not inside.operators - {REGION} or (len(inside.operators) == 1 and is_apart(inside)):
         incomplete = "a backward computes what its forward did not, so that the two would differ"
         return None if inside.complete else Reason(Code.IN_SUBGRAPH, incomplete)
     within = " and ".join(sorted(inside.operators))
@@ -235,7 +234,7 @@ def _apart(known: dict[fx.GraphModule, _Known]) -> Iterator[tuple[fx.Node, fx.No
     first: dict[Any, fx.Node] = {}
     for node in calls:
         number = node.meta.get("seq_nr")
-        if number is None or node.target.name() == _REGION:  # type: ignore[union-attr]
+        if number is None or node.target.name() == REGION:  # type: ignore[union-attr]
             continue
         reads = [k for body in bodies(node) for k in known[body.gm].kinds]
         forward = first.setdefault((node.graph, number), node)

@@ -84,7 +84,8 @@ def _donation(gm: fx.GraphModule) -> AbstractContextManager[Any]:
     """Whether a backward may write into what its forward has saved, as AOTAutograd finds it safe.
 
     A region's forward may save its own input, which PyTorch takes for a tensor of the region's: the
-    backward would write into the user's tensor (seen in torch 2.13).
+    backward would write into the user's tensor (seen in torch 2.13). And Inductor takes the numbers
+    of the caller's inputs that may be written into for those of the region's.
     """
     if len(reachable(gm.graph)) == 1:
         return nullcontext()

@@ -20,6 +20,7 @@ from nmcompile.graph.aten import (
     view_base,
 )
 from nmcompile.graph.float8 import source_of
+from nmcompile.graph.higher_order import is_region
 from nmcompile.masks.formats import Method
 from nmcompile.ops.fused_schemas import FusedCompress
 from nmcompile.ops.schemas import (
@@ -36,6 +37,7 @@ from nmcompile.passes.compute_unpacked import computable
 from nmcompile.passes.free_layout import bound
 from nmcompile.passes.lower_kernels import can_lower, kernel_nodes
 from nmcompile.passes.lower_products import library_takes
+from nmcompile.passes.own_results import shared_results
 from nmcompile.passes.plan import Decision, Kernels, Plan, Simulated
 from nmcompile.passes.share_compressed import shared_key
 from nmcompile.passes.share_pruned import shared
@@ -115,6 +117,13 @@ def one_compression_a_tensor(plan: Plan) -> Iterator[str]:
     for key, count in seen.items():
         if count > 1:
             yield f"{key} is compressed {count} times"
+
+
+def results_own_memory(kernels: Kernels) -> Iterator[str]:
+    """No result of a region shares memory with its inputs or with another of its results."""
+    for call in filter(is_region, kernels.graph.nodes):
+        for match in shared_results(call):
+            yield f"{match.items[0]} shares memory with {match.owner}"
 
 
 def one_read_for_all_masks(kernels: Kernels) -> Iterator[str]:

@@ -22,6 +22,7 @@ from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.lower_products import lower_products
 from nmcompile.passes.observe import observe
 from nmcompile.passes.order_kernels import order_kernels
+from nmcompile.passes.own_results import own_results
 from nmcompile.passes.prune_products import prune_backward, prune_forward
 from nmcompile.passes.realise_seeds import realise_seeds
 from nmcompile.passes.run import Pass
@@ -72,6 +73,8 @@ JOINT: tuple[Pass, ...] = (
 
 #: On the forward and on the backward graph, after the partitioner.
 POST_GRAD: tuple[Pass, ...] = (
+    # what a region returns is nothing that its caller has already
+    Pass(own_results, leaves=[facts.results_own_memory]),
     # on the CPU one read of a tensor writes everything that is pruned from it
     Pass(share_pruned, leaves=[facts.one_read_for_all_masks]),
     # and where no random number follows memory, Inductor chooses the layout

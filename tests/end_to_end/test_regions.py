@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -85,3 +86,30 @@ def test_a_loop_prunes_as_its_iterations_would_and_draws_in_each() -> None:
     first, second, third = gradient.split(8)
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
+
+
+SAVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "its input": torch.nn.functional.silu,
+    "its result": torch.tanh,
+    "a view of its result": lambda x: torch.softmax(x.view(12, 32) * 2, -1).t().reshape(24, 16),
+    "nothing": lambda x: -x,
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_gradients_through_a_region_are_those_of_eager_mode(name: str) -> None:
+    """Torch 2.13's Inductor writes over what a region called twice has saved."""
+    region = torch.compiler.nested_compile_region(lambda x: SAVED[name](x))
+
+    def loss(x: Tensor) -> Tensor:
+        inside = x * 3
+        first = region(inside)
+        second = region((first + 1) * 2)
+        return ((first + 1) * second).sin() + inside.sum() + first
+
+    def gradient(function: Callable[[Tensor], Tensor]) -> Tensor:
+        x = X.double().requires_grad_()
+        return torch.autograd.grad(function(x).sum(), x)[0]
+
+    compiled = torch.compile(loss, backend="nm_sparse", options={"policy": "dense"})
+    torch.testing.assert_close(gradient(compiled), gradient(loss))

@@ -35,6 +35,7 @@ from tests.passes.plans import (
     pointwise_convolution,
     ran,
 )
+from tests.passes.regions import caller
 
 aten, nm = torch.ops.aten, torch.ops.nm
 
@@ -248,6 +249,17 @@ def pruned() -> Kernels:
     """A graph that prunes a tensor, with kernels for none of its devices."""
     f = lambda x: nm.prune(x, None, 0, 2, 4, [1], "mse")  # noqa: E731
     return Kernels(make_fx(f, tracing_mode="fake")(torch.randn(8, 8)).graph, ())
+
+
+def calls_a_region() -> Kernels:
+    return Kernels(caller(lambda x, w: (x + w,)).graph)
+
+
+@case(calls_a_region, facts.results_own_memory, "getitem shares memory with x")
+def return_an_input(kernels: Kernels) -> None:
+    (region,) = kernels.graph.owning_module.children()
+    graph: Any = region.graph
+    graph.output_node().args = ((graph.find_nodes(op="placeholder")[0],),)
 
 
 def pruned_freely() -> Kernels:
