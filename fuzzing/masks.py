@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,68 +10,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Masks:
-    """Makes keep masks and remembers how near the nearest decision was to a tie.
+def keep(x: Tensor, n: int, m: int, dims: Sequence[int], groups: int = 1) -> Tensor:
+    """N largest magnitudes of each block along ``dims``; the first is shared by ``groups``."""
+    if groups > 1:
+        first = dims[0]
+        split = x.unflatten(first, (groups, -1))
+        inner = [d + (d >= first) for d in dims]
+        return keep(split, n, m, inner).flatten(first, first + 1)
+    return _along(x.abs(), m, dims, lambda blocks: _largest(blocks, n))
 
-    ``margin`` is the least relative difference between what was kept and what was dropped; below
-    the rounding of the dtype, two right implementations may keep different elements.
-    """
 
-    def __init__(self) -> None:
-        self.margin = math.inf
+def keep_ragged(x: Tensor, n: int, m: int, dim: int, offsets: Tensor) -> Tensor:
+    """``keep`` of each group on its own; what is behind the last offset is one more."""
+    return torch.cat([keep(part, n, m, (dim,)) for part in groups_of(x, dim, offsets)], dim)
 
-    def keep(self, x: Tensor, n: int, m: int, dims: Sequence[int], groups: int = 1) -> Tensor:
-        """N largest magnitudes of each block along ``dims``; the first is shared by ``groups``."""
-        if groups > 1:
-            first = dims[0]
-            split = x.unflatten(first, (groups, -1))
-            inner = [d + (d >= first) for d in dims]
-            return self.keep(split, n, m, inner).flatten(first, first + 1)
-        return _along(x.abs(), m, dims, lambda blocks: self._largest(blocks, n))
 
-    def keep_ragged(self, x: Tensor, n: int, m: int, dim: int, offsets: Tensor) -> Tensor:
-        """``keep`` of each group on its own; what is behind the last offset is one more."""
-        parts = groups_of(x, dim, offsets)
-        return torch.cat([self.keep(part, n, m, (dim,)) for part in parts], dim)
+def _largest(blocks: Tensor, n: int) -> Tensor:
+    order = torch.sort(blocks, dim=-1, descending=True, stable=True)
+    kept = torch.zeros_like(blocks, dtype=torch.bool)
+    return kept.scatter(-1, order.indices[..., :n], True)
 
-    def _largest(self, blocks: Tensor, n: int) -> Tensor:
-        order = torch.sort(blocks, dim=-1, descending=True, stable=True)
-        self._near(order.values[..., n - 1], order.values[..., n])
-        keep = torch.zeros_like(blocks, dtype=torch.bool)
-        return keep.scatter(-1, order.indices[..., :n], True)
 
-    def tiles(self, x: Tensor, n: int, m: int, dims: Sequence[int], groups: int) -> Tensor:
-        """N:M along both of ``dims``: the largest sum of kept magnitudes in each m x m tile."""
-        if groups > 1:
-            first = dims[0]
-            split = x.unflatten(first, (groups, -1))
-            inner = [d + (d >= first) for d in dims]
-            return self.tiles(split, n, m, inner, 1).flatten(first, first + 1)
-        rows, columns = sorted(dims, key=lambda d: -x.stride(d))
-        moved = x.abs().movedim((rows, columns), (-2, -1))
-        height, width = moved.shape[-2:]
-        padded = F.pad(moved, (0, -width % m, 0, -height % m))
-        tiles = padded.unflatten(-1, (-1, m)).unflatten(-3, (-1, m)).transpose(-3, -2)
-        keep = self._best(tiles, n).transpose(-3, -2).flatten(-2).flatten(-3, -2)
-        return keep[..., :height, :width].movedim((-2, -1), (rows, columns))
+def keep_tiles(x: Tensor, n: int, m: int, dims: Sequence[int], groups: int) -> Tensor:
+    """N:M along both of ``dims``: the largest sum of kept magnitudes in each m x m tile."""
+    if groups > 1:
+        first = dims[0]
+        split = x.unflatten(first, (groups, -1))
+        inner = [d + (d >= first) for d in dims]
+        return keep_tiles(split, n, m, inner, 1).flatten(first, first + 1)
+    rows, columns = sorted(dims, key=lambda d: -x.stride(d))
+    moved = x.abs().movedim((rows, columns), (-2, -1))
+    height, width = moved.shape[-2:]
+    padded = F.pad(moved, (0, -width % m, 0, -height % m))
+    tiles = padded.unflatten(-1, (-1, m)).unflatten(-3, (-1, m)).transpose(-3, -2)
+    kept = _best(tiles, n).transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    return kept[..., :height, :width].movedim((-2, -1), (rows, columns))
 
-    def _best(self, tiles: Tensor, n: int) -> Tensor:
-        patterns = _patterns(n, tiles.shape[-1]).to(tiles.dtype)  # [patterns, m, m]
-        scores = torch.einsum("...ij,pij->...p", tiles, patterns)
-        best = scores.argmax(-1)
-        # Patterns that keep the same non-zeros are no other choice.
-        kept = tiles[..., None, :, :] * patterns
-        chosen = kept.gather(-3, best[..., None, None, None].expand_as(kept[..., :1, :, :]))
-        same = (kept == chosen).flatten(-2).all(-1)
-        others = scores.masked_fill(same, 0).amax(-1)
-        self._near(scores.amax(-1), others)
-        return patterns.bool()[best]
 
-    def _near(self, kept: Tensor, dropped: Tensor) -> None:
-        gap = (kept - dropped) / kept
-        gap = gap[(kept > 0) & gap.isfinite()]
-        if gap.numel():
-            self.margin = min(self.margin, float(gap.min()))
+def _best(tiles: Tensor, n: int) -> Tensor:
+    patterns = _patterns(n, tiles.shape[-1])  # [patterns, m, m]
+    scores = torch.einsum("...ij,pij->...p", tiles, patterns.to(tiles.dtype))
+    return patterns[scores.argmax(-1)]
 
 
 def groups_of(x: Tensor, dim: int, offsets: Tensor) -> list[Tensor]:
@@ -102,8 +80,8 @@ def _along(x: Tensor, m: int, dims: Sequence[int], function: object) -> Tensor:
     flat = moved.flatten(-len(dims))
     size = flat.shape[-1]
     blocks = F.pad(flat, (0, -size % m)).unflatten(-1, (-1, m))
-    keep: Tensor = function(blocks)  # type: ignore[operator]
-    return keep.flatten(-2)[..., :size].reshape(moved.shape).movedim(last, tuple(dims))
+    kept: Tensor = function(blocks)  # type: ignore[operator]
+    return kept.flatten(-2)[..., :size].reshape(moved.shape).movedim(last, tuple(dims))
 
 
 def _patterns(n: int, m: int) -> Tensor:

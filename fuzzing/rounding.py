@@ -24,7 +24,9 @@ SAMPLES = 4
 FACTOR = 16.0
 
 
-class _Rounding(TorchDispatchMode):
+class Rounding(TorchDispatchMode):
+    """Perturbs what every operator within it computes."""
+
     def __init__(self, roundoff: float, seed: int) -> None:
         super().__init__()
         self.roundoff = roundoff
@@ -54,7 +56,7 @@ def tolerances(network: Network, expected: Results) -> list[Tensor | None]:
     worst: list[Any] = [None] * len(expected)
     for seed in range(SAMPLES):
         program = load(network, wide=True, checkpoints=False)
-        mode = _Rounding(roundoff, seed)
+        mode = Rounding(roundoff, seed)
         with torch.no_grad():
             for x in (*program.inputs, *program.model.parameters()):
                 x.copy_(mode.perturb(x)) if x.is_floating_point() else None

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from fuzzing.execute import cotangents
 from fuzzing.functions import gradient_in_forward
-from fuzzing.masks import Masks
+from fuzzing.masks import keep, keep_ragged, keep_tiles
 from fuzzing.products import FALLBACK, FALLBACK_BACKWARD, LEFT, Product, Rules, Side, matches
 
 aten = torch.ops.aten
@@ -64,7 +64,6 @@ class Simulation(TorchDispatchMode):
         super().__init__()
         self.rules, self.expected = rules, expected
         self.products: list[Product] = []
-        self.masks = Masks()
         self.multiplied: set[tuple[Any, ...]] = set()  # operators and the shapes of their tensors
         self.has_short = False  # an operand stays dense for being shorter than a block
         self.decomposed = 0  # products so small that Inductor writes them without one
@@ -372,11 +371,11 @@ class Simulation(TorchDispatchMode):
         p.exact = exact
         if method == "transposable":
             assert side.tiles is not None
-            p.keep = self.masks.tiles(side.value, n, m, *side.tiles)
+            p.keep = keep_tiles(side.value, n, m, *side.tiles)
         elif method == "mse" and side.offsets is not None:
-            p.keep = self.masks.keep_ragged(side.value, n, m, *side.dims, side.offsets)
+            p.keep = keep_ragged(side.value, n, m, *side.dims, side.offsets)
         elif method == "mse":
-            p.keep = self.masks.keep(side.value, n, m, side.dims, side.groups)
+            p.keep = keep(side.value, n, m, side.dims, side.groups)
 
     def _pruned(self, p: Product, side: Side) -> Tensor:
         if p.pruned != side.kind or p.sides is None:
@@ -396,8 +395,8 @@ class Simulation(TorchDispatchMode):
         for side in sides:
             if side.kind != partner.pruned:
                 continue
-            keep = partner.keep if _lies_alike(side.value, forward) else partner.keep.mT
-            side.value = torch.where(keep, side.value, 0)
+            mask = partner.keep if _lies_alike(side.value, forward) else partner.keep.mT
+            side.value = torch.where(mask, side.value, 0)
 
 
 def _lies_alike(x: Tensor, forward: Tensor) -> bool:
@@ -406,8 +405,9 @@ def _lies_alike(x: Tensor, forward: Tensor) -> bool:
         return False
     if x.untyped_storage()._cdata == forward.untyped_storage()._cdata:
         return x.stride() == forward.stride()  # a symmetric matrix equals its transpose
-    # Rows behind the last group hold whatever the memory did, also what is no number.
-    return torch.equal(x.nan_to_num(), forward.nan_to_num())
+    # Rows behind the last group hold whatever the memory did, also what is no number; and what was
+    # copied is not the same to the last bit where every operator rounds (``rounding.py``).
+    return torch.allclose(x, forward, rtol=1e-9, atol=0, equal_nan=True)
 
 
 def _with_strides(x: Tensor, like: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ from fuzzing.checks import check
 from fuzzing.execute import gradients, run
 from fuzzing.functions import register_fallback
 from fuzzing.generate import generate
-from fuzzing.masks import Masks, is_pruned
 from fuzzing.network import DTYPES, Input, Network, Program, load
 from fuzzing.policies import DETERMINISTIC, UNBIASED, policy_of
 from fuzzing.rounding import tolerances
@@ -81,40 +80,6 @@ def test_a_statement_that_fails_leaves_nothing_behind() -> None:
     assert scope.add("linear", "{out} = self.fc({0})", "x", held=held) is None
     assert not hasattr(scope.module, "fc")
     assert scope.statements == []
-
-
-def test_masks_of_groups_are_those_of_the_reference() -> None:
-    x, offsets = torch.randn(11, 3, dtype=torch.float64), torch.tensor([5, 5, 9])
-    keep = Masks().keep_ragged(x, 2, 4, 0, offsets)
-    parts = [reference.prune_and_mask(part, None, 0, 2, 4, (0,), "mse")[1]
-             for part in (x[:5], x[5:9], x[9:])]  # fmt: skip
-    assert torch.equal(keep, torch.cat(parts))
-
-
-@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (2, 6), (4, 8)])
-@pytest.mark.parametrize("dims", [(1,), (0,), (0, 2, 3)])
-def test_masks_are_those_of_the_reference(n: int, m: int, dims: tuple[int, ...]) -> None:
-    x = torch.randn(5, 8, 3, 2, dtype=torch.float64)
-    keep = Masks().keep(x, n, m, dims)
-    expected = reference.prune_and_mask(x, None, 0, n, m, dims, "mse")[1]
-    assert torch.equal(keep, expected)
-    assert is_pruned(x * keep, n, m, dims)
-    assert not is_pruned(x, n, m, dims)
-
-
-@pytest.mark.parametrize("dims", [(0, 1), (1, 0)])
-def test_transposable_masks_are_those_of_the_reference(dims: tuple[int, int]) -> None:
-    x = torch.randn(6, 10, dtype=torch.float64)
-    expected = reference.prune_and_mask(x, None, 0, 2, 4, (0, 1), "transposable")[1]
-    assert torch.equal(Masks().tiles(x, 2, 4, dims, 1), expected)
-
-
-def test_margin_tells_a_tie() -> None:
-    masks = Masks()
-    masks.keep(torch.tensor([4.0, 3.0, 2.0, 1.0]), 2, 4, (0,))
-    assert masks.margin == pytest.approx(1 / 3)
-    masks.keep(torch.tensor([4.0, 3.0, 3.0, 0.0]), 2, 4, (0,))
-    assert masks.margin == 0
 
 
 def test_simulation_names_every_product() -> None:
