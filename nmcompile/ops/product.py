@@ -10,8 +10,6 @@ in memory, which is what ``column_major`` is for. ``row_major`` is unpacked ever
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,12 +56,11 @@ def by_library(call: Mm) -> Tensor:
         result = _cuda.cutlass_sparse_mm(values, metadata, dense, bias)
         result = result.t() if call.transpose_result else result
     else:
-        capturing = torch.cuda.is_current_stream_capturing()
-        fastest = functools.partial(
-            algorithms.fastest, r_pad, dense.shape[1], k_pad, layout, dense.dtype, dense.device
-        )
-        rest = not dense.is_contiguous(), call.transpose_result, bias is not None
-        number = 0 if capturing else fastest(*rest)
+        # A search waits for the device, which a capture must not.
+        capturing = dense.is_cuda and torch.cuda.is_current_stream_capturing()
+        of = r_pad, dense.shape[1], k_pad, layout, dense.dtype, dense.device
+        how = not dense.is_contiguous(), call.transpose_result, bias is not None
+        number = 0 if capturing else algorithms.fastest(*of, *how)
         result = _cuda.cusparselt_mm(packed, dense, bias, call.transpose_result, number)
     size = (columns, rows) if call.transpose_result else (rows, columns)
     return result[: size[0], : size[1]].contiguous()

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from torch.sparse import _semi_structured_conversions as torch_cutlass
 
-from nmcompile.compressed import packing
+from nmcompile.compressed import algorithms, packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.ops.product import by_library
 from nmcompile.ops.schemas import Mm
@@ -101,11 +101,21 @@ def test_mismatched_operands_are_refused(product):
 # -- the libraries -------------------------------------------------------------------------------
 
 
+#: What a search finds.
+ALGORITHM = 5
+
+
+@pytest.fixture(autouse=True)
+def _searched(monkeypatch):
+    monkeypatch.setattr(algorithms, "fastest", lambda *_: ALGORITHM)
+
+
 def cusparselt_product(layout):
     """Like ``torch._cslt_sparse_mm``: strides of ``dense`` are guessed from ``is_contiguous``."""
 
-    def product(packed, dense, bias=None, *, transpose_result=False):
+    def product(packed, dense, bias=None, *, transpose_result=False, alg_id=0):
         (k, n), m = dense.shape, packed.shape[0]
+        assert alg_id == ALGORITHM
         assert (m % 16, k % 16, n % 8) == (0, 0, 0)
         assert packed.is_contiguous()
         assert all(t.data_ptr() % 16 == 0 for t in (packed, dense))
@@ -184,5 +194,5 @@ def test_the_librarys_product_alone(transpose_result, has_bias, monkeypatch):
     x, dense = torch.randn(64, 64).bfloat16(), torch.randn(64, 16).bfloat16()
     bias = torch.randn(64).bfloat16() if has_bias else None
     call = Mm(pack(x, layout), dense, 64, str(layout), bias, transpose_result)
-    got = torch.ops.nm.library_mm(call.packed, dense, bias, transpose_result)
+    got = torch.ops.nm.library_mm(call.packed, dense, bias, transpose_result, ALGORITHM)
     assert torch.equal(got, by_library(call))
