@@ -143,7 +143,8 @@ def supervise(
     Args:
         cases: in the order of their sections.
         job: ``rehearsal``, ``commit``, ``deadlines`` and ``end`` (monotonic seconds), and
-            ``patience``, by which every limit is multiplied.
+            ``patience``, by which every limit is multiplied; ``caches`` where kernels were brought
+            along.
         folder: for logs.
         caches: Inductor's and Triton's, in two folders of it.
         receive: takes every event, from several threads.
@@ -151,6 +152,8 @@ def supervise(
     """
     env = {"TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor")}
     env |= {"TRITON_CACHE_DIR": str(caches / "triton")}
+    if job.get("caches"):  # Inductor's workers take torch's own ptxas, and find nothing in it
+        env |= {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
     narrow = {**env, "OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     for parallel, group in itertools.groupby(cases, key=lambda case: case.parallel):
         some = list(group)

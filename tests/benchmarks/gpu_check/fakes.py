@@ -19,8 +19,10 @@ def obey(channel: Any, job: dict[str, Any]) -> None:
             print("about to crash", file=sys.stderr, flush=True)
             os.abort()
         if case == "tells_caches":
-            for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
-                channel.send({"kind": "note", **place, "name": name, "value": os.environ[name]})
+            inductor = ("TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS")
+            for name in ("TRITON_CACHE_DIR", *inductor):
+                value = os.environ.get(name)
+                channel.send({"kind": "note", **place, "name": name, "value": value})
         if case == "hangs":
             time.sleep(60)
         if case == "loses":

@@ -36,6 +36,7 @@ def supervised(
     limit: float = 1,
     later: str = "",
     patience: float = 1.0,
+    caches: str = "",
     **rest: object,
 ) -> Results:
     """Run cases of one section, whose time is over after ``end`` seconds, and ``later`` ones."""
@@ -44,7 +45,7 @@ def supervised(
     chosen += [make(name, limit=limit, section="kernels") for name in later.split()]
     now = time.monotonic()
     job = {"deadlines": {"probe": now + end, "kernels": now + 60}, "end": now + 60}
-    job["patience"] = patience
+    job |= {"patience": patience, **({"caches": caches} if caches else {})}
     supervise.supervise(chosen, job, folder, folder / "caches", results.receive, lanes=2)
     return results
 
@@ -83,12 +84,17 @@ def test_a_slow_machine_is_given_patience(fake_worker):
     assert 4 < time.monotonic() - start < 30
 
 
-def test_workers_share_the_caches_that_they_are_given(fake_worker):
-    results = supervised(fake_worker, "tells_caches")
+@pytest.mark.parametrize("brought", [False, True])
+def test_workers_share_the_caches_that_they_are_given(fake_worker, monkeypatch, brought):
+    """What was brought along is found by a process that compiles in itself, and by no other."""
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "8")
+    caches = "2 kernels brought along" if brought else ""
+    results = supervised(fake_worker, "tells_caches", caches=caches)
     notes = results.sections["probe"]["cases"]["tells_caches"]["notes"]
     assert notes == {
         "TRITON_CACHE_DIR": str(fake_worker / "caches" / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(fake_worker / "caches" / "inductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1" if brought else "8",
     }
 
 
