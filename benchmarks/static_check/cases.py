@@ -98,17 +98,27 @@ class Case:
     @property
     def shape(self) -> host.Tile:
         """The tile."""
-        kind = self.orientations, self.method, bool(self.spec.statements)
-        return self.tile or host.tile(*kind, small=self.fit == "ragged" or self.spec.crowded)
+        kind = self.orientations, self.method, self.computes
+        return self.tile or host.tile(*kind, small=self.small)
 
     @property
-    def least_width(self) -> int:
-        """Bytes of an access that it may not fall short of.
+    def computes(self) -> bool:
+        """Whether it computes what it compresses."""
+        return bool(self.spec.statements)
 
-        In both orientations a thread has one group of four columns in hand, eight bytes: measured
-        to be faster than two (``gpu_check``, section ``tiles``), which take a longer program.
+    @property
+    def small(self) -> bool:
+        """Whether the package gives it a small tile."""
+        return self.fit == "ragged" or self.spec.crowded
+
+    @property
+    def halved(self) -> bool:
+        """Whether a thread has one group of four columns at hand, eight bytes, instead of two.
+
+        Where a kernel of both orientations computes, that was measured to be faster
+        (``gpu_check``, section ``tiles``), although it takes more instructions.
         """
-        return 8 if self.orientations == "both" else 16
+        return self.orientations == "both" and (self.computes or self.small)
 
 
 def all_cases(architectures: tuple[str, ...]) -> list[Case]:

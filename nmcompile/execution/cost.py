@@ -41,7 +41,7 @@ OVER_BYTES = {
     (Method.MSE, 1): 1.04,
     (Method.MSE, 2): 1.11,
     (Method.MVUE, 1): 1.04,
-    (Method.MVUE, 2): 1.18,
+    (Method.MVUE, 2): 1.28,
 }
 _BYTES = 2  # of a 16-bit element
 _PACKED = 9 / 8  # of an element in one compressed orientation

@@ -92,21 +92,24 @@ class Tile:
 def tile(orientations: str, method: str, computes: bool = False, small: bool = False) -> Tile:
     """The tile of a kernel.
 
-    By measurement on an H100 (``gpu_check --section tiles``). In both orientations a program reads
-    its tile twice and is straight code, of which a GPU keeps little at hand: with 128 elements a
-    thread, dgate of a SwiGLU layer takes 4.4 times as long as with 64.
+    Chosen by ``benchmarks.static_check``: the fewest instructions among the tiles that load and
+    store 16 bytes at a time without spills, with rows long enough for whole memory sectors in
+    both directions. Where a program of both orientations computes, by measurement on an H100
+    (``gpu_check --section tiles``): it is straight code that reads its tile twice, of which a GPU
+    keeps little at hand, and with 128 elements a thread, and not 64, the gradient of a SwiGLU
+    layer's gate takes 4.4 times as long.
 
     Args:
         orientations: "rows", "columns", "both", or "dense" where nothing is compressed.
         method: "mse" or "mvue"; the same tiles suit both at present.
         computes: whether it computes what it compresses.
         small: whether a program needs registers for more than loads of 16 bytes, because it
-            unpacks several inputs or reads them an element at a time: in both orientations eight
-            warps would spill.
+            unpacks several inputs or reads them an element at a time. In both orientations it
+            would spill, so it has half the rows, and stores 8 bytes at a time.
     """
     return {
         "rows": Tile(64, 256, 8),
         "dense": Tile(64, 256, 8),
         "columns": Tile(256, 64, 4),
-        "both": Tile(128, 128, 8) if computes and not small else Tile(64, 128, 4),
+        "both": Tile(64 if small else 128, 128, 8 if computes and not small else 4),
     }[orientations]
