@@ -57,7 +57,7 @@ RAGGED = [
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "tile", lambda *_: host.Tile(64, 64, 4))
+    monkeypatch.setattr(host, "tile", lambda *_, **__: host.Tile(64, 64, 4))
 
 
 def check(
