@@ -20,6 +20,15 @@ from nmcompile.errors import NMWarning
 log = logging.getLogger(__name__)
 
 
+def fastest_for(
+    rows: int, dense: torch.Tensor, layout: Layout, transpose_result: bool, bias: bool
+) -> int:
+    """``fastest`` of a packed operand of so many rows and ``dense [k, columns]``, real or fake."""
+    k, columns = dense.shape
+    where = layout, dense.dtype, dense.device, not dense.is_contiguous()
+    return fastest(rows, columns, k, *where, transpose_result, bias)
+
+
 @functools.cache
 def fastest(
     rows: int,

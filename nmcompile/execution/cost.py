@@ -165,16 +165,14 @@ class UnitEstimate:
 class Predicted:
     """Seconds of the kernels that a unit needs, from the figures of a target that has some.
 
-    Args:
-        target: the GPU.
-        hidden: whether the device does not wait for the host.
+    ``hidden``: whether the device does not wait for the host.
     """
 
     how = "predicted"
 
-    def __init__(self, target: Target, hidden: bool = False) -> None:
+    def __init__(self, target: Target) -> None:
         assert target.figures is not None
-        self.target, self.hidden = target, hidden
+        self.target, self.hidden = target, False
         self.launch = target.figures.launch.value
         self.bandwidth = target.figures.bandwidth.value
         self.setup = target.figures.setup.value

@@ -23,8 +23,8 @@ class Measured(Predicted):
 
     how = "measured"
 
-    def __init__(self, target: Target, device: str, hidden: bool = False) -> None:
-        super().__init__(target if target.figures else _with_figures(target, device), hidden)
+    def __init__(self, target: Target, device: str) -> None:
+        super().__init__(target if target.figures else _with_figures(target, device))
 
     def dense(self, p: Product, kind: Kind) -> float:
         return _products(p.rows, p.columns, p.k, p.left, kind.layout, kind.dtype, kind.device)[0]

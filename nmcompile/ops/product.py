@@ -58,9 +58,8 @@ def by_library(call: Mm) -> Tensor:
     else:
         # A search waits for the device, which a capture must not.
         capturing = dense.is_cuda and torch.cuda.is_current_stream_capturing()
-        of = r_pad, dense.shape[1], k_pad, layout, dense.dtype, dense.device
-        how = not dense.is_contiguous(), call.transpose_result, bias is not None
-        number = 0 if capturing else algorithms.fastest(*of, *how)
+        how = layout, call.transpose_result, bias is not None
+        number = 0 if capturing else algorithms.fastest_for(r_pad, dense, *how)
         result = _cuda.cusparselt_mm(packed, dense, bias, call.transpose_result, number)
     size = (columns, rows) if call.transpose_result else (rows, columns)
     return result[: size[0], : size[1]].contiguous()

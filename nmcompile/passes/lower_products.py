@@ -60,11 +60,8 @@ def library_takes(node: fx.Node) -> bool:
 
 def _algorithm(call: Mm) -> int:
     """Timed here: the device is there, and nothing runs yet."""
-    dense = call.dense.meta["val"]
-    options = Layout.parse(call.layout), dense.dtype, dense.device, not dense.is_contiguous()
-    k, columns = dense.shape
-    rest = call.transpose_result, call.bias is not None
-    return algorithms.fastest(call.rows, columns, k, *options, *rest)
+    how = Layout.parse(call.layout), call.transpose_result, call.bias is not None
+    return algorithms.fastest_for(call.rows, call.dense.meta["val"], *how)
 
 
 def _is_aligned(x: torch.Tensor) -> bool:

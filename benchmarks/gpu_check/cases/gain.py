@@ -120,12 +120,11 @@ class Product:
     @cached_property
     def own(self) -> Way:
         """The package's choice."""
-        layout, name = self.session.device.layout, self.session.device.name
+        layout = self.session.device.layout
         if self.session.device.rehearsal or not layout.by_cusparselt:
             return Way()
-        sizes, device = self.sizes, torch.empty(0, device=name).device
-        options = layout, DTYPE, device, not self.b.is_contiguous(), self.transpose, False
-        return Way(algorithms.fastest(sizes["m"], sizes["n"], sizes["k"], *options))
+        how = layout, self.transpose, False
+        return Way(algorithms.fastest_for(self.sizes["m"], self.b, *how))
 
     def time(self, way: Way, rounds: int, called: str = "") -> None:
         """Rows of dense and sparse times in turns, and of their ratio; ``called`` the way's name"""
