@@ -1,0 +1,28 @@
+"""The benchmark of what people wait for finds what it measures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from benchmarks import seeing
+
+needs_browser = pytest.mark.skipif(
+    seeing.CHROMIUM is None and "NMCOMPILE_BROWSER" not in os.environ,
+    reason="no Chromium is installed",
+)
+
+
+@needs_browser
+def test_a_page_opens_and_every_click_is_timed() -> None:
+    pytest.importorskip("playwright.sync_api")
+    rows = {row.metric: row for row in seeing.page(layers=1, rounds=1)}
+    assert set(rows) == {"kB", "ready (ms)", "unfold all (ms)", "select a module (ms)"}
+    assert all(row.p50 > 0 for row in rows.values())
+
+
+def test_a_command_that_fails_is_an_error() -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        seeing.wall("policy", "check", "no such file")
