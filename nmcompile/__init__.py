@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nmcompile import functional
     from nmcompile.backend import last_report, nm_sparse
-    from nmcompile.baked.export import export
+    from nmcompile.checkpoints.export import export
+    from nmcompile.diagnostics.telemetry import Meter, telemetry
     from nmcompile.dry_run import explain
     from nmcompile.errors import (
         ArgumentError,
@@ -26,15 +27,14 @@ if TYPE_CHECKING:
     )
     from nmcompile.execution.targets import targets
     from nmcompile.in_place import compile
-    from nmcompile.kept.masks import Masks
     from nmcompile.masks.formats import NMFormat
-    from nmcompile.meter.telemetry import Meter, telemetry
     from nmcompile.policy import Policy, Rule, recipe_names
     from nmcompile.report.report import Report
     from nmcompile.schedule.schedule import Schedule
     from nmcompile.traced_graph import rewrite
     from nmcompile.tuning.result import Tuned
     from nmcompile.tuning.tune import tune
+    from nmcompile.weight_masks.masks import Masks
 
 __all__ = [
     "ArgumentError",
@@ -73,8 +73,8 @@ _HOMES = {
     "ExportError": "errors",
     "FormatError": "errors",
     "MaskError": "errors",
-    "Masks": "kept.masks",
-    "Meter": "meter.telemetry",
+    "Masks": "weight_masks.masks",
+    "Meter": "diagnostics.telemetry",
     "NMError": "errors",
     "NMFormat": "masks.formats",
     "NMWarning": "errors",
@@ -88,13 +88,13 @@ _HOMES = {
     "Tuned": "tuning.result",
     "compile": "in_place",
     "explain": "dry_run",
-    "export": "baked.export",
+    "export": "checkpoints.export",
     "last_report": "backend",
     "nm_sparse": "backend",
     "recipe_names": "policy",
     "rewrite": "traced_graph",
     "targets": "execution.targets",
-    "telemetry": "meter.telemetry",
+    "telemetry": "diagnostics.telemetry",
     "tune": "tuning.tune",
 }
 

@@ -23,9 +23,9 @@ from nmcompile.capture.surroundings import doubt as doubt_of
 from nmcompile.gemm import OperandKind
 from nmcompile.graph.module_path import normalise
 from nmcompile.graph.subgraphs import OUTSIDE_UNKNOWN
-from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.policy.paths import without_wrappers
 from nmcompile.reason import Code, Reason
+from nmcompile.weight_masks.stored_mask import StoredMask
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from nmcompile.errors import PolicyError
-from nmcompile.kept import table
 from nmcompile.policy import Policy
 from nmcompile.policy.rule import MaskLife
 from nmcompile.report.report import GraphReport
 from nmcompile.report.rows import KeptRow
+from nmcompile.weight_masks import table
 
 
 def check_whole(policy: Policy, modules: Iterable[nn.Module | None]) -> None:

@@ -22,11 +22,11 @@ from nmcompile.graph.aten import FLAT_VIEWS, argument, aten, permutation, prims
 from nmcompile.graph.float8 import Cast, cast_of
 from nmcompile.graph.insert import Inserter, SiteMark
 from nmcompile.graph.stored_weight import StoredWeight
-from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.ops.schemas import KeepMask, Mask
 from nmcompile.passes.plan import Decision, KeptMask, Plan
 from nmcompile.policy.rule import MaskLife
 from nmcompile.reason import Code, Reason
+from nmcompile.weight_masks.stored_mask import StoredMask
 
 
 def kept_mask(plan: Plan, gemm: Gemm, pruning: Pruning, life: MaskLife) -> KeptMask | str:

@@ -27,11 +27,11 @@ from nmcompile.gemm import Gemm, Operand, Pruning
 from nmcompile.graph.find_skipped import Skipped
 from nmcompile.graph.operand_kinds import Kinds
 from nmcompile.graph.stored_weight import StoredWeight
-from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.ops.call import Call
 from nmcompile.policy import Policy, Rule
 from nmcompile.policy.rule import MaskLife
 from nmcompile.reason import Code, Reason
+from nmcompile.weight_masks.stored_mask import StoredMask
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.units import Unit
 from nmcompile.gemm import Op, Operand, OperandKind, Role, Unknown
 from nmcompile.graph.stored_weight import StoredWeight
-from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.passes.kept_masks import all_kept
 from nmcompile.passes.plan import Decision, Plan
 from nmcompile.reason import Code, Reason, sentence
+from nmcompile.weight_masks.stored_mask import StoredMask
 
 
 class Frozen(BaseModel):

@@ -22,7 +22,6 @@ from nmcompile._dynamo import is_compiled_wrapper, module_of
 from nmcompile._torch import records_cuda_graphs
 from nmcompile.backend import report_of
 from nmcompile.errors import ArgumentError, OptionError, ScheduleError, shown
-from nmcompile.kept.table import forget
 from nmcompile.policy import Policy
 from nmcompile.policy.blocks import alike_blocks
 from nmcompile.policy.paths import named_modules
@@ -30,6 +29,7 @@ from nmcompile.report.report import Report
 from nmcompile.schedule import ranks, trainers
 from nmcompile.schedule.phases import Phases, step_number
 from nmcompile.schedule.warm_up import run, untouched
+from nmcompile.weight_masks.table import forget
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from nmcompile import _torch
 from nmcompile.errors import ScheduleError
-from nmcompile.kept.table import undisturbed
 from nmcompile.ops.observe import no_samples
+from nmcompile.weight_masks.table import undisturbed
 
 
 def run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -19,8 +19,8 @@ from nmcompile.inductor.kept_inputs import (
     with_full_masks,
     with_kept_masks,
 )
-from nmcompile.kept import table
 from nmcompile.report.rows import KeptRow
+from nmcompile.weight_masks import table
 
 KEPT = Policy(extends="weights", refresh=40)
 ROW = KeptRow(

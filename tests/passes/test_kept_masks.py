@@ -13,12 +13,12 @@ import nmcompile
 from nmcompile import NMError, Policy, PolicyError, Rule
 from nmcompile.gemm import OperandKind, Role
 from nmcompile.graph.aten import argument
-from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.passes.kept_masks import all_kept
 from nmcompile.passes.pipeline import DECIDE
 from nmcompile.passes.plan import Plan
 from nmcompile.reason import Code
+from nmcompile.weight_masks.stored_mask import StoredMask
 from tests.passes.plans import multilayer, plan_of, pointwise_convolution, ran
 from tests.passes.rewritten import rewritten
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nmcompile import functional
-from nmcompile.meter import figures
-from nmcompile.meter.figures import BLOCKS, Sample, count, packed
+from nmcompile.diagnostics import figures
+from nmcompile.diagnostics.figures import BLOCKS, Sample, count, packed
 from nmcompile.ops.observe import Observe, ObservedSite
 
 DGRAD = ObservedSite("fc", "dgrad", 0, "gradient", "2:4", "mvue", (1,))

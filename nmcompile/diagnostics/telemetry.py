@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from nmcompile._dynamo import inside_wrappers
 from nmcompile.backend import has_run
+from nmcompile.diagnostics.figures import FIGURES, Sample
+from nmcompile.diagnostics.writers import Row, Write, writer_to
 from nmcompile.errors import ArgumentError, shown
-from nmcompile.meter.figures import FIGURES, Sample
-from nmcompile.meter.writers import Row, Write, writer_to
 from nmcompile.ops.observe import SAMPLES, site_of
 from nmcompile.schedule.compiled import wrappers_of
 from nmcompile.schedule.ranks import is_first

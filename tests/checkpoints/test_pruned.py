@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nmcompile import ExportError, Policy, Report
-from nmcompile.baked.pruned import pruned_sites, report_of_model
+from nmcompile.checkpoints.pruned import pruned_sites, report_of_model
 from nmcompile.gemm import OperandKind
 from nmcompile.report.report import GraphReport
 from nmcompile.report.rows import Site, WeightRow

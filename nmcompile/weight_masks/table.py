@@ -27,8 +27,8 @@ from torch.optim.optimizer import (
 )
 
 from nmcompile.errors import NMWarning
-from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.policy.rule import MaskLife
+from nmcompile.weight_masks.stored_mask import StoredMask
 
 
 @dataclass(eq=False)

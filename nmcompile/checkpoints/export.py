@@ -21,17 +21,17 @@ from torch import Tensor, nn
 from nmcompile import cache
 from nmcompile._dynamo import inside_wrappers
 from nmcompile._torch import is_sharded
-from nmcompile.baked.pruned import pruned_sites, refused, report_of_model
+from nmcompile.checkpoints.pruned import pruned_sites, refused, report_of_model
 from nmcompile.errors import ArgumentError, ExportError, shown
 from nmcompile.gemm import OperandKind, Role
-from nmcompile.kept import table
-from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.policy.paths import without_wrappers
 from nmcompile.reason import Code
 from nmcompile.report.report import Report
 from nmcompile.report.rows import Site, WeightRow
+from nmcompile.weight_masks import table
+from nmcompile.weight_masks.stored_mask import StoredMask
 
 _DTYPES = {"float32", "float64", "bfloat16", "float16"}
 

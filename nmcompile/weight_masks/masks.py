@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from nmcompile._dynamo import inside_wrappers
 from nmcompile.errors import ArgumentError, FormatError, MaskError, shown
-from nmcompile.kept import table
-from nmcompile.kept.stored_mask import StoredMask
-from nmcompile.kept.table import Kept
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.policy.paths import without_wrappers
+from nmcompile.weight_masks import table
+from nmcompile.weight_masks.stored_mask import StoredMask
+from nmcompile.weight_masks.table import Kept
 
 _STATE_VERSION = 1
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from nmcompile import ArgumentError, MaskError, Masks
-from nmcompile.kept import table
-from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.policy.rule import MaskLife
+from nmcompile.weight_masks import table
+from nmcompile.weight_masks.stored_mask import StoredMask
 
 ROWS = StoredMask(NMFormat(2, 4), Method.MSE, (1,))
 COLUMNS = StoredMask(NMFormat(2, 4), Method.MSE, (0,))

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from nmcompile.errors import NMWarning
-from nmcompile.kept import table
-from nmcompile.kept.stored_mask import StoredMask
-from nmcompile.kept.table import Kept
 from nmcompile.masks.formats import Method, NMFormat
 from nmcompile.policy.rule import MaskLife
+from nmcompile.weight_masks import table
+from nmcompile.weight_masks.stored_mask import StoredMask
+from nmcompile.weight_masks.table import Kept
 
 STORED = StoredMask(NMFormat(2, 4), Method.MSE, (1,))
 LIFE = MaskLife(3, 0.5)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nmcompile import ArgumentError, NMError
-from nmcompile.meter.writers import COLUMNS, CSVFile, scalars, writer_to
+from nmcompile.diagnostics.writers import COLUMNS, CSVFile, scalars, writer_to
 
 ROW = {"step": 100, "module": "a,b", "role": "wgrad", "product": 0, "prune": "gradient",
        "format": "2:4", "method": "mvue", "energy": 0.123456789, "variance": None,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nmcompile.kept.stored_mask import StoredMask
 from nmcompile.masks import reference
 from nmcompile.masks.formats import Method, NMFormat
+from nmcompile.weight_masks.stored_mask import StoredMask
 
 FORM = NMFormat(2, 4)
 TRANSPOSABLE = Method.TRANSPOSABLE

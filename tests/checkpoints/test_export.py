@@ -42,7 +42,7 @@ def explained(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
 
     def use(model: nn.Module, x: Tensor, policy: Any = "weights", **keys: Any) -> Report:
         report = nmcompile.explain(model, x, policy=policy, **keys)
-        monkeypatch.setattr("nmcompile.baked.export.report_of_model", lambda model: report)
+        monkeypatch.setattr("nmcompile.checkpoints.export.report_of_model", lambda model: report)
         return report
 
     return use
@@ -296,7 +296,7 @@ def test_what_was_written_is_read_back_and_checked(
     model = Net()
     explained(model, X)
     monkeypatch.setattr(
-        "nmcompile.baked.export._keep", lambda value, *rest: torch.ones_like(value).bool()
+        "nmcompile.checkpoints.export._keep", lambda value, *rest: torch.ones_like(value).bool()
     )
     with pytest.raises(ExportError, match=r"up\.weight has a block of 4 with 4 non-zeros along"):
         export(model, tmp_path / "net.safetensors")
@@ -321,7 +321,7 @@ def test_sharded_weights_are_refused(
 ) -> None:
     model = Net()
     explained(model, X)
-    monkeypatch.setattr("nmcompile.baked.export.is_sharded", lambda value: True)
+    monkeypatch.setattr("nmcompile.checkpoints.export.is_sharded", lambda value: True)
     with pytest.raises(ExportError, match=r"up\.weight is sharded over ranks: gather"):
         export(model, tmp_path / "net.safetensors")
 

@@ -449,7 +449,7 @@ def test_a_file_that_a_second_run_goes_on_with(tmp_path: Path) -> None:
 
 
 def test_of_several_processes_the_first_one_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nmcompile.meter.telemetry.is_first", lambda: False)
+    monkeypatch.setattr("nmcompile.diagnostics.telemetry.is_first", lambda: False)
     for all_ranks, written in ((False, 0), (True, 1)):
         torch._dynamo.reset()
         rows: list[Any] = []

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nmcompile.diagnostics.figures import FIGURES
 from nmcompile.errors import ArgumentError, NMError, shown
-from nmcompile.meter.figures import FIGURES
 
 #: A product in a sample: ``COLUMNS`` by name, a figure that it has not as None.
 Row = Mapping[str, Any]
