@@ -138,9 +138,8 @@ def choose(
     for hidden in (True, False):
         chosen.units = []
         for kind, some, _, clock in groups:
-            clock.hidden, number = hidden, first_unit + len(chosen.units)
-            products = [r.product for r in some]
-            chosen.units.append(decide(number, products, kind, clock, policy.margin))
+            number, products = first_unit + len(chosen.units), [r.product for r in some]
+            chosen.units.append(decide(number, products, kind, clock, policy.margin, hidden))
         if captured or _host_is_ahead(chosen.units, [clock for *_, clock in groups]):
             break
     for unit, (_, _, place, _) in zip(chosen.units, groups, strict=True):

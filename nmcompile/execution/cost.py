@@ -163,16 +163,13 @@ class UnitEstimate:
 
 
 class Predicted:
-    """Seconds of the kernels that a unit needs, from the figures of a target that has some.
-
-    ``hidden``: whether the device does not wait for the host.
-    """
+    """Seconds of the kernels that a unit needs, from the figures of a target that has some."""
 
     how = "predicted"
 
     def __init__(self, target: Target) -> None:
         assert target.figures is not None
-        self.target, self.hidden = target, False
+        self.target = target
         self.launch = target.figures.launch.value
         self.bandwidth = target.figures.bandwidth.value
         self.setup = target.figures.setup.value
@@ -211,20 +208,19 @@ class Predicted:
         r, c = kind.layout.padded(rows, columns)
         return self.moved((_BYTES + _PACKED) * r * c)
 
-    def host(self, p: Product, sparse: float) -> float:
-        """What one call of the library takes the host beyond the device's time of it."""
-        return 0.0 if self.hidden else max(0.0, self.setup - sparse)
 
-
-def estimate(products: Sequence[Product], kind: Kind, clock: Predicted) -> UnitEstimate:
+def estimate(
+    products: Sequence[Product], kind: Kind, clock: Predicted, hidden: bool = False
+) -> UnitEstimate:
     """The terms of products that run sparse together.
 
     Args:
         products: of one unit; their operand is one matrix, read in one or both orientations.
         kind: how it is masked and packed.
         clock: where the seconds of single kernels come from.
+        hidden: whether the device does not wait for the host.
     """
-    terms = {p.site: _terms(p, kind, clock) for p in products}
+    terms = {p.site: _terms(p, kind, clock, hidden) for p in products}
     requests = list(dict.fromkeys((p.stream, p.along) for p in products))
     first = products[0]
     shape = (first.rows, first.k) if first.along == 1 else (first.k, first.rows)
@@ -243,7 +239,7 @@ def estimate(products: Sequence[Product], kind: Kind, clock: Predicted) -> UnitE
     return UnitEstimate(clock.how, terms, Shared(compress, prune, exact))
 
 
-def _terms(p: Product, kind: Kind, clock: Predicted) -> Terms:
+def _terms(p: Product, kind: Kind, clock: Predicted, hidden: bool) -> Terms:
     r, c, n = _padded(p, kind.layout)
     sparse = clock.sparse(p, kind)
     padding = clock.moved(_BYTES * (p.k * p.columns + c * n) if (c, n) != (p.k, p.columns) else 0)
@@ -253,7 +249,7 @@ def _terms(p: Product, kind: Kind, clock: Predicted) -> Terms:
         product=sparse,
         bias=clock.moved(2 * _BYTES * p.rows * p.columns if p.bias else 0),
         padding=padding + clock.moved(2 * _BYTES * p.rows * p.columns if cut else 0),
-        host=clock.host(p, sparse),
+        host=0.0 if hidden else max(0.0, clock.setup - sparse),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from nmcompile.execution.cost import Estimate, Kind, Predicted, Product, UnitEstimate, estimate
 
@@ -36,17 +37,24 @@ class Unit:
 
 
 def decide(
-    number: int, products: Sequence[Product], kind: Kind, clock: Predicted, margin: float
+    number: int,
+    products: Sequence[Product],
+    kind: Kind,
+    clock: Predicted,
+    margin: float,
+    hidden: bool = False,
 ) -> Unit:
     """The subset that saves most, of those whose dense over sparse time reaches ``margin``.
 
     Products are left out in the order of what they gain without the shared terms, so that n
     products are n subsets; what a compress kernel costs hardly depends on which of them ask.
+    ``hidden``: the device does not wait for the host.
     """
-    alone = estimate(products, kind, clock).products
+    count = partial(estimate, kind=kind, clock=clock, hidden=hidden)
+    alone = count(products).products
     best_first = sorted(products, key=lambda p: alone[p.site].own - alone[p.site].dense)
     subsets = [best_first[: n + 1] for n in range(len(best_first))]
-    estimates = [estimate(subset, kind, clock) for subset in subsets]
+    estimates = [count(subset) for subset in subsets]
     winning = [e for e in estimates if e.weighed.speedup >= margin]
     if winning:  # a margin below 1 accepts a loss: then all that it accepts
         chosen = max(winning, key=lambda e: (max(0.0, e.gain), len(e.products)))
@@ -54,17 +62,14 @@ def decide(
         chosen = max(estimates, key=lambda e: e.weighed.speedup)
     left_out = [p for p in products if p.site not in chosen.products]
     inside = [p for p in products if p.site in chosen.products]
-    beside = {p.site: _added(p, inside, chosen, kind, clock) for p in left_out}
+    beside = {p.site: _added(p, chosen, count([*inside, p])) for p in left_out}
     sites = tuple(p.site for p in products)
     sparse = tuple(p.site for p in inside) if winning else ()
     return Unit(number, sites, sparse, chosen, beside)
 
 
-def _added(
-    p: Product, inside: Sequence[Product], chosen: UnitEstimate, kind: Kind, clock: Predicted
-) -> Estimate:
-    """What the product costs beside those that were chosen."""
-    both = estimate([*inside, p], kind, clock)
+def _added(p: Product, chosen: UnitEstimate, both: UnitEstimate) -> Estimate:
+    """What the product costs beside those that were chosen: what is there with ``both``."""
     return Estimate(
-        both.products[p.site].dense, both.weighed.sparse - chosen.weighed.sparse, clock.how
+        both.products[p.site].dense, both.weighed.sparse - chosen.weighed.sparse, both.how
     )
