@@ -8,7 +8,7 @@ alone says is a lower bound: it does not see that a long program is fetched agai
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,18 +28,7 @@ from nmcompile.masks.formats import Method
 aten = torch.ops.aten
 
 
-class Candidate(NamedTuple):
-    """Elements that a program owns, and its warps: as ``host.Tile``."""
-
-    rows: int
-    columns: int
-    warps: int
-
-    def __str__(self) -> str:
-        return f"{self.rows}x{self.columns}/{self.warps}"
-
-
-#: By ``KernelSpec.orientations``.
+#: By ``KernelSpec.orientations``: rows and columns of elements that a program owns, its warps.
 CANDIDATES: dict[str, tuple[tuple[int, int, int], ...]] = {
     "rows": (
         (64, 256, 8),
@@ -133,12 +122,13 @@ def sweep(session: Session, kind: tuple[str, str, str], sizes: tuple[int, int]) 
     sets = [[make() for _ in spec.inputs] for _ in range(count)]
     calls: dict[str, Call] = {}
     candidates = CANDIDATES[how][: 2 if device.rehearsal else None]
-    for candidate in map(Candidate._make, candidates):
-        with noted(session, str(candidate)):
+    for candidate in candidates:
+        name = "{}x{}/{}".format(*candidate)
+        with noted(session, name):
             call = _call(session, spec, sets, candidate)
             call(0)
             device.synchronize()
-            calls[str(candidate)] = call
+            calls[name] = call
     moved = (2.0 * len(spec.inputs) + 1.125 * len(spec.dims)) * rows * columns
     floor = moved / bandwidth(session)
     for name, times in device.time(calls, rounds=2).items():
@@ -161,11 +151,13 @@ def _spec(method: str, how: str, prologue: Prologue, layout: str) -> KernelSpec:
     )
 
 
-def _call(session: Session, spec: KernelSpec, sets: list[list[Tensor]], tile: Candidate) -> Call:
+def _call(
+    session: Session, spec: KernelSpec, sets: list[list[Tensor]], candidate: tuple[int, int, int]
+) -> Call:
     """The kernel of ``spec`` with another tile than the package's."""
     from nmcompile.codegen.device import host
 
-    x, count = sets[0][0], len(sets)
+    x, count, tile = sets[0][0], len(sets), host.Tile(*candidate)
     seed, streams = torch.tensor([12345], device=x.device), [STREAMS[d] for d in spec.dims]
     if session.device.rehearsal:  # no kernel runs there
         about = seed, streams, list(spec.dims), 2, 4, str(spec.method), str(spec.layout)
