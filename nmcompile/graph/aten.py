@@ -6,6 +6,7 @@ Positions of arguments stand here alone: everything else reads and writes them b
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,18 +157,30 @@ def is_view(node: fx.Node) -> bool:
     return node.target in VIEWS
 
 
+def is_view_or_cast(node: fx.Node) -> bool:
+    """Whether the node shows its input in another shape, order or dtype."""
+    return is_view(node) or node.target in CASTS
+
+
+def seen_through(
+    node: fx.Node, shows: Callable[[fx.Node], bool] = is_view
+) -> tuple[fx.Node, list[fx.Node]]:
+    """What a value looks at, and the nodes that show it, first to last."""
+    chain: list[fx.Node] = []
+    while shows(node):
+        chain.append(node)
+        node = node.all_input_nodes[0]
+    return node, chain[::-1]
+
+
 def view_base(node: fx.Node) -> fx.Node:
     """The value that a chain of views looks at."""
-    while is_view(node):
-        node = node.all_input_nodes[0]
-    return node
+    return seen_through(node)[0]
 
 
 def cast_base(node: fx.Node) -> fx.Node:
     """The value that a chain of views and casts shows."""
-    while is_view(node) or node.target in CASTS:
-        node = node.all_input_nodes[0]
-    return node
+    return seen_through(node, is_view_or_cast)[0]
 
 
 def view_arguments(node: fx.Node) -> tuple[Any, ...]:

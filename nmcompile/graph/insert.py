@@ -12,6 +12,7 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from nmcompile.gemm import size_hint
+from nmcompile.graph.aten import view_arguments
 from nmcompile.graph.order import memory_order
 from nmcompile.ops.call import Call
 from nmcompile.ops.schemas import Mm
@@ -86,6 +87,13 @@ class Inserter:
     def op(self, site: fx.Node, call: Call, *, mark: str = "", name: str | None = None) -> fx.Node:
         """The same for an operator whose call has named fields."""
         return self.call(site, call.operator, *call.args, mark=mark, name=name)
+
+    def shown(self, site: fx.Node, value: fx.Node, views: Iterable[fx.Node]) -> fx.Node:
+        """``value`` as views and casts show what they were made for, one after another."""
+        for view in views:
+            keywords: dict[str, Any] = dict(view.kwargs)
+            value = self.call(site, view.target, value, *view_arguments(view), **keywords)
+        return value
 
     def permute(self, site: fx.Node, x: fx.Node, order: list[int]) -> fx.Node:
         """``x`` with its dimensions in this order; ``x`` itself where that is its own."""

@@ -18,21 +18,18 @@ the same.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
 from nmcompile.gemm import Op, OperandKind, Role
 from nmcompile.graph.aten import (
-    CASTS,
     INPUT_GRADIENT,
     WEIGHT_GRADIENT,
     argument,
-    is_view,
+    is_view_or_cast,
     items,
+    seen_through,
     set_argument,
-    view_arguments,
 )
 from nmcompile.graph.find_skipped import is_written_out
 from nmcompile.graph.float8 import Cast, cast_of
@@ -174,11 +171,12 @@ def _as_read(plan: Plan, node: fx.Node, value: fx.Node, done: Simulated | Sparse
 
     It is made in front of ``node``, through the same views and casts.
     """
-    chain: list[fx.Node] = []
-    while value is not done.original and (is_view(value) or value.target in CASTS):
-        chain.append(value)
-        value = value.all_input_nodes[0]
-    if value is not done.original:
+
+    def shows(node: fx.Node) -> bool:
+        return node is not done.original and is_view_or_cast(node)
+
+    shown, views = seen_through(value, shows)
+    if shown is not done.original:
         return None
     insert = Inserter(plan.graph)
     with insert.before(node):
@@ -188,7 +186,4 @@ def _as_read(plan: Plan, node: fx.Node, value: fx.Node, done: Simulated | Sparse
             value = done.compressed.operand
         else:
             value = _unpacked(insert, node, Decompress, done.compressed)
-        for view in reversed(chain):
-            keywords: dict[str, Any] = dict(view.kwargs)
-            value = insert.call(node, view.target, value, *view_arguments(view), **keywords)
-    return value
+        return insert.shown(node, value, views)

@@ -33,6 +33,7 @@ from nmcompile.graph.aten import (
     is_item,
     is_view,
     items,
+    seen_through,
     view_arguments,
 )
 from nmcompile.graph.insert import Inserter
@@ -83,7 +84,7 @@ def observe(kernels: Kernels) -> None:
             found.append((node, site, operand, views, source))
     for node, site, operand, views, source in found:
         with insert.before(graph.output_node()):
-            dense = _seen_through(insert, node, views, source)
+            dense = _shown(insert, node, views, source)
             beside, site = _product(node, site, operand)
             result = _result(node) if site.target else None
             options: dict[str, Any] = {"dtype": torch.float32, "device": source.meta["val"].device}
@@ -92,9 +93,7 @@ def observe(kernels: Kernels) -> None:
             insert.op(node, Observe(done, *shown, kernels.observer, site.to_json()))
 
 
-def _seen_through(
-    insert: Inserter, product: fx.Node, views: list[fx.Node], source: fx.Node
-) -> fx.Node:
+def _shown(insert: Inserter, product: fx.Node, views: list[fx.Node], source: fx.Node) -> fx.Node:
     """What was masked, as the product reads what was made of it."""
     for view in views:
         # The source may lie otherwise than what was made of it.
@@ -106,10 +105,7 @@ def _seen_through(
 
 def _behind(x: fx.Node) -> tuple[list[fx.Node], fx.Node | None]:
     """The views between a product and the mask of its operand, and what that masks; or None."""
-    views: list[fx.Node] = []
-    while is_view(x):
-        views.insert(0, x)
-        x = x.all_input_nodes[0]
+    x, views = seen_through(x)
     if is_item(x):
         (made,) = x.all_input_nodes
         found = made.target is PruneEach.operator

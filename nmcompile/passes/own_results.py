@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
-from nmcompile.graph.aten import is_item, item_index
+from nmcompile.graph.aten import is_item, item_index, seen_through
 from nmcompile.graph.higher_order import bodies, is_region, outputs
 from nmcompile.graph.insert import Inserter
 from nmcompile.passes.plan import Kernels
@@ -57,7 +56,7 @@ def shared_results(call: fx.Node) -> Iterator[Match]:
     items: dict[int, list[fx.Node]] = {}
     for user in filter(is_item, call.users):
         items.setdefault(item_index(user), []).append(user)
-    looks = {i: _views(returned[i]) for i in items if _is_tensor(returned[i])}
+    looks = {i: seen_through(returned[i], _looks) for i in items if _is_tensor(returned[i])}
     inputs = body.gm.graph.find_nodes(op="placeholder")
     owners: dict[fx.Node, fx.Node | None] = dict(zip(inputs, body.operands, strict=True))
     for i in sorted(looks, key=lambda i: len(looks[i][1])):
@@ -72,16 +71,10 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
 
 
-def _views(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
-    """What a value looks at, and through which views, first to last."""
-    views: list[fx.Node] = []
-    while _looks(node) or (is_item(node) and _looks(node.all_input_nodes[0])):
-        views.insert(0, node)
-        node = node.all_input_nodes[0]
-    return node, views
-
-
 def _looks(node: fx.Node) -> bool:
+    """Whether it is a view, or one of several that an operator returns."""
+    if is_item(node):
+        return _looks(node.all_input_nodes[0])
     return getattr(node.target, "is_view", False) or node.target is aten._unsafe_view.default
 
 
@@ -102,11 +95,8 @@ def _take_from_owner(call: fx.Node, match: Match) -> None:
     if is_item(owner) and owner.all_input_nodes[0] is call:
         call.append(owner)  # in front of all that will read it
     for item in match.items:
-        value = owner
         with insert.before(item):
-            for view in match.views:
-                keywords: dict[str, Any] = dict(view.kwargs)
-                value = insert.call(item, view.target, value, *view.args[1:], **keywords)
+            value = insert.shown(item, owner, match.views)
         item.replace_all_uses_with(value)
         call.graph.erase_node(item)
 
