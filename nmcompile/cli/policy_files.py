@@ -165,6 +165,6 @@ extends = "{recipe}"  # {summary}
 # backward = "exact"         # in fprop: the gradient of the pruned product
 
 [[rule]]
-module = "*lm_head*"         # the last layer is sensitive, and is left dense by most recipes
+module = "*lm_head*"         # the last layer is sensitive: name your model's, or drop this rule
 dense = true
 """

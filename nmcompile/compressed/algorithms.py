@@ -1,8 +1,8 @@
 """Which of cuSPARSELt's algorithms multiplies fastest: its own search, while a graph is compiled.
 
 The library numbers its kernels for a product from 0 on. The first is what PyTorch calls unless it
-is told another one, and not the best: on an H100 (cuSPARSELt 0.8.0, bfloat16, 8192^3) it is 1.15 to
-1.18 times as fast as a dense product, and the one that the search finds 1.53 times.
+is told another one, and not the best: on an H100 (cuSPARSELt 0.8.0, bfloat16, 8192^3) it is 1.11 to
+1.16 times as fast as a dense product, and the one that the search finds 1.47 times.
 """
 
 from __future__ import annotations

@@ -135,16 +135,19 @@ def choose(
             declined |= {r.site: _unknown(place, r.gemm) for r in some}
         else:
             groups.append((_kind(some[0], place), some, place, clock))
-    for hidden in (True, False):
-        chosen.units = []
-        for kind, some, _, clock in groups:
-            number, products = first_unit + len(chosen.units), [r.product for r in some]
-            chosen.units.append(decide(number, products, kind, clock, policy.margin, hidden))
-        if captured or _host_is_ahead(chosen.units, [clock for *_, clock in groups]):
-            break
-    for unit, (_, _, place, _) in zip(chosen.units, groups, strict=True):
+
+    def decided(hidden: bool) -> list[Unit]:
+        return [
+            decide(i, [r.product for r in some], kind, clock, policy.margin, hidden)
+            for i, (kind, some, _, clock) in enumerate(groups, first_unit)
+        ]
+
+    ahead = chosen.units = decided(hidden=True)
+    if not captured and not _host_is_ahead(ahead, [clock for *_, clock in groups]):
+        chosen.units = decided(hidden=False)
+    for unit, free, (_, _, place, _) in zip(chosen.units, ahead, groups, strict=True):
         chosen.executions |= {site: _sparse(unit, site, place) for site in unit.sparse}
-        declined |= {s: _no_gain(unit, s, policy) for s in unit.sites if s not in unit.sparse}
+        declined |= {s: _no_gain(unit, s, policy, free) for s in unit.sites if s not in unit.sparse}
     declined |= dict(_in_sixteen_bits([r for r in requests if r.site in declined], policy, target))
     weighed = {site: unit for unit in chosen.units for site in unit.sites}
     for r in [r for r in requests if r.site in declined]:
@@ -203,9 +206,15 @@ def _sparse(unit: Unit, site: int, target: Target) -> Execution:
     return Execution("sparse", (gain,), target.layout, unit.of(site), unit.number)
 
 
-def _no_gain(unit: Unit, site: int, policy: Policy) -> Reason:
+def _no_gain(unit: Unit, site: int, policy: Policy, free: Unit) -> Reason:
+    """``free``: the unit as it would be decided if nothing waited for the host."""
     beside = f" beside the rest of unit {unit.number}" if unit.sparse else ""
     text = f"no gain of {policy.margin:g}x{beside}: {unit.of(site)}"
+    if site in free.sparse:
+        text += (
+            f"; with CUDA graphs (triton.cudagraphs), where the host's time does not count, it "
+            f"would run sparse: {free.of(site).speedup:.2f}x"
+        )
     return Reason(Code.NO_GAIN, text)
 
 
