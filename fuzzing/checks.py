@@ -101,7 +101,11 @@ def _check_compiled(case: Case, tally: Tally) -> None:
     except Exception as error:
         raise _crash(case, error, "inductor") from error
     if case.seed % 2:
-        theirs = _seeded(lambda: run_compiled(load(network), "inductor"))
+        try:
+            theirs = _seeded(lambda: run_compiled(load(network), "inductor"))
+        except Exception as error:
+            text = f"Inductor alone raises {type(error).__name__}: {error}"
+            raise Find("compiled dense", text, upstream=True) from error
         tally.checks["compiled dense"] += 1
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             if not _identical(a, b):

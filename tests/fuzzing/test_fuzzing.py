@@ -8,6 +8,7 @@ import random
 import runpy
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+import fuzzing.checks
 import nmcompile.graph.find_gemms
 import nmcompile.graph.grouped
 import nmcompile.inductor.interpreter
@@ -201,6 +203,22 @@ def test_each_check_fails_where_it_should(
         check(case)
     assert found.value.check == name
     assert not found.value.upstream
+
+
+@pytest.mark.slow
+def test_what_inductor_alone_cannot_run_is_upstream_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(four_layers("mse"), seed=1, compiled=True)  # an odd seed: against Inductor
+    ours = fuzzing.checks.run_compiled
+
+    def fails(program: Program, backend: str, *policy: Any) -> Any:
+        if backend == "inductor":
+            raise RuntimeError("some elements refer to a single memory location")
+        return ours(program, backend, *policy)
+
+    monkeypatch.setattr(fuzzing.checks, "run_compiled", fails)
+    with pytest.raises(Find, match="Inductor alone raises RuntimeError: some elements") as found:
+        check(case)
+    assert found.value.upstream
 
 
 @pytest.mark.slow
