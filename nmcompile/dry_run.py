@@ -49,6 +49,7 @@ def explain(
     policy: str | PathLike[str] | Policy | Mapping[str, Any] | None = None,
     target: str | Target | None = None,
     each: str | None = None,
+    cuda_graphs: bool = False,
     **kwargs: Any,
 ) -> Report:
     """Report what the policy does to every product of ``model(*args, **kwargs)``.
@@ -77,6 +78,8 @@ def explain(
         policy: a recipe's name, a path, a ``Policy`` or a mapping; None means ``full``.
         target: a name of ``nmcompile.targets()``; None for the device that the tensors are on.
         each: a glob on ``model.named_modules()``, or ``"re:..."``; None for the model as a whole.
+        cuda_graphs: whether steps are replayed as CUDA graphs, where what a call of the sparse
+            library takes the host does not count.
         kwargs: its keyword inputs.
 
     Raises:
@@ -86,6 +89,11 @@ def explain(
     """
     if not callable(model):
         raise ArgumentError(f"explain takes a module or a function, not {shown(model)}")
+    if not isinstance(cuda_graphs, bool):
+        raise OptionError(
+            f"cuda_graphs is True or False, not {shown(cuda_graphs)}; give an input of the model "
+            "that has this name by position"
+        )
     chosen = Policy.resolve(policy)
     place = None if target is None else named(target)
     plain = getattr(model, "_orig_mod", model)  # an already compiled module is explained afresh
@@ -98,7 +106,7 @@ def explain(
         off_meta(plain, (args, kwargs)) as (given, keywords),
         _put_back(plain),
     ):
-        planning = _Planning(chosen, place, plain)
+        planning = _Planning(chosen, place, cuda_graphs, plain)
         try:
             with planning.compiled(each) as run, planning.eager, planning.postponing():
                 run(*given, **keywords)
@@ -112,8 +120,10 @@ def explain(
 class _Planning:
     """One call of ``explain``: the reports of graphs, how often each ran, what ran in none."""
 
-    def __init__(self, policy: Policy, target: Target | None, model: Any) -> None:
-        self.policy, self.target, self.model = policy, target, model
+    def __init__(
+        self, policy: Policy, target: Target | None, cuda_graphs: bool, model: Any
+    ) -> None:
+        self.policy, self.target, self.cuda_graphs, self.model = policy, target, cuda_graphs, model
         self.whole = module_of(model)
         paths = {m: p for _, p, m in named_modules(self.whole)} if self.whole is not None else {}
         self.postponed = Postponed()
@@ -167,7 +177,8 @@ class _Planning:
             # Dynamo traces a block anew where it reads its number; the graph is the same.
             key = shared, Capture.of(gm, inputs).fingerprint
             if key not in self.planned:
-                settings = Settings(self.policy, region=shared, target=self.target)
+                inductor = {"triton.cudagraphs": True} if self.cuda_graphs else {}
+                settings = Settings(self.policy, inductor, region=shared, target=self.target)
                 self.planned[key] = self._counted(
                     plan_only(gm, inputs, settings, self.postponed.interpreter)
                 )
@@ -208,7 +219,8 @@ class _Planning:
             notes.append(no_graph_arrived(name, unsupported))
         elif rows and unsupported:
             notes.append(some_ran_eagerly(unsupported))
-        return Report.of(self.policy, graphs, left_out, self.target, notes, rows)
+        about = self.target, notes, rows, self.cuda_graphs
+        return Report.of(self.policy, graphs, left_out, *about)
 
 
 @contextmanager

@@ -314,6 +314,29 @@ def test_an_input_that_is_called_target_is_not_taken_for_one() -> None:
     loss, x = nn.MSELoss(), torch.randn(4, 8)
     with pytest.raises(OptionError, match=r"not a Tensor: give .* this input by position"):
         nmcompile.explain(loss, x, target=x)
+    with pytest.raises(OptionError, match=r"cuda_graphs is True or False, not .* by position"):
+        nmcompile.explain(loss, x, cuda_graphs=x)
+
+
+def test_in_cuda_graphs_the_host_does_not_count() -> None:
+    """A layer whose products take the device less time than their calls the host."""
+
+    def planned(cuda_graphs: bool) -> Report:
+        with FakeTensorMode():
+            model = nn.Linear(2048, 2048, bias=False, dtype=torch.bfloat16)
+            x = torch.empty(4096, 2048, dtype=torch.bfloat16, requires_grad=True)
+            return nmcompile.explain(model, x, target="h100", cuda_graphs=cuda_graphs)
+
+    with pytest.warns(NMWarning, match=r"nothing is pruned: .* with CUDA graphs"):
+        without = planned(False)
+    within = planned(True)
+    assert {s.execution for s in without.sites} == {"dense"}
+    assert all("with CUDA graphs (triton.cudagraphs)" in s.reason for s in without.sites)
+    assert "host" in without.graphs[0].units[0].terms_us
+    assert {s.execution for s in within.sites} == {"sparse"}
+    assert not any("host" in row.terms_us for row in within.graphs[0].units)
+    assert within.cuda_graphs
+    assert "predicted on h100 in CUDA graphs: products of a step " in str(within)
 
 
 def test_a_target_that_cannot_is_an_error_with_site_and_reason() -> None:

@@ -50,6 +50,10 @@ GPU = Annotated[
     str | None,
     typer.Option("--target", "-t", metavar="GPU", help="Decide as for this GPU, such as h100."),
 ]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option("--cuda-graphs", help="Decide as for steps in CUDA graphs: no time of the host."),
+]
 Each = Annotated[
     str | None,
     typer.Option(
@@ -96,6 +100,7 @@ def explain(
         ),
     ] = None,
     gpu: GPU = None,
+    cuda_graphs: CudaGraphs = False,
     each: Each = None,
     meta: Meta = False,
     as_json: AsJson = False,
@@ -122,10 +127,10 @@ def explain(
     from nmcompile.cli import reports
 
     if target.endswith(".json"):
-        report, title = reports.read(Path(target), policy, gpu, each, meta), target
+        report, title = reports.read(Path(target), policy, gpu, cuda_graphs, each, meta), target
     else:
         policy = policy or "full"
-        report = reports.explained(target, policy, gpu, each, meta)
+        report = reports.explained(target, policy, gpu, each, meta, cuda_graphs)
         title = f"{target}, policy {policy}"
     reports.show(report, as_json)
     if html is not None:
@@ -148,6 +153,7 @@ def diff(
         typer.Option("--policy", "-p", metavar="P", help="Twice: the one before, the one after."),
     ],
     gpu: GPU = None,
+    cuda_graphs: CudaGraphs = False,
     each: Each = None,
     meta: Meta = False,
     as_json: AsJson = False,
@@ -163,7 +169,7 @@ def diff(
 
     if len(policy) != 2:
         raise typer.BadParameter(f"give --policy twice, not {len(policy)} times")
-    before, after = (reports.explained(target, p, gpu, each, meta) for p in policy)
+    before, after = (reports.explained(target, p, gpu, each, meta, cuda_graphs) for p in policy)
     changes = reports.differences(before, after)
     reports.show_differences(changes, before, after, policy, as_json)
     if exit_code and changes:
@@ -175,6 +181,7 @@ def kernels(
     target: Target,
     policy: PolicyOption = "full",
     gpu: GPU = "h100",
+    cuda_graphs: CudaGraphs = False,
     meta: Meta = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Write each as a file there.")
@@ -186,7 +193,7 @@ def kernels(
     """
     from nmcompile.cli import reports
 
-    reports.show_kernels(reports.explained(target, policy, gpu, meta=meta), out)
+    reports.show_kernels(reports.explained(target, policy, gpu, None, meta, cuda_graphs), out)
 
 
 @app.command()

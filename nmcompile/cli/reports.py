@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -28,6 +29,7 @@ def explained(
     gpu: str | None = None,
     each: str | None = None,
     meta: bool = False,
+    cuda_graphs: bool = False,
 ) -> Report:
     """``nmcompile.explain`` of what TARGET names, with a sign of life on a terminal."""
     chosen = nmcompile.Policy.resolve(policy)  # before the model is made, which may take long
@@ -35,9 +37,8 @@ def explained(
         task = progress.add_task(f"loading {target}")
         named = load(target, meta)
         progress.update(task, description=f"planning {target} under {policy}")
-        return nmcompile.explain(
-            named.model, *named.args, policy=chosen, target=gpu, each=each, **named.kwargs
-        )
+        options: dict[str, Any] = {"target": gpu, "each": each, "cuda_graphs": cuda_graphs}
+        return nmcompile.explain(named.model, *named.args, policy=chosen, **options, **named.kwargs)
 
 
 def read(path: Path, *options: str | bool | None) -> Report:
@@ -48,8 +49,8 @@ def read(path: Path, *options: str | bool | None) -> Report:
     """
     if any(options):
         raise NMError(
-            f"{path} is a report, in which all is decided: --policy, --target, --each and --meta "
-            "are for a TARGET"
+            f"{path} is a report, in which all is decided: --policy, --target, --cuda-graphs, "
+            "--each and --meta are for a TARGET"
         )
     return Report.from_json(path)
 

@@ -154,6 +154,9 @@ class Report(Frozen):
     schema_version: Literal[3] = 3
     policy: str
     target: Target | None = Field(default=None, description="the GPU that was planned for, if one")
+    cuda_graphs: bool = Field(
+        default=False, description="whether the plan for the target is for steps in CUDA graphs"
+    )
     graphs: tuple[GraphReport, ...]
     unused_rules: tuple[str, ...]
     uncompiled: tuple[str, ...] = Field(
@@ -175,6 +178,7 @@ class Report(Frozen):
         target: Target | None = None,
         notes: Iterable[Reason] = (),
         eager: Iterable[EagerRow] = (),
+        cuda_graphs: bool = False,
     ) -> Report:
         used = {s.rule for g in graphs for s in g.sites}
         own = [r.label for r in policy.all_rules if r.recipe is None]
@@ -182,6 +186,7 @@ class Report(Frozen):
         return cls(
             policy=policy.to_toml(),
             target=target,
+            cuda_graphs=cuda_graphs,
             graphs=graphs,
             unused_rules=unused,
             uncompiled=tuple(uncompiled),

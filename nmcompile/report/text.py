@@ -182,6 +182,7 @@ def _eager_lines(report: Report, share: float) -> Iterator[str]:
 def _times(report: Report, dense: float, planned: float, untimed: int) -> str:
     hows = {row.how for g in report.graphs for row in g.units} or {"predicted"}
     place = f" on {report.target.name}" if report.target else ""
+    place += " in CUDA graphs" if report.cuda_graphs else ""
     left_out = f", {untimed} products without figures left out" if untimed else ""
     return (
         f"{' and '.join(sorted(hows))}{place}: products of a step {dense * 1e-3:.2f} ms dense, "

@@ -62,7 +62,13 @@ def test_a_report_that_was_written_is_read_again(
     assert shown.out == document
     assert shown.err.startswith("graphs: graphs.json, to be opened with `model-explorer ")
     assert json.loads((tmp_path / "graphs.json").read_text())["label"] == "report.json"
-    for option in (("-p", "full"), ("--target", "h100"), ("--each", "a"), ("--meta",)):
+    for option in (
+        ("-p", "full"),
+        ("--target", "h100"),
+        ("--cuda-graphs",),
+        ("--each", "a"),
+        ("--meta",),
+    ):
         assert code("explain", "report.json", *option) == USAGE
         assert "report.json is a report, in which all is decided" in capsys.readouterr().err
 

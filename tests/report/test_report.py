@@ -34,7 +34,16 @@ def test_json_is_stable_and_complete(report: Report, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text()) == data
     assert data["schema_version"] == 3
     assert sorted(data) == [
-        *("eager", "graphs", "notes", "policy", "schema_version", "target", "totals"),
+        *(
+            "cuda_graphs",
+            "eager",
+            "graphs",
+            "notes",
+            "policy",
+            "schema_version",
+            "target",
+            "totals",
+        ),
         *("uncompiled", "unused_rules"),
     ]
     assert sorted(data["graphs"][0]) == [

@@ -20,6 +20,7 @@ def data_of(report: Report) -> dict[str, Any]:
     return {
         "totals": report.totals.model_dump(mode="json"),
         "target": None if report.target is None else report.target.model_dump(mode="json"),
+        "cudaGraphs": report.cuda_graphs,
         "policy": report.policy,
         "unused": list(report.unused_rules),
         "uncompiled": list(report.uncompiled),

@@ -419,7 +419,7 @@ function summary(data, sites) {
   if (left) parts.push(`${percent(left / t.flops)} in sparse products`);
   if (t.dense_us && t.planned_us) parts.push(`predicted: ${time(t.dense_us)} dense, ${time(t.planned_us)} as decided (${(t.dense_us / t.planned_us).toFixed(2)}x)`);
   for (const [, text] of data.notes) parts.push(text);
-  if (data.target) parts.push(`planned for ${data.target.gpu}`);
+  if (data.target) parts.push(`planned for ${data.target.gpu}${data.cudaGraphs ? " in CUDA graphs" : ""}`);
   $("summary").textContent = parts.join("; ");
   $("legend").replaceChildren(...HOWS.map((how) => make("span", {}, `${MARKS[how]} ${{ sparse: "sparse tensor cores", simulate: "simulated: masked, then dense", dense: "dense" }[how]}`)), make("span", {}, "X activation, W weight, dY gradient"));
 }
