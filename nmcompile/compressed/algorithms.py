@@ -23,10 +23,28 @@ log = logging.getLogger(__name__)
 def fastest_for(
     rows: int, dense: torch.Tensor, layout: Layout, transpose_result: bool, bias: bool
 ) -> int:
-    """``fastest`` of a packed operand of so many rows and ``dense [k, columns]``, real or fake."""
+    """``fastest`` of a packed operand of so many rows and ``dense [k, columns]``, real or fake.
+
+    A search goes by the clock, so that two processes may find different algorithms, whose results
+    differ by rounding: under ``torch.use_deterministic_algorithms`` it is the first one, 0.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        _say_once_that_the_first_runs()
+        return 0
     k, columns = dense.shape
     where = layout, dense.dtype, dense.device, not dense.is_contiguous()
     return fastest(rows, columns, k, *where, transpose_result, bias)
+
+
+@functools.cache
+def _say_once_that_the_first_runs() -> None:
+    warnings.warn(
+        "deterministic algorithms are asked for: sparse products run by the library's first "
+        "algorithm, found without a clock, which may be slower than dense; with "
+        'options={"nm.autotune": True} only those run sparse that gain by it',
+        NMWarning,
+        stacklevel=2,
+    )
 
 
 @functools.cache

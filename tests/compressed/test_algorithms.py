@@ -45,6 +45,21 @@ def test_a_product_of_its_sizes_is_searched_once(layout: Layout, searched: list[
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_no_clock_decides_where_results_are_to_be_the_same(searched: list[Any]) -> None:
+    dense = torch.empty(192, 96, dtype=HALF)
+    how = Layout.CUSPARSELT_SM90, False, False
+    algorithms._say_once_that_the_first_runs.cache_clear()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.warns(NMWarning, match="deterministic algorithms are asked for"):
+            assert algorithms.fastest_for(128, dense, *how) == 0
+        assert algorithms.fastest_for(128, dense, *how) == 0  # said once
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not searched
+    assert algorithms.fastest_for(128, dense, *how) == 1
+
+
 def test_without_memory_the_first_one_runs_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, searched: list[Any]
 ) -> None:
