@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nmcompile._dynamo import closed_over, module_of
 from nmcompile.dry_run import fresh
 from nmcompile.errors import ArgumentError, NMError, OptionError, shown
-from nmcompile.execution.targets import named
+from nmcompile.execution.targets import Target, named
 from nmcompile.gemm import OperandKind, Role
 from nmcompile.masks.formats import NMFormat
 from nmcompile.policy.words import meant
@@ -42,7 +42,7 @@ def tune(
     loss: float | None = None,
     formats: Sequence[str] = ("2:4",),
     prune: Sequence[str] = ("activation", "gradient"),
-    target: str | None = None,
+    target: str | Target | None = None,
     noise_cost: float | None = None,
     state: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -70,8 +70,9 @@ def tune(
         formats: N:M formats to choose among.
         prune: operands to choose among: ``"activation"``, ``"weight"`` (fprop), ``"gradient"``
             (dgrad and wgrad).
-        target: a name of ``nmcompile.targets()``: the gain is the time that its cost model
-            predicts, and only what runs sparse there is pruned. None: the FLOPs left out.
+        target: a name of ``nmcompile.targets()``, or one of your own: the gain is the time that
+            its cost model predicts, and only what runs sparse there is pruned. None: the FLOPs left
+            out.
         noise_cost: the loss that gradient noise as large as the mini-batch's own is taken to cost
             (half the batch size has as much). None: a tenth of the loss.
         state: a file that keeps what has been measured; a run that was cut off goes on from it,

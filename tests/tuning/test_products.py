@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from nmcompile.dry_run import explain, fresh
-from nmcompile.execution.targets import named
 from nmcompile.gemm import OperandKind, Role
 from nmcompile.tuning.products import Choice, Gradient
 from nmcompile.tuning.session import Session
+from tests.execution.gpus import H200
 from tests.tuning.nets import Blocks, Classifier, images, vectors
 
 CHOICES = [Choice(OperandKind.ACTIVATION, "2:4"), Choice(OperandKind.GRADIENT, "1:2")]
@@ -48,8 +48,8 @@ def test_where_the_gradient_of_a_result_stands() -> None:
 def test_with_a_target_only_what_runs_sparse_there_has_a_way() -> None:
     net = nn.Sequential(nn.Linear(4096, 4096), nn.Linear(4096, 24)).to(torch.bfloat16)
     x = torch.randn(1024, 4096, dtype=torch.bfloat16)
-    report = explain(lambda x: net(x).float().sum(), x, target="a100")
-    session = Session(fresh(lambda x: net(x).float().sum()), [(x,)], [CHOICES[0]], named("a100"))
+    report = explain(lambda x: net(x).float().sum(), x, target=H200)
+    session = Session(fresh(lambda x: net(x).float().sum()), [(x,)], [CHOICES[0]], H200)
     session.loss(0)
     found = [p for p in session.measured.found.products if p.gemm.role is Role.FPROP]
     sparse = [s.execution == "sparse" for s in report.sites if s.role == "fprop"]

@@ -15,6 +15,7 @@ import nmcompile
 from nmcompile import ArgumentError, NMError, OptionError, Policy, Tuned
 from nmcompile.gemm import Role
 from nmcompile.tuning.measure import Measurements
+from tests.execution.gpus import H200
 from tests.tuning.nets import Blocks, Classifier, images, vectors
 
 pytestmark = pytest.mark.slow
@@ -184,9 +185,9 @@ def test_a_target_chooses_what_runs_sparse_there() -> None:
     def loss(x: Tensor) -> Tensor:
         return net(x).float().square().mean()
 
-    tuned = nmcompile.tune(loss, batches, flops=0.1, target="a100", prune=["activation"])
-    report = nmcompile.explain(loss, *batches[0], policy=tuned.policy, target="a100")
-    assert tuned.target == "a100"
+    tuned = nmcompile.tune(loss, batches, flops=0.1, target=H200, prune=["activation"])
+    report = nmcompile.explain(loss, *batches[0], policy=tuned.policy, target=H200)
+    assert tuned.target == "h200"
     assert {s.execution for s in report.sites if s.pruned} == {"sparse"}
     saved = sum((s.dense_us or 0.0) - (s.sparse_us or 0.0) for s in report.sites if s.pruned)
     assert tuned.gain * 1e6 == pytest.approx(saved)
