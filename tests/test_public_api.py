@@ -51,7 +51,9 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     nmcompile.compile: (
         "(model, policy=None, *, each=None, dynamic=None, fullgraph=False, options=None)"
     ),
-    nmcompile.explain: "(model, *args, policy=None, target=None, each=None, cuda_graphs=False, **kwargs)",
+    nmcompile.explain: (
+        "(model, *args, policy=None, target=None, each=None, cuda_graphs=False, **kwargs)"
+    ),
     nmcompile.export: "(model, path, *, overwrite=False)",
     nmcompile.last_report: "()",
     nmcompile.nm_sparse: "(gm, example_inputs, *, mode=None, options=None)",
