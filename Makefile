@@ -47,7 +47,7 @@ docs: $(DEV)          ## the documentation as pages, in build/docs; a warning is
 	@echo build/docs/docs/index.html
 
 pictures: $(DEV)      ## the pictures of README.md and the documentation, in docs/images (needs Chromium)
-	$(BIN)/python docs/pictures.py
+	$(BIN)/python -m docs.pictures
 
 static: $(DEV)        ## cross-compile every kernel for GPUs and read the machine code (3 minutes)
 	$(BIN)/python -m benchmarks.static_check

@@ -11,8 +11,6 @@ until it can be used, and from a click to the frame that shows what it does. Run
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,11 +24,11 @@ from torch import nn
 
 import nmcompile
 from benchmarks import records
+from benchmarks.browser import chromium
 from benchmarks.gpt import Shape
 from benchmarks.table import Row, percentiles, show, write_csv
 
 OUT = records.RESULTS / "seeing.csv"
-CHROMIUM = shutil.which(os.environ.get("NMCOMPILE_BROWSER", "chromium"))
 # A click, and the time until the browser has drawn what it changes.
 CLICK = """async (element) => {
   const start = performance.now();
@@ -94,15 +92,11 @@ def page(layers: int, rounds: int) -> list[Row]:
     Raises:
         ImportError: playwright is not installed.
     """
-    from playwright.sync_api import sync_playwright
-
     torch.manual_seed(0)
     model, batch = Shape(width=64, depth=layers, heads=2, context=32, batch=2).build()
     report = nmcompile.explain(model, *batch)
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         file = report.to_html(Path(folder, "page.html"), "a GPT")
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         ready, unfolded, clicks = [], [], []
         for _ in range(rounds):
             tab = browser.new_page(viewport={"width": 1500, "height": 1000})
@@ -113,7 +107,6 @@ def page(layers: int, rounds: int) -> list[Row]:
             rows = tab.query_selector_all("#tree tbody tr")
             clicks += [row.evaluate(CLICK) for row in rows[:40]]
             tab.close()
-        browser.close()
         size = file.stat().st_size / 1e3
     what = f"page of {len(report.sites)} products"
     return [

@@ -6,21 +6,18 @@ The model is two layers like Llama 3 8B's, on fake tensors: no weights, and no G
 from __future__ import annotations
 
 import io
-import os
-import shutil
 import tempfile
 from pathlib import Path
 
 import torch
 from PIL import Image
-from playwright.sync_api import sync_playwright
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import nmcompile
+from benchmarks.browser import chromium
 
 IMAGES = Path(__file__).parent / "images"
-CHROMIUM = shutil.which(os.environ.get("NMCOMPILE_BROWSER", "chromium"))
 SIZE = {"width": 1440, "height": 900}
 #: The module that is selected in the picture: the first one of this name.
 SELECTED = "down_proj"
@@ -47,9 +44,7 @@ def report() -> nmcompile.Report:
 
 def shoot(page: Path) -> None:
     """The page in both colour schemes, as WebP."""
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    with chromium() as browser:
         for scheme in ("light", "dark"):
             tab = browser.new_page(viewport=SIZE, color_scheme=scheme)
             tab.set_default_timeout(120_000)  # a busy machine draws slowly
@@ -59,7 +54,6 @@ def shoot(page: Path) -> None:
             tab.wait_for_timeout(500)
             picture = Image.open(io.BytesIO(tab.screenshot()))
             picture.save(IMAGES / f"report_{scheme}.webp", quality=82, method=6)
-        browser.close()
 
 
 if __name__ == "__main__":

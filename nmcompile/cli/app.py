@@ -193,7 +193,9 @@ def kernels(
     """
     from nmcompile.cli import reports
 
-    reports.show_kernels(reports.explained(target, policy, gpu, None, meta, cuda_graphs), out)
+    reports.show_kernels(
+        reports.explained(target, policy, gpu, meta=meta, cuda_graphs=cuda_graphs), out
+    )
 
 
 @app.command()

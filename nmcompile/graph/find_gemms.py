@@ -21,7 +21,6 @@ from torch import fx
 
 from nmcompile.gemm import Gemm, Op, Operand, OperandKind, Role, Unknown
 from nmcompile.graph.aten import (
-    CASTS,
     INPUT_GRADIENT,
     OPERANDS,
     TRANSPOSES,
@@ -30,7 +29,7 @@ from nmcompile.graph.aten import (
     ConvolutionBackward,
     argument,
     cast_base,
-    is_view,
+    is_view_or_cast,
     operands,
 )
 from nmcompile.graph.backward_roles import assign_roles
@@ -90,7 +89,7 @@ def _is_linear_layer(x: fx.Node, w_t: fx.Node) -> bool:
     Not so a product of two parameters, such as a low-rank update: its result is a weight.
     """
     transposed = False
-    while w_t.op == "call_function" and (is_view(w_t) or w_t.target in CASTS):
+    while w_t.op == "call_function" and is_view_or_cast(w_t):
         transposed ^= w_t.target in TRANSPOSES
         w_t = w_t.all_input_nodes[0]
     return transposed and w_t.op != "call_function" and cast_base(x).op == "call_function"

@@ -11,7 +11,13 @@ from torch import fx
 
 from nmcompile import _torch
 from nmcompile.codegen.pointwise import EXPRESSIONS
-from nmcompile.graph.aten import ALIASES, CONSTANTS, CONVERSIONS, constant_value
+from nmcompile.graph.aten import (
+    ALIASES,
+    CONSTANTS,
+    CONVERSIONS,
+    constant_value,
+    seen_through,
+)
 from nmcompile.graph.insert import in_backward
 
 aten = torch.ops.aten
@@ -50,9 +56,7 @@ def elementwise_ancestors(base: fx.Node) -> list[fx.Node]:
 
 def origin(node: fx.Node) -> fx.Node:
     """The value that a chain of views keeps the order of."""
-    while node.target in ALIASES:
-        node = node.all_input_nodes[0]
-    return node
+    return seen_through(node, lambda n: n.target in ALIASES)[0]
 
 
 def path(node: fx.Node, known: Collection[fx.Node]) -> list[fx.Node] | None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
 import pytest
 
 from benchmarks import seeing
+from benchmarks.browser import ABSENT
 
-needs_browser = pytest.mark.skipif(
-    seeing.CHROMIUM is None and "NMCOMPILE_BROWSER" not in os.environ,
-    reason="no Chromium is installed",
-)
+needs_browser = pytest.mark.skipif(ABSENT, reason="no Chromium is installed")
 
 
 @needs_browser

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import nn
 pytest.importorskip("fast_sugiyama", reason="a page needs nmcompile[page]")
 
 import nmcompile
+from benchmarks.browser import ABSENT, chromium
 from nmcompile import NMError, Policy, Report
 from nmcompile.reason import Code, Reason
 from nmcompile.report.nodes import Node
@@ -23,11 +22,7 @@ from nmcompile.report.page.page import page as html_of
 from tests.report.samples import graph, site, skipped
 
 HOSTILE = "</script><img src=x onerror=alert(1)>", "<b>a</b>", "{{ 7 * 7 }}", "a\"b'c&amp;d"
-#: ``NMCOMPILE_BROWSER`` names a Chromium that must be there.
-CHROMIUM = shutil.which(os.environ.get("NMCOMPILE_BROWSER", "chromium"))
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and "NMCOMPILE_BROWSER" not in os.environ, reason="no Chromium is installed"
-)
+needs_browser = pytest.mark.skipif(ABSENT, reason="no Chromium is installed")
 
 
 def test_no_name_becomes_markup(tmp_path: Path) -> None:
@@ -80,12 +75,9 @@ def test_a_thousand_products_are_less_than_half_a_megabyte() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield chromium
-        chromium.close()
+    pytest.importorskip("playwright.sync_api")
+    with chromium() as opened:
+        yield opened
 
 
 class Net(nn.Module):
