@@ -14,6 +14,7 @@ import warnings
 import torch
 
 from nmcompile import _cuda, _torch
+from nmcompile.compressed import packing
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import NMWarning
 
@@ -77,9 +78,7 @@ def fastest(
         with _torch.real_tensors():  # the passes run while fake tensors are the default
             generator = torch.Generator(device).manual_seed(0)
             make = functools.partial(torch.randn, dtype=dtype, device=device, generator=generator)
-            packed = make(layout.packed_shape(rows, k, dtype))
-            # The first two of every block survive, in whatever order a layout has the metadata.
-            packed.view(-1)[rows * k // 2 :].view(torch.uint8).fill_(0x44)
+            packed = packing.random_packed(rows, k, layout, make)
             dense = make(columns, k).t() if by_columns else make(k, columns)
             found = _cuda.cusparselt_search(
                 packed, dense, make(rows) if bias else None, transpose_result

@@ -243,6 +243,21 @@ def split(packed: Tensor, rows: int, columns: int, layout: Layout) -> tuple[Tens
     return flat[:count].view(r_pad, c_pad // 2), metadata
 
 
+def random_packed(
+    rows: int, columns: int, layout: Layout, draw: Callable[[tuple[int, int]], Tensor]
+) -> Tensor:
+    """A packed operand whose every block keeps its first two elements.
+
+    Args:
+        rows, columns: of the operand, padded already.
+        layout: any of cuSPARSELt's; such metadata reads the same in each order of it.
+        draw: random numbers of a shape, 16-bit.
+    """
+    packed = draw(layout.packed_shape(rows, columns, torch.bfloat16))
+    packed.view(-1)[rows * columns // 2 :].view(torch.uint8).fill_(0x44)
+    return packed
+
+
 def check_packed(packed: Tensor, rows: int, columns: int, layout: Layout) -> None:
     """Raise ValueError unless ``packed`` can be that of a ``[rows, columns]`` operand."""
     expected = layout.packed_shape(rows, columns, packed.dtype)

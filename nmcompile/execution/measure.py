@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from nmcompile import _cuda, _torch
+from nmcompile.compressed import plans
 from nmcompile.compressed.layouts import Layout
 from nmcompile.execution.cost import OVER_BYTES, Kind, Predicted, Product
-from nmcompile.execution.targets import Figure, Figures, Target
+from nmcompile.execution.targets import KEPT_PLAN, Figure, Figures, Target
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Compress, Mm, Pack, Prune
 
@@ -47,7 +48,8 @@ def _with_figures(target: Target, device: str) -> Target:
     bandwidth = Figure(value=rate, known="measured", source=source)
     unknown = Figure(value=1.0, known="assumed", source="not used: products are measured")
     launch = Figure(value=3e-6, known="assumed", source="usual for a kernel behind another")
-    setup = Figure(value=640e-6, known="assumed", source="as measured on an H100")
+    anew = Figure(value=640e-6, known="assumed", source="as measured on an H100")
+    setup = KEPT_PLAN if plans.asked() else anew
     rates: dict[str, Figure] = {"bandwidth": bandwidth, "dense": unknown, "gain": unknown}
     return target.model_copy(update={"figures": Figures(**rates, launch=launch, setup=setup)})
 

@@ -21,7 +21,7 @@ import tomli_w
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nmcompile.compressed import hardware
+from nmcompile.compressed import hardware, plans
 from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import OptionError, nearest
 
@@ -51,6 +51,10 @@ class Figures(_Frozen):
     gain: Figure
     launch: Figure
     setup: Figure
+
+
+#: ``setup`` of a GPU where plans are kept, unless a file of one's own has it.
+KEPT_PLAN = Figure(value=plans.CALL, known="assumed", source="a kept plan, called through Python")
 
 
 class Gain(_Frozen):
@@ -180,6 +184,7 @@ def fingerprint() -> str:
     """What decisions depend on beside the graph, the policy and the package: GPU and figures."""
     own = os.environ.get(OWN_TARGETS, "")
     content = hashlib.sha256(_content(Path(own))).hexdigest() if own else ""
+    content += " plans are kept" if plans.asked() else ""
     if not torch.cuda.is_available():
         return f"cpu {content}"
     library = hardware.cusparselt_version()
@@ -196,6 +201,9 @@ def to_toml(found: Iterable[Target]) -> str:
 @functools.cache
 def _known(own: str) -> dict[str, Target]:
     data = _read(Path(__file__).with_name("targets.toml"))
+    if plans.asked():
+        for keys in data.values():
+            keys["figures"]["setup"] = KEPT_PLAN.model_dump()
     for name, keys in (_read(Path(own)) if own else {}).items():
         merged = {**data.get(name, {}), **keys}
         figures = {**data.get(name, {}).get("figures", {}), **keys.get("figures", {})}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nmcompile import _cuda
-from nmcompile.compressed import algorithms, cusparselt, packing
+from nmcompile.compressed import algorithms, cusparselt, packing, plans
 from nmcompile.compressed.layouts import Layout
 from nmcompile.ops.schemas import LIBRARY, LibraryMm, Mm
 
@@ -60,7 +60,7 @@ def by_library(call: Mm) -> Tensor:
         capturing = dense.is_cuda and torch.cuda.is_current_stream_capturing()
         how = layout, call.transpose_result, bias is not None
         number = 0 if capturing else algorithms.fastest_for(r_pad, dense, *how)
-        result = _cuda.cusparselt_mm(packed, dense, bias, call.transpose_result, number)
+        result = plans.mm(packed, dense, bias, call.transpose_result, number)
     size = (columns, rows) if call.transpose_result else (rows, columns)
     return result[: size[0], : size[1]].contiguous()
 
@@ -100,6 +100,6 @@ LIBRARY.impl("mm", lambda *args: by_library(Mm(*args)), "CUDA")
 LIBRARY.impl(
     "library_mm",
     # The dispatcher leaves out arguments that are their defaults.
-    lambda *args: _cuda.cusparselt_mm(*LibraryMm(*args).args),
+    lambda *args: plans.mm(*LibraryMm(*args).args),
     "CompositeExplicitAutograd",
 )

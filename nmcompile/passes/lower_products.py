@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from nmcompile import _cuda, _torch
-from nmcompile.compressed import algorithms, cusparselt
+from nmcompile.compressed import algorithms, cusparselt, plans
 from nmcompile.compressed.layouts import Layout
 from nmcompile.graph.insert import Inserter
 from nmcompile.ops.schemas import LibraryMm, Mm
@@ -25,7 +25,8 @@ def lower_products(kernels: Kernels) -> None:
     if not kernels.lower:
         return
     for node in [n for n in Mm.nodes(kernels.graph) if library_takes(n)]:
-        _cuda.call_cusparselt_for(LibraryMm.operator)
+        if not plans.asked():  # which the operator's own code keeps
+            _cuda.call_cusparselt_for(LibraryMm.operator)
         call, insert = Mm.of(node), Inserter(kernels.graph)
         with insert.before(node):
             mark = repr(node.meta["nm"]) if "nm" in node.meta else ""

@@ -18,7 +18,8 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from nmcompile.compressed import algorithms
+from nmcompile import _cuda
+from nmcompile.compressed import algorithms, plans
 from nmcompile.compressed.layouts import Layout
 from nmcompile.graph.insert import Inserter
 from nmcompile.ops.schemas import LibraryMm, Mm
@@ -129,3 +130,17 @@ def test_symbolic_sizes_stay_an_operator() -> None:
     )
     with mode:
         assert lowered(product(half(64, example.shape[0]))) is None
+
+
+def test_where_plans_are_kept_the_operator_itself_calls_the_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(_cuda, "call_cusparselt_for", told.append)
+    monkeypatch.setattr(algorithms, "fastest_for", lambda *_: 0)
+    for kept in (True, False):
+        monkeypatch.setattr(plans, "asked", lambda kept=kept: kept)
+        with FakeTensorMode():
+            dense = torch.empty(256, 64, dtype=torch.bfloat16, device="cuda")
+            assert lowered(product(dense)) is not None
+        assert told == ([] if kept else [LibraryMm.operator])

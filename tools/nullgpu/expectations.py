@@ -21,6 +21,7 @@ LIMITS = {
     "launches of a mask": 2,
     "host waits of a mask": 0,
     "launches elsewhere": 0,
+    "plans made in a step, kept": 0,
 }
 
 

@@ -43,6 +43,11 @@ class Log:
         return [line for line in launches if int(line.partition(" @")[2] or 0) != device]
 
     @property
+    def plans(self) -> list[str]:
+        """Where cuSPARSELt is asked for a plan, which takes the host longer than a product."""
+        return [line for line in self.lines if line == "CSLT plan"]
+
+    @property
     def spills(self) -> dict[str, int]:
         """Bytes that each of the package's kernels spills, by name; the most that any variant does.
 

@@ -1,4 +1,6 @@
-"""A small layer on other GPUs: other compute capabilities, and the second of two devices.
+"""A small layer on other GPUs, and with the library's plans kept.
+
+The other GPUs are of other compute capabilities, or the second of two devices.
 
 Each is a process of its own, since a process sees the same devices all its life. What a step of the
 layer does is looked at as in ``steps``; on the second device also whether every kernel was launched
@@ -25,6 +27,7 @@ PLACES = {
     "10.0": ("cuda", {"NULL_CAPABILITY": "10.0", "NULL_NAME": "NVIDIA B200"}),
     "12.0": ("cuda", {"NULL_CAPABILITY": "12.0", "NULL_NAME": "NVIDIA B200"}),
     "cuda:1": ("cuda:1", {"NULL_DEVICES": "2"}),
+    "kept plans": ("cuda:1", {"NULL_DEVICES": "2", "NMCOMPILE_KEEP_PLANS": "1"}),
 }
 RECIPES = ("full", "weights")
 
@@ -32,7 +35,7 @@ RECIPES = ("full", "weights")
 def expectations(folder: Path) -> Iterator[Measured]:
     """Run a process for each place; ``folder`` is for their logs and results."""
     for place, (device, given) in PLACES.items():
-        name = place.replace(":", "_")
+        name = place.translate({ord(c): "_" for c in ": "})
         out = folder / f"{name}.json"
         command = [sys.executable, "-W", "ignore", "-m", "tools.nullgpu.others", device, str(out)]
         env = {**os.environ, **given, "NULL_LOG": str(folder / name)}
@@ -48,6 +51,7 @@ def main(device: str, out: Path) -> None:
     import torch
 
     from benchmarks.gpu_check.cases.networks import LlamaShape
+    from nmcompile.compressed import plans
     from tools.nullgpu import steps
 
     shape = LlamaShape(256, 512, 4, 2, 1, 256, batch=2, context=128)
@@ -59,6 +63,8 @@ def main(device: str, out: Path) -> None:
             ("host waits in a step", recipe, log.waits),
             ("launches elsewhere", recipe, log.elsewhere(torch.device(device).index or 0)),
         ]
+        if plans.asked():
+            found.append(("plans made in a step, kept", recipe, log.plans))
     spills = read(Path(os.environ["NULL_LOG"])).spills
     found.append(("kernels that spill", "both", [name for name, size in spills.items() if size]))
     out.write_text(json.dumps(found))

@@ -14,6 +14,7 @@ from torch import Tensor
 import nmcompile.ops  # noqa: F401  (registers torch.ops.nm)
 from benchmarks.gpu_check.cases.products import Layer, Shape
 from benchmarks.gpu_check.events import Case, Session
+from nmcompile.compressed import plans
 
 SMALL = Shape(1024, 1024, 1024)  # the device is done before the host is
 LARGE = (Shape(8192, 8192, 8192), Shape(16384, 4096, 14336))
@@ -64,9 +65,13 @@ def host_time(session: Session, shape: Shape) -> None:
         "nm.compress both": lambda i: layer.compress(layer.x[i % sets], [1, 0], "mvue"),
     }
     if layout.by_cusparselt:
-        calls["_cslt_sparse_mm"] = lambda i: library(
-            session, packed[i % sets], layer.w[i % sets].t()
-        )
+        operands = [(packed[i], layer.w[i].t()) for i in range(sets)]
+        calls["_cslt_sparse_mm"] = lambda i: library(session, *operands[i % sets])
+        if not session.device.rehearsal:
+            calls["kept plan"] = lambda i: plans.kept_mm(*operands[i % sets])
+            with noted(session, "kept plan"):
+                same = [torch.equal(plans.kept_mm(*x), library(session, *x)) for x in operands * 2]
+                session.check("kept plan: PyTorch's result, bit for bit", all(same), str(same))
     for provider, call in calls.items():
         with noted(session, provider):
             times = session.device.host_time(call)
