@@ -29,7 +29,7 @@ from nmcompile.errors import ArgumentError, NMError, OptionError, shown
 from nmcompile.execution.targets import Target, named
 from nmcompile.garbage import collected_rarely
 from nmcompile.inductor.kept_inputs import check_whole
-from nmcompile.inductor.options import Settings
+from nmcompile.inductor.options import CUDA_GRAPHS, Settings
 from nmcompile.inductor.plan_only import Planned, plan_only
 from nmcompile.inductor.postponed import Postponed
 from nmcompile.policy import Policy
@@ -177,7 +177,7 @@ class _Planning:
             # Dynamo traces a block anew where it reads its number; the graph is the same.
             key = shared, Capture.of(gm, inputs).fingerprint
             if key not in self.planned:
-                inductor = {"triton.cudagraphs": True} if self.cuda_graphs else {}
+                inductor = CUDA_GRAPHS if self.cuda_graphs else {}
                 settings = Settings(self.policy, inductor, region=shared, target=self.target)
                 self.planned[key] = self._counted(
                     plan_only(gm, inputs, settings, self.postponed.interpreter)

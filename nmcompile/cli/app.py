@@ -226,6 +226,7 @@ def tune(
             "--target", "-t", metavar="GPU", help="Gain time on this GPU, such as h100; not FLOPs."
         ),
     ] = None,
+    cuda_graphs: CudaGraphs = False,
     noise_cost: Annotated[
         float | None,
         typer.Option(
@@ -256,7 +257,7 @@ def tune(
     """
     from nmcompile.cli import tuning
 
-    asked = tuning.Asked(budget, formats, prune, batches, gpu, noise_cost)
+    asked = tuning.Asked(budget, formats, prune, batches, gpu, cuda_graphs, noise_cost)
     tuning.show(tuning.tuned(target, asked, (out, plot), state), out, plot, as_json)
 
 

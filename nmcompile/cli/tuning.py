@@ -26,6 +26,7 @@ class Asked(NamedTuple):
     prune: str
     batches: int
     gpu: str | None
+    cuda_graphs: bool
     noise_cost: float | None
 
 
@@ -66,6 +67,7 @@ def tuned(target: str, asked: Asked, written: Iterable[Path | None], state: Path
         formats=_words(asked.formats),
         prune=_words(asked.prune),
         target=asked.gpu,
+        cuda_graphs=asked.cuda_graphs,
         noise_cost=asked.noise_cost,
         state=state,
     )

@@ -26,6 +26,9 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "reference": (),
 }
 
+#: Under which steps are replayed as CUDA graphs.
+CUDA_GRAPHS = {"triton.cudagraphs": True}
+
 #: What people put into the options, and torch.compile takes beside them.
 _ARGUMENTS = ("backend", "dynamic", "fullgraph", "mode", "options")
 

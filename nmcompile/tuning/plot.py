@@ -39,7 +39,7 @@ def draw(tuned: Tuned, path: Path) -> Path:
     label = f"chosen: {100 * tuned.pruned_share:.0f} % of the FLOPs in pruned products"
     axes.plot([tuned.gain * scale], [cost], "D", color="#cc3311", label=label)
     what = (
-        f"predicted time saved on {tuned.target} (us a step)"
+        f"predicted time saved on {tuned.place} (us a step)"
         if tuned.target
         else "FLOPs left out (%)"
     )

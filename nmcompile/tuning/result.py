@@ -43,6 +43,7 @@ class Tuned(Frozen):
     flops_budget: float | None = Field(description="share of the FLOPs to prune, if asked for")
     loss_budget: float | None = Field(description="increase of the loss to stay within, if asked")
     target: str | None = Field(description="the GPU whose time is the gain; None for FLOPs")
+    cuda_graphs: bool = Field(False, description="whether steps are taken for CUDA graphs there")
     batches: int = Field(description="how many batches were measured")
     passes: float = Field(
         description="what measuring and checking multiplied, in forward and backward passes over "
@@ -60,6 +61,11 @@ class Tuned(Frozen):
     gain: float = Field(description="seconds, or FLOPs left out")
     rows: tuple[Row, ...]
     curve: tuple[Point, ...] = Field(description="all steps in order, whatever the budget")
+
+    @property
+    def place(self) -> str:
+        """Where the gain is, in words."""
+        return f"{self.target} in CUDA graphs" if self.cuda_graphs else str(self.target)
 
     @property
     def policy(self) -> Policy:
@@ -199,7 +205,7 @@ def summary(tuned: Tuned) -> list[str]:
         budget = f"loss = {tuned.loss_budget}"
     gain = f"{100 * tuned.pruned_share:.1f} % of the FLOPs in pruned products"
     if tuned.target:
-        gain += f", {1e6 * tuned.gain:.0f} us a step less on {tuned.target}, predicted"
+        gain += f", {1e6 * tuned.gain:.0f} us a step less on {tuned.place}, predicted"
     seen = "" if tuned.measured_loss is None else f" (measured {tuned.measured_loss:+.4g})"
     return [
         f"budget {budget}: {gain}",

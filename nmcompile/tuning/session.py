@@ -18,7 +18,7 @@ from nmcompile.capture.regions import region_of
 from nmcompile.errors import ArgumentError, NMError, shown
 from nmcompile.execution.targets import Target
 from nmcompile.gemm import Role
-from nmcompile.inductor.options import Settings
+from nmcompile.inductor.options import CUDA_GRAPHS, Settings
 from nmcompile.inductor.plan_only import interpreted
 from nmcompile.policy import Policy
 from nmcompile.tuning.measure import Measurements, Sums
@@ -43,9 +43,11 @@ class Session:
         batches: Sequence[Batch],
         choices: Sequence[Choice],
         target: Target | None,
+        cuda_graphs: bool = False,
         step: Callable[..., Any] | None = None,
     ) -> None:
-        self.batches, self.choices, self.target = batches, choices, target
+        self.batches, self.choices = batches, choices
+        self.target, self.cuda_graphs = target, cuda_graphs
         self.measured = Measurements()
         self.run = torch.compile(run, backend=self._backend(), dynamic=False)
         self.step = step
@@ -54,7 +56,8 @@ class Session:
     def _backend(self) -> Callable[..., Any]:
         def capture(gm: fx.GraphModule, inputs: list[Any]) -> Any:
             region = region_of(Caller.of(capture))
-            settings = Settings(Policy.recipe("dense"), region=region, target=self.target)
+            inductor = CUDA_GRAPHS if self.cuda_graphs else {}
+            settings = Settings(Policy.recipe("dense"), inductor, region=region, target=self.target)
             found = self.measured.found
             marks = MarkProducts(settings, Capture.of(gm, inputs), self.choices, found)
             return interpreted(gm, inputs, marks, self.measured.interpreter()).run
@@ -189,7 +192,7 @@ class Session:
 
     def _identity(self, loss: Tensor) -> str:
         """Of the model, its parameters and what may be chosen."""
-        target = self.target.name if self.target else ""
+        target = (self.target.name, self.cuda_graphs) if self.target else ""
         slots = [(p.slot, [*map(str, p.ways)]) for p in self.measured.found.products]
         return digest_of([repr((target, self.choices, slots)), _leaves(loss)])
 

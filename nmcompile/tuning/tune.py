@@ -43,6 +43,7 @@ def tune(
     formats: Sequence[str] = ("2:4",),
     prune: Sequence[str] = ("activation", "gradient"),
     target: str | Target | None = None,
+    cuda_graphs: bool = False,
     noise_cost: float | None = None,
     state: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -73,6 +74,8 @@ def tune(
         target: a name of ``nmcompile.targets()``, or one of your own: the gain is the time that
             its cost model predicts, and only what runs sparse there is pruned. None: the FLOPs left
             out.
+        cuda_graphs: whether steps are replayed as CUDA graphs, where what a call of the sparse
+            library takes the host does not count for a ``target``.
         noise_cost: the loss that gradient noise as large as the mini-batch's own is taken to cost
             (half the batch size has as much). None: a tenth of the loss.
         state: a file that keeps what has been measured; a run that was cut off goes on from it,
@@ -89,6 +92,8 @@ def tune(
     budget = _budget(flops, loss)
     choices = _choices(formats, prune)
     place = None if target is None else named(target)
+    if not isinstance(cuda_graphs, bool):
+        raise OptionError(f"cuda_graphs is True or False, not {shown(cuda_graphs)}")
     plain = getattr(model, "_orig_mod", model)  # an already compiled module is measured afresh
     modules = _modules(plain)
     _check_place(modules)
@@ -100,7 +105,7 @@ def tune(
     some = _batches(batches, any(c.kind is OperandKind.GRADIENT for c in choices))
     _check_noise(noise_cost)
     kept = None if state is None else Path(state)
-    session = Session(fresh(plain), some, choices, place, step)
+    session = Session(fresh(plain), some, choices, place, cuda_graphs, step)
     with untouched(modules), _Progress(progress) as bar:
         bar.begin("measuring", len(some))
         session.measure(kept, bar.step)
@@ -115,6 +120,7 @@ def tune(
         flops_budget=budget[0],
         loss_budget=budget[1],
         target=None if place is None else place.name,
+        cuda_graphs=cuda_graphs,
         batches=len(some),
         passes=passes,
         base_loss=_mean(session.losses),

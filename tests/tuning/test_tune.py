@@ -193,6 +193,23 @@ def test_a_target_chooses_what_runs_sparse_there() -> None:
     assert tuned.gain * 1e6 == pytest.approx(saved)
 
 
+def test_in_cuda_graphs_nothing_waits_for_the_host() -> None:
+    net = nn.Sequential(nn.Linear(4096, 4096), nn.GELU(), nn.Linear(4096, 24)).to(torch.bfloat16)
+    batches = [(torch.randn(1024, 4096, dtype=torch.bfloat16),) for _ in "ab"]
+    assert H200.figures is not None
+    setup = H200.figures.setup.model_copy(update={"value": 10e-3})
+    figures = H200.figures.model_copy(update={"setup": setup})
+    slow = H200.model_copy(update={"figures": figures})
+
+    def tune(cuda_graphs: bool) -> Tuned:
+        how = {"flops": 0.1, "target": slow, "prune": ["activation"], "cuda_graphs": cuda_graphs}
+        return nmcompile.tune(lambda x: net(x).float().square().mean(), batches, **how)
+
+    with pytest.raises(NMError, match=r"with CUDA graphs .* it would run sparse"):
+        tune(cuda_graphs=False)
+    assert "h200 in CUDA graphs" in tune(cuda_graphs=True).to_toml()
+
+
 def test_a_loss_outside_of_the_model() -> None:
     """The paths of the policy are those of the model, which is compiled without its loss."""
     net = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8))
