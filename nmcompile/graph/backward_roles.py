@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import fx
 
-from nmcompile.gemm import Gemm, Op, OperandKind, Role, size_hint
-from nmcompile.graph.aten import cast_base, view_base
+from nmcompile.gemm import Gemm, Op, Operand, OperandKind, Role, size_hint
+from nmcompile.graph.aten import argument, cast_base, view_base
 from nmcompile.graph.find_skipped import is_written_out
 from nmcompile.graph.float8 import source_of
 from nmcompile.graph.grouped import is_grouped
@@ -194,8 +194,29 @@ def _with_activation_of(forward: Gemm, gemm: Gemm) -> Gemm | None:
 
 
 def _share_operand(gemm: Gemm, forward: Gemm) -> bool:
-    shared = {_base(gemm, o.arg) for o in gemm.operands if o.kind is not OperandKind.GRADIENT}
-    return bool(shared & {_base(forward, o.arg) for o in forward.operands})
+    """Whether one reads what the other reads, and reduces over another dimension of it.
+
+    One weight may be read by several products, by some of them as it is and by others transposed.
+    """
+    return any(
+        _base(gemm, own.arg) is _base(forward, theirs.arg)
+        and _reduced(gemm, own).isdisjoint(_reduced(forward, theirs))
+        for own in gemm.operands
+        for theirs in forward.operands
+        if own.kind is not OperandKind.GRADIENT
+    )
+
+
+def _reduced(gemm: Gemm, operand: Operand) -> set[int]:
+    """The dimensions that are reduced over, by their strides; none where those do not tell.
+
+    They are a copy's in 8 bits, and a window of a convolution runs along the same in all three.
+    """
+    node = argument(gemm.node, operand.arg)
+    if gemm.op is Op.CONV or view_base(node) is not _base(gemm, operand.arg):
+        return set()
+    value = node.meta["val"]
+    return {size_hint(value.stride(d)) for d in operand.dims if size_hint(value.shape[d]) > 1} - {0}
 
 
 def _by_sizes(forward: list[Gemm]) -> Callable[[Gemm], list[Gemm]]:

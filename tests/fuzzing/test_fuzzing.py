@@ -222,6 +222,21 @@ def test_what_inductor_alone_cannot_run_is_upstream_s(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
+def test_a_wrong_result_that_pytorch_refuses_to_compute_is_upstream_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dense_is_not(monkeypatch)
+
+    def refuses(program: Program, backend: str, *policy: Any) -> Any:
+        raise RuntimeError("modified by an inplace operation")
+
+    monkeypatch.setattr(fuzzing.checks, "run_compiled", refuses)
+    with pytest.raises(Find, match="decomp_partition raises RuntimeError") as found:
+        check(four_layers("mse"))
+    assert found.value.upstream
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("bug", "name", "method"), BUGS[:3], ids=[name for _, name, _ in BUGS[:3]])
 def test_a_bug_is_made_small_and_written_as_a_script(
     bug: Any, name: str, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

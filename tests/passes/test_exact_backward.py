@@ -171,3 +171,40 @@ def test_in_a_region_too_and_its_input_stays_as_it_is() -> None:
     assert torch.equal(x, before)
     torch.testing.assert_close(x.grad, expected[0])
     torch.testing.assert_close(fc.weight.grad, expected[1])
+
+
+class MultiplyTwice(torch.autograd.Function):
+    """One weight, read as it is by one product and transposed by the other."""
+
+    @staticmethod
+    def forward(ctx, x, w):  # type: ignore[no-untyped-def]
+        t = (x @ w.t()).tanh()
+        ctx.save_for_backward(x, w, t)
+        return t @ w
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        x, w, t = ctx.saved_tensors
+        d = (g @ w.t()) * (1 - t**2)
+        return d @ w, t.t() @ g + d.t() @ x
+
+
+@pytest.mark.parametrize("width", [16, 1])
+def test_a_gradient_is_that_of_the_product_which_reads_the_weight_the_other_way(width: int) -> None:
+    """All are of one number and one size; where ``width`` is 1 two of them are multiplications."""
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(width, 16, dtype=torch.float64) / 4)
+    x = torch.randn(16, 16, dtype=torch.float64, requires_grad=True)
+    prune = nmcompile.functional.prune
+    unpruned = (prune(x) @ w.t()).tanh().detach()
+    t, masked = (prune(unpruned), prune(x) != 0) if width > 1 else (unpruned, 1)
+    g = torch.randn(16, 16, dtype=torch.float64)
+    d = torch.where(t != 0, g @ w.t(), 0) * (1 - unpruned**2)
+    expected = (d @ w) * masked, t.t() @ g + d.t() @ prune(x)
+
+    policy = exact("activation")
+    compiled = torch.compile(MultiplyTwice.apply, backend="nm_sparse", options={"policy": policy})
+    y = compiled(x, w)
+    torch.testing.assert_close(y, t @ w)
+    y.backward(g)
+    torch.testing.assert_close((x.grad, w.grad), expected)
