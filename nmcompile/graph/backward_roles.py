@@ -10,8 +10,8 @@ derives is a guess, which explains the row of a report and is never pruned.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,7 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
     differentiated = Counter(g.seq_nr for g in found if _is_backward(g) and not _has_weight(g))
     to_weights = weight_gradients(found[0].node.graph, kinds) if found else {}
     written = _written_out(found, forward, kinds)
-    alike = _by_sizes(forward)
+    alike, beside = _by_sizes(forward), _read_beside(found)
     roles = []
     for g in found:
         summed = to_weights.get(g.node)
@@ -55,9 +55,9 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
             multiplied = written.get(g.seq_nr) if g.seq_nr is not None else None
             if multiplied is not None:  # no other product is its forward, whatever it reads
                 known = _of_written_out(g, multiplied, kinds)
-                g = known or _with_role(g, None, is_twin, is_wgrad)
+                g = known or _with_role(g, None, False, is_twin, is_wgrad)
             else:
-                g = _with_role(g, _partner(g, alike(g)), is_twin, is_wgrad)
+                g = _with_role(g, *_partner(g, alike(g), beside), is_twin, is_wgrad)
         elif g.guess is not None:
             g = _guessed(g, g.guess)
         roles.append(g)
@@ -132,28 +132,55 @@ def _is_backward(gemm: Gemm) -> bool:
     return OperandKind.GRADIENT in (gemm.lhs.kind, gemm.rhs.kind)
 
 
-def _partner(gemm: Gemm, alike: list[Gemm]) -> Gemm | None:
+def _read_beside(found: list[Gemm]) -> dict[fx.Node, set[fx.Node]]:
+    """What is multiplied by each gradient: both operands of its forward product, as a rule."""
+    read: defaultdict[fx.Node, set[fx.Node]] = defaultdict(set)
+    for gemm in filter(_is_backward, found):
+        for gradient in _bases(gemm, gradients=True):
+            read[gradient] |= _bases(gemm)
+    return read
+
+
+def _bases(gemm: Gemm, gradients: bool = False) -> set[fx.Node]:
+    """What the operands are behind views: those that are gradients, or the others."""
+    wanted = (o for o in gemm.operands if (o.kind is _GRADIENT) is gradients)
+    return {_base(gemm, o.arg) for o in wanted}
+
+
+def _partner(
+    gemm: Gemm, alike: list[Gemm], beside: Mapping[fx.Node, set[fx.Node]]
+) -> tuple[Gemm | None, bool]:
     """The forward product that a backward product belongs to, of those with its sizes.
 
+    And whether that is certain: not for the input gradients of layers that share a frozen weight.
+
     A custom Function has one number for all that it computes: what a product reads comes first.
+    Where several read that (one weight for two layers, one activation for three), the gradient
+    tells: what else is multiplied by it is the other operand of the same product.
     """
     numbered = [g for g in alike if g.seq_nr is not None and g.seq_nr == gemm.seq_nr]
     for candidates in (numbered, alike):
-        if shared := next((g for g in candidates if _share_operand(gemm, g)), None):
-            return shared
+        shared = [g for g in candidates if _share_operand(gemm, g)]
+        if len(shared) > 1:
+            read = set().union(*(beside[x] for x in _bases(gemm, gradients=True)))
+            shared = [g for g in shared if _bases(g) <= read] or shared
+        if shared:
+            return shared[0], len(shared) == 1 or not _has_weight(gemm)
     # The first of a number is differentiated: a later product without a gradient (a frozen
     # teacher's) makes no autograd node and shows the number of the newest one.
-    return next(iter(numbered), None)
+    return next(iter(numbered), None), True
 
 
-def _with_role(gemm: Gemm, partner: Gemm | None, is_twin: bool, is_weight_gradient: bool) -> Gemm:
+def _with_role(
+    gemm: Gemm, partner: Gemm | None, certain: bool, is_twin: bool, is_weight_gradient: bool
+) -> Gemm:
     shares = partner is not None and _share_operand(gemm, partner)
     if gemm.op is Op.CONV:
         gemm = replace(gemm, forward=partner.node if partner else None)
         if gemm.guess is None or (gemm.role is Role.WGRAD and is_weight_gradient):
             return replace(gemm, guess=None)
         return _guessed(gemm, gemm.guess)
-    gemm = replace(gemm, forward=partner.node if partner and shares else None)
+    gemm = replace(gemm, forward=partner.node if partner and shares and certain else None)
     if gemm.role is not Role.FPROP:  # its operator says so
         no_weight = partner is not None and partner.op is Op.MATMUL
         gemm = replace(gemm, op=Op.MATMUL, role=Role.DGRAD) if no_weight else gemm

@@ -33,7 +33,7 @@ from nmcompile.graph.aten import (
 )
 from nmcompile.graph.find_skipped import is_written_out
 from nmcompile.graph.float8 import Cast, cast_of
-from nmcompile.graph.insert import Inserter
+from nmcompile.graph.insert import Inserter, in_backward
 from nmcompile.graph.recast import recast
 from nmcompile.masks.formats import Method
 from nmcompile.ops.schemas import Decompress, KeepMask, UnpackMask
@@ -60,14 +60,16 @@ def exact_backward(plan: Plan) -> None:
 
 
 def _multiplications(forward: Decision) -> list[fx.Node]:
-    """What autograd made of the forward product and Inductor wrote without a product."""
+    """What autograd made of the forward product and Inductor wrote without a product.
+
+    A custom Function has one number for all that it computes: its forward may have some as well.
+    """
     product = forward.gemm.node
     number = product.meta.get("seq_nr")
-    return [
-        n
-        for n in product.graph.nodes
-        if number is not None and n.meta.get("seq_nr") == number and is_written_out(n)
-    ]
+    if number is None:
+        return []
+    same = [n for n in product.graph.nodes if n.meta.get("seq_nr") == number]
+    return [n for n in same if is_written_out(n) and in_backward(n)]
 
 
 def _as_multiplication(plan: Plan, forward: Decision, node: fx.Node) -> Reason:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
 
 import nmcompile
+from nmcompile import Policy, Rule
 from nmcompile.gemm import Gemm
 from nmcompile.graph import backward_roles
 from nmcompile.report.report import Report
@@ -97,3 +101,57 @@ def test_an_outer_product_of_activations_has_no_weight_gradient(dtype: torch.dty
     report = nmcompile.explain(Square(), torch.randn(2, 1, 1, dtype=dtype), policy="full")
     found = [(s.op, s.role, s.pruned) for s in report.sites if s.target == "aten.bmm"]
     assert found == [("matmul", "dgrad", None)] * 2
+
+
+class Shared(nn.Module):
+    """One layer, called twice: its weight is read by two products of the same sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 16, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.fc(x.tanh()).tanh())
+
+
+EXACT = Policy(rules=[Rule(prune="activation", role="fprop", format="2:4", backward="exact")])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_shared_weight_has_a_gradient_for_each_call(frozen: bool) -> None:
+    """The mask on an input gradient is that of the call's own activation, or there is none."""
+    model, x = Shared().double(), torch.randn(16, 16, dtype=torch.float64, requires_grad=True)
+    model.requires_grad_(not frozen)
+    w, prune = model.fc.weight, nmcompile.functional.prune
+
+    def step(w: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = functional_call(model, {"fc.weight": w}, (x,))
+        return torch.autograd.grad(y.square().sum(), [x] if frozen else [x, w])
+
+    rewritten = nmcompile.rewrite(make_fx(step)(w, x), EXACT, weights="w_*")
+    first = x.tanh()
+    second = F.linear(prune(first), w).tanh()
+    dy = 2 * F.linear(prune(second), w)
+    masks = [1, 1] if frozen else [prune(v) != 0 for v in (first, second)]
+    dh = (dy @ w) * masks[1] * (1 - second**2)
+    expected = [
+        (dh @ w) * masks[0] * (1 - first**2),
+        dh.t() @ prune(first) + dy.t() @ prune(second),
+    ]
+    torch.testing.assert_close(list(rewritten(w, x)), expected[:1] if frozen else expected)
+
+
+def test_each_of_the_layers_that_read_one_activation_has_its_own_gradient() -> None:
+    """Of q, k and v, v alone reads it pruned; sizes and activation are the same."""
+    x = torch.randn(16, 16, dtype=torch.float64)
+    params = [torch.randn(16, 16, dtype=torch.float64, requires_grad=True) for _ in "qkv"]
+
+    def step(params: list[torch.Tensor], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = (F.linear(x, p) for p in params)
+        return torch.autograd.grad((q.tanh() * k.sin() * v).sum(), params)
+
+    rewritten = nmcompile.rewrite(make_fx(step)(params, x), EXACT, weights="params_*")
+    found = [s for s in rewritten.meta["nm_report"].sites if s.role == "wgrad"]
+    assert all("reads the pruned activation" in s.reason for s in found)
+    pruned = step(params, nmcompile.functional.prune(x))
+    torch.testing.assert_close(rewritten(params, x), pruned)

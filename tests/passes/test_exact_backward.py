@@ -178,29 +178,35 @@ class MultiplyTwice(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, w):  # type: ignore[no-untyped-def]
-        t = (x @ w.t()).tanh()
+        multiply = torch.bmm if x.dim() == 3 else torch.mm
+        t = multiply(x, w.mT).tanh()
         ctx.save_for_backward(x, w, t)
-        return t @ w
+        return multiply(t, w)
 
     @staticmethod
     def backward(ctx, g):  # type: ignore[no-untyped-def]
         x, w, t = ctx.saved_tensors
-        d = (g @ w.t()) * (1 - t**2)
-        return d @ w, t.t() @ g + d.t() @ x
+        multiply = torch.bmm if x.dim() == 3 else torch.mm
+        d = multiply(g, w.mT) * (1 - t**2)
+        return multiply(d, w), multiply(t.mT, g) + multiply(d.mT, x)
 
 
+@pytest.mark.parametrize("batch", [(), (3,)])
 @pytest.mark.parametrize("width", [16, 1])
-def test_a_gradient_is_that_of_the_product_which_reads_the_weight_the_other_way(width: int) -> None:
+def test_a_gradient_is_that_of_the_product_which_reads_the_weight_the_other_way(
+    width: int, batch: tuple[int, ...]
+) -> None:
     """All are of one number and one size; where ``width`` is 1 two of them are multiplications."""
     torch.manual_seed(0)
-    w = nn.Parameter(torch.randn(width, 16, dtype=torch.float64) / 4)
-    x = torch.randn(16, 16, dtype=torch.float64, requires_grad=True)
+    w = nn.Parameter(torch.randn(*batch, width, 16, dtype=torch.float64) / 4)
+    x = torch.randn(*batch, 16, 16, dtype=torch.float64, requires_grad=True)
     prune = nmcompile.functional.prune
-    unpruned = (prune(x) @ w.t()).tanh().detach()
-    t, masked = (prune(unpruned), prune(x) != 0) if width > 1 else (unpruned, 1)
-    g = torch.randn(16, 16, dtype=torch.float64)
-    d = torch.where(t != 0, g @ w.t(), 0) * (1 - unpruned**2)
-    expected = (d @ w) * masked, t.t() @ g + d.t() @ prune(x)
+    unpruned = (prune(x) @ w.mT).tanh().detach()
+    t = prune(unpruned) if width > 1 else unpruned
+    masked = 1 if width == 1 and not batch else prune(x) != 0  # a 2-D multiplication is not
+    g = torch.randn_like(x)
+    d = torch.where(t != 0, g @ w.mT, 0) * (1 - unpruned**2)
+    expected = (d @ w) * masked, t.mT @ g + d.mT @ prune(x)
 
     policy = exact("activation")
     compiled = torch.compile(MultiplyTwice.apply, backend="nm_sparse", options={"policy": policy})
