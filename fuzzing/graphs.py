@@ -74,10 +74,11 @@ def _marks(node: fx.Node, exact: bool, made: dict[str, fx.Node]) -> list[tuple[A
             mask = mask.all_input_nodes[0]
         if mask.target is nm.compress.default:
             source = made.get(mask.args[0].name, mask.args[0])
-            if source.target is nm.prune.default:
-                mask = source  # masked by a method that nm.compress does not have
+            # Masked by a method that nm.compress does not have; not what fprop pruned, read again.
+            if source.target is nm.prune.default and _roles(source) & {*_roles(mask), "both"}:
+                mask = source
         if mask.target in (nm.prune.default, nm.prune_ragged.default, nm.compress.default):
-            parsed = [_parse(part) for part in str(mask.meta["nm"]).split(" + ")]
+            parsed = _parsed(mask)
             marks += parsed
             # What fprop pruned may be read again by the backward.
             again = exact and parsed[0][0] in ("fprop", "both")
@@ -88,6 +89,14 @@ def _marks(node: fx.Node, exact: bool, made: dict[str, fx.Node]) -> list[tuple[A
 
 def _is_part(node: fx.Node) -> bool:
     return getattr(node.target, "__name__", "") == "getitem"
+
+
+def _parsed(mask: fx.Node) -> list[tuple[Any, ...]]:
+    return [_parse(part) for part in str(mask.meta["nm"]).split(" + ")]
+
+
+def _roles(mask: fx.Node) -> set[str]:
+    return {role for role, *_ in _parsed(mask)}
 
 
 def _parse(mark: str) -> tuple[Any, ...]:
