@@ -136,14 +136,34 @@ def _landmarks() -> dict[int, str]:
 
 def is_grad_of_tensor(placeholder: fx.Node) -> bool:
     """Whether an input of a Dynamo graph was read as the ``.grad`` of a tensor."""
-    source = getattr(placeholder.meta.get("grapharg"), "source", None)
-    return getattr(source, "member", None) == "grad"
+    return getattr(_source(placeholder), "member", None) == "grad"
+
+
+def is_module_state(placeholder: fx.Node) -> bool:
+    """Whether an input of a Dynamo graph is a parameter or a buffer of a module.
+
+    Dynamo marks them as inputs whose address is static; so it does with their ``.grad``, and with
+    what the user or an optimizer says is static.
+    """
+    if "_dynamo_static_input_type" not in (placeholder.meta.get("tensor_dict") or {}):
+        return False
+    source = _source(placeholder)
+    if source is None:
+        return True
+    where = source.guard_source
+    where = where() if callable(where) else where
+    of_module = where.is_unspecialized_nn_module() or where.is_specialized_nn_module()
+    return bool(of_module) and not is_grad_of_tensor(placeholder)
 
 
 def source_of_input(placeholder: fx.Node) -> str:
     """The expression that an input of a Dynamo graph stands for; empty where none is known."""
-    name = getattr(getattr(placeholder.meta.get("grapharg"), "source", None), "name", "")
+    name = getattr(_source(placeholder), "name", "")
     return str(name() if callable(name) else name)
+
+
+def _source(placeholder: fx.Node) -> Any:
+    return getattr(placeholder.meta.get("grapharg"), "source", None)
 
 
 def in_compiled_autograd() -> bool:

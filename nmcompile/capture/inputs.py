@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile._dynamo import is_grad_of_tensor, source_of_input
+from nmcompile._dynamo import is_grad_of_tensor, is_module_state, source_of_input
 from nmcompile._torch import OpOverload, input_origin, is_wrapper, tree_map
 from nmcompile.capture.ranks import Ranks
 from nmcompile.capture.surroundings import doubt as doubt_of
@@ -57,7 +57,7 @@ class Capture:
             i
             for i, value in enumerate(inputs)
             if isinstance(value, torch.nn.Parameter)
-            or (i < len(placeholders) and _is_module_state(placeholders[i]))
+            or (i < len(placeholders) and is_module_state(placeholders[i]))
         )
         gradients = frozenset(_gradients(gm, inputs))
         doubt = doubt_of(gm)
@@ -124,11 +124,6 @@ def _name(placeholder: fx.Node, is_weight: bool) -> str:
     if is_weight:
         return normalise(source) or placeholder.name
     return re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", source) or placeholder.name  # "args[0]"
-
-
-def _is_module_state(placeholder: fx.Node) -> bool:
-    """Dynamo marks parameters and buffers of modules as inputs with a static address."""
-    return "_dynamo_static_input_type" in (placeholder.meta.get("tensor_dict") or {})
 
 
 def _lines(gm: fx.GraphModule, inputs: Sequence[Any], weights: frozenset[int]) -> Iterator[str]:
