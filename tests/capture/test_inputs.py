@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._functorch._aot_autograd import descriptors as aot
 
+import nmcompile
 from nmcompile.capture.inputs import Capture
 from nmcompile.gemm import OperandKind
 from nmcompile.reason import Code, Reason
@@ -50,6 +51,33 @@ def test_parameters_and_what_dynamo_holds_at_an_address_are_weights() -> None:
     assert Capture.of(gm, inputs()).weights == {0, 1}
     x.meta["tensor_dict"] = {}
     assert Capture.of(gm, [torch.ones(4, 8), torch.ones(8, 6)]).weights == set()
+
+
+def rows(function: Callable[..., Any], *args: Tensor) -> list[tuple[Any, ...]]:
+    """Operands, what is pruned and the guess, of every product."""
+    sites = nmcompile.explain(function, *args, policy="weights").sites
+    return [(*s.operands, s.pruned, s.guess and s.guess.code) for s in sites]
+
+
+def test_a_static_address_makes_no_weight() -> None:
+    """CUDA graphs want inputs to be marked; Dynamo marks a parameter's gradient like itself."""
+    x, keys = torch.randn(8, 16), torch.randn(8, 16)
+    torch._dynamo.mark_static_address(keys)
+    assert rows(lambda x, k: x @ k.t(), x, keys) == [(ACTIVATION, ACTIVATION, None, None)]
+    layer = nn.Linear(16, 16, bias=False)
+    torch._dynamo.mark_static_address(x)
+    with torch.no_grad():
+        assert rows(layer, x) == [(ACTIVATION, WEIGHT, WEIGHT, None)]
+    layer(x).square().sum().backward()
+    found = rows(lambda x: x @ layer.weight.grad, x)  # a gradient that is projected
+    assert [(pruned, guess) for *_, pruned, guess in found] == [(None, Code.PARAMETER_GRADIENT)]
+
+
+def test_buffers_are_weights() -> None:
+    layer = nn.Module()
+    layer.register_buffer("w", torch.randn(16, 16))
+    layer.forward = lambda x: x @ layer.w  # type: ignore[method-assign]
+    assert rows(layer, torch.randn(8, 16)) == [(ACTIVATION, WEIGHT, WEIGHT, None)]
 
 
 def test_more_inputs_than_the_graph_reads_are_no_weights() -> None:
