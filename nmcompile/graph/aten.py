@@ -67,6 +67,17 @@ def added(node: fx.Node) -> Any:
     return argument(node, _ADDED[node.target]) if node.target in _ADDED else None
 
 
+def is_bias_of_columns(bias: Any, rhs: fx.Node) -> bool:
+    """Whether what a product adds is one number for each column of its right operand.
+
+    Sizes are compared as they are written: a comparison of symbolic ones would become a guard, and
+    Dynamo would compile once more for the day when they are equal.
+    """
+    if not isinstance(bias, fx.Node):
+        return False
+    return str(list(bias.meta["val"].shape)) == str(list(rhs.meta["val"].shape[1:]))
+
+
 def argument(node: fx.Node, name: str) -> Any:
     """The argument of that name, which must be given by position."""
     return node.args[_torch.argument_names(node.target).index(name)]

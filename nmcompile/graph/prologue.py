@@ -99,7 +99,7 @@ class Prologue:
         else:
             wanted = [-1]
         value = node.meta["val"]
-        as_wanted = given.shape != "full" or value.shape[-1] == self.order.columns
+        as_wanted = given.shape != "full" or str(value.shape[-1]) == str(self.order.columns)
         if value.dim() == len(wanted) and value.is_contiguous() and as_wanted:
             return node
         rows = insert.permute(site, node, memory_order(value))

@@ -33,7 +33,7 @@ import torch
 from torch import fx
 
 from nmcompile.compressed.layouts import Layout
-from nmcompile.graph.aten import OPERANDS, added, operands
+from nmcompile.graph.aten import OPERANDS, added, is_bias_of_columns, operands
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.same_operand import through_transposes, value_of
 from nmcompile.masks.formats import Method
@@ -58,8 +58,7 @@ def sparse_product(plan: Plan, d: Decision) -> Sparse:
     with insert.before(node):
         compressed = _compress(plan, d, pruned, dim=1 if is_left else 0)
         # Along the rows of the compressed operand, or something else (a residual, a row vector)?
-        fits = isinstance(bias, fx.Node) and bias.meta["val"].shape == pruned.meta["val"].shape[1:]
-        inside = fits and not is_left
+        inside = not is_left and is_bias_of_columns(bias, pruned)
         call = Mm(
             compressed.packed,
             other if is_left else insert.permute(node, other, [1, 0]),

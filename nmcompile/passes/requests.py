@@ -18,6 +18,7 @@ from nmcompile.graph.aten import (
     Convolution,
     added,
     argument,
+    is_bias_of_columns,
     is_view,
 )
 from nmcompile.graph.insert import in_backward
@@ -105,9 +106,8 @@ def _adds_in_a_pass(gemm: Gemm, pruning: Pruning) -> bool:
         inside = False
     else:
         bias = added(node)
-        pruned = argument(node, pruning.operand.arg).meta["val"]
-        fits = isinstance(bias, fx.Node) and bias.meta["val"].shape == pruned.shape[1:]
-        inside = fits and not left  # the library adds one number to each row of its operand
+        # The library adds one number to each row of its operand.
+        inside = not left and is_bias_of_columns(bias, argument(node, pruning.operand.arg))
     return bias is not None and not inside and not _is_taken_in(node)
 
 

@@ -66,6 +66,24 @@ def test_as_many_compilations_as_inductor(how: str) -> None:
     assert pruned[-1] < len(shapes), "the sizes were not dynamic"
 
 
+@pytest.mark.slow
+def test_a_width_that_once_equals_another_is_no_other_graph() -> None:
+    """A supernet takes a slice of its weight: 12 inputs of 12 outputs are nothing special."""
+    layer, made = nn.Linear(16, 16), {}
+
+    def sliced(x: Tensor, k: int) -> Tensor:
+        return nn.functional.linear(x[:, :k], layer.weight[:12, :k], layer.bias[:12])
+
+    for backend in ("inductor", "nm_sparse"):
+        torch._dynamo.reset()
+        counters.clear()
+        run = torch.compile(sliced, backend=backend)
+        for k in (8, 12, 16, 6):
+            run(torch.randn(6, 16), k).sum().backward()
+        made[backend] = counters["stats"]["unique_graphs"]
+    assert made["nm_sparse"] == made["inductor"]
+
+
 def grouped() -> nn.Module:
     """Six channels a group: blocks of four end inside, so that operands are split by groups."""
     layers = nn.Conv2d(12, 12, 3, groups=2), nn.Tanh(), nn.Conv2d(12, 8, 1)
