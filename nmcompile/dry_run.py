@@ -20,6 +20,7 @@ from nmcompile._dynamo import (
     without_function_names,
     without_recompile_limit,
 )
+from nmcompile._torch import functorch_config
 from nmcompile.capture.eager import EagerProducts
 from nmcompile.capture.fakes import off_meta
 from nmcompile.capture.inputs import Capture
@@ -104,6 +105,7 @@ def explain(
         without_recompile_limit(),
         without_function_names(),
         off_meta(plain, (args, kwargs)) as (given, keywords),
+        functorch_config.patch(donated_buffer=False),  # a step may run its backward twice
         _put_back(plain),
     ):
         planning = _Planning(chosen, place, cuda_graphs, plain)

@@ -121,6 +121,21 @@ def test_a_model_that_cannot_be_traced_is_all_eager() -> None:
     assert report.totals.eager_share == 1.0
 
 
+def test_a_step_that_runs_its_own_backward_is_counted_once() -> None:
+    """Twice over one graph, even: what is interpreted keeps what it reads."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+
+    def step(x: torch.Tensor) -> None:
+        loss = model(x).square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+
+    report = nmcompile.explain(step, torch.randn(8, 16))
+    assert [str(s.role) for s in report.sites] == ["fprop", "fprop", "dgrad", "wgrad", "wgrad"]
+    assert report.eager == ()
+    assert report.totals.eager_share == 0
+
+
 def test_a_traced_model_has_nothing_eager() -> None:
     report = nmcompile.explain(Net(), torch.randn(4, 4, 6, 6))
     assert (report.eager, report.notes, report.uncompiled) == ((), (), ())

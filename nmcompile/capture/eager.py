@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nmcompile._dynamo import in_engine
 from nmcompile._torch import TorchDispatchMode, is_composite, tree_leaves
 from nmcompile.graph.find_skipped import is_matrix, name_of, reason_of
 from nmcompile.graph.flops import flops
@@ -86,7 +87,8 @@ class EagerProducts(TorchDispatchMode):  # type: ignore[misc]
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
-        self._note(func, args, kwargs, result)
+        if not in_engine():  # what a backward multiplies was counted with its forward
+            self._note(func, args, kwargs, result)
         return result
 
     def _note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
