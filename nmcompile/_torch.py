@@ -308,14 +308,17 @@ def outputs_of(graph: torch.fx.Graph) -> list[tuple[torch.fx.Node, str, Any]]:
     """What each output of an AOTAutograd graph is: (node, what, origin).
 
     ``what`` is "gradient" (of the input with that ``origin``), "differentiable" (an output of the
-    forward that a tangent belongs to), "plain" (any other) or "" (nothing says).
+    forward that a tangent belongs to), "plain" (any other) or "" (nothing says). Where the backward
+    reads some tangents and not others (a Function that ignores the gradient of a metric), what
+    these belong to is plain.
     """
     (output,) = graph.output_node().args
     values = output if isinstance(output, (list, tuple)) else [output]
     descs = graph.output_node().meta.get("desc") or [None] * len(values)
     descs = descs[-len(values) :]  # tokens of effects come first, and are no output by then
-    inputs = [_base(n.meta.get("desc")) for n in graph.nodes if n.op == "placeholder"]
-    tangents = [_base(d.output) for d in inputs if type(d).__name__ == "TangentAOTInput"]
+    inputs = [(n, _base(n.meta.get("desc"))) for n in graph.nodes if n.op == "placeholder"]
+    every = [(n, _base(d.output)) for n, d in inputs if type(d).__name__ == "TangentAOTInput"]
+    tangents = [output for n, output in every if n.users] or [output for _, output in every]
     found: list[tuple[torch.fx.Node, str, Any]] = []
     for value, described in zip(values, descs, strict=True):
         desc = _base(described)

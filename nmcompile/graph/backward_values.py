@@ -21,7 +21,7 @@ from nmcompile.graph.computed_again import ancestors, is_again
 
 aten = torch.ops.aten
 
-#: What moves, repeats or joins elements, and computes none.
+#: What moves, repeats, joins or conjugates elements, and computes none.
 _MOVES = frozenset(
     [
         *VIEWS,
@@ -42,6 +42,10 @@ _MOVES = frozenset(
         aten.index.Tensor,
         aten.index_select.default,
         aten.gather.default,
+        aten._conj.default,
+        aten._conj_physical.default,
+        aten.conj_physical.default,
+        aten.resolve_conj.default,
     ]
 )
 

@@ -39,11 +39,32 @@ class FusedLoss(torch.autograd.Function):
         return g * dx, g * dw, None
 
 
-@pytest.mark.parametrize("metric", [False, True])
-def test_a_gradient_that_a_forward_computes_is_no_activation(metric: bool) -> None:
+class Forgetful(torch.autograd.Function):
+    """Does not say that nothing is differentiated through its metric."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        logits = x @ w.t()
+        d = logits.softmax(-1) - 1 / 8
+        ctx.save_for_backward(d @ w, d.t() @ x)
+        return logits.logsumexp(-1).sum() - logits.sum() / 8, d.norm()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        dx, dw = ctx.saved_tensors
+        return g * dx, g * dw
+
+
+@pytest.mark.parametrize("metric", [False, True, "differentiable"])
+def test_a_gradient_that_a_forward_computes_is_no_activation(metric: bool | str) -> None:
     """Its backward only scales what was computed, so that its roles are known, too."""
     x = torch.randn(12, 16, requires_grad=True)
-    assert outcome(lambda x: FusedLoss.apply(x, W, metric), x) == [
+
+    def loss(x: Tensor) -> Any:
+        forgets = metric == "differentiable"
+        return Forgetful.apply(x, W) if forgets else FusedLoss.apply(x, W, metric)
+
+    assert outcome(loss, x) == [
         (("activation", "weight"), "activation"),
         (("gradient", "weight"), "gradient"),
         (("gradient", "activation"), "gradient"),
