@@ -19,7 +19,7 @@ from torch import fx
 
 from nmcompile.gemm import Gemm, Op, Operand, OperandKind, Role, size_hint
 from nmcompile.graph.aten import argument, cast_base, view_base
-from nmcompile.graph.find_skipped import is_written_out
+from nmcompile.graph.find_skipped import is_written_out, solver_of
 from nmcompile.graph.float8 import source_of
 from nmcompile.graph.grouped import is_grouped
 from nmcompile.graph.operand_kinds import Kinds
@@ -39,6 +39,7 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
     """
     if doubt is not None:
         return [_guessed(g, doubt) for g in found]
+    found = _without_solvers(found, kinds)
     forward = [g for g in found if not _is_backward(g) and g.guess is None]
     differentiated = Counter(g.seq_nr for g in found if _is_backward(g) and not _has_weight(g))
     to_weights = weight_gradients(found[0].node.graph, kinds) if found else {}
@@ -48,7 +49,9 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
     for g in found:
         summed = to_weights.get(g.node)
         is_wgrad = summed is not None and summed <= max(1, size_hint(g.sizes[0]))
-        if fused := _fused(g, alike(g), kinds, is_wgrad):
+        if g.guess is not None and g.guess.code in (Code.SOLVER, Code.NO_FORWARD):
+            pass
+        elif fused := _fused(g, alike(g), kinds, is_wgrad):
             g = fused
         elif _is_backward(g):
             is_twin = g.seq_nr is not None and differentiated[g.seq_nr] > 1
@@ -62,6 +65,31 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
             g = _guessed(g, g.guess)
         roles.append(g)
     return roles
+
+
+def _without_solvers(found: list[Gemm], kinds: Kinds) -> list[Gemm]:
+    """What is multiplied in a solver, in distances, and in their gradients, is no layer's.
+
+    The gradients have the operator's number; so may what a custom Function multiplies beside it.
+    """
+    nodes = found[0].node.graph.nodes if found else ()
+    solvers = {n.meta.get("seq_nr"): why for n in nodes if (why := _solver(n, kinds)) is not None}
+    layers = {g.seq_nr for g in found if not _is_backward(g) and solver_of(g.node) is None}
+    gradients = {
+        number: Reason(Code.NO_FORWARD, f"a gradient whose forward is no product but {why}")
+        for number, why in solvers.items()
+        if number not in {*layers, None}
+    }
+    whys = [solver_of(g.node) or gradients.get(g.seq_nr) for g in found]
+    return [
+        g if why is None else replace(_guessed(g, why), op=Op.MATMUL)
+        for g, why in zip(found, whys, strict=True)
+    ]
+
+
+def _solver(node: fx.Node, kinds: Kinds) -> Reason | None:
+    is_forward = node.op == "call_function" and kinds[node] is not _GRADIENT
+    return solver_of(node) if is_forward else None
 
 
 def _written_out(found: list[Gemm], forward: list[Gemm], kinds: Kinds) -> dict[int, fx.Node]:
@@ -186,7 +214,9 @@ def _with_role(
         gemm = replace(gemm, op=Op.MATMUL, role=Role.DGRAD) if no_weight else gemm
         return gemm if gemm.guess is None else _guessed(gemm, gemm.guess)
     layer = _layer(gemm)
-    kinds = {gemm.lhs.kind, gemm.rhs.kind}
+    if gemm.lhs.kind is gemm.rhs.kind is _GRADIENT:
+        text = "both operands are gradients (a gradient of a gradient)"
+        return _guessed(gemm, Reason(Code.DOUBLE_GRADIENT, text))
     # Where Inductor wrote the forward product without one (an outer product), both its gradients
     # tell: each reads the other operand, and neither of these is a weight.
     unseen = partner is None and is_twin and not (is_weight_gradient or _has_weight(gemm))
@@ -196,9 +226,6 @@ def _with_role(
         return replace(read, op=layer, role=Role.WGRAD)
     if _has_weight(gemm):
         return replace(gemm, op=layer, role=Role.DGRAD)
-    if kinds == {OperandKind.GRADIENT}:
-        text = "both operands are gradients (a gradient of a gradient)"
-        return _guessed(gemm, Reason(Code.DOUBLE_GRADIENT, text))
     if is_weight_gradient or shares:
         return replace(gemm, op=layer, role=Role.WGRAD, guess=None)
     text = (

@@ -61,7 +61,7 @@ _REASONS: dict[str, Reason] = {
     "aten.conv_tbc*": _FUSED_LAYER,
     **dict.fromkeys(
         ("aten._cdist_*", "aten._euclidean_dist"),
-        Reason(Code.SOLVER, "distances: the product inside is not visible"),
+        Reason(Code.SOLVER, "distances, whose product is of norms and features, not a layer's"),
     ),
     **dict.fromkeys(
         (
@@ -161,6 +161,19 @@ def reason_of(target: Any, matrices: int) -> Reason | None:
         text = "custom operator: a product inside is not visible"
         reason = Reason(Code.CUSTOM_OPERATOR, text)
     return reason
+
+
+def solver_of(node: fx.Node) -> Reason | None:
+    """What a node is part of, where that is a solver, a decomposition or distances; else None.
+
+    A product may be what such an operator was decomposed into.
+    """
+    for target in (node.target, node.meta.get("original_aten")):
+        name = name_of(target)
+        reason = _reason(name)
+        if reason is not None and reason.code is Code.SOLVER:
+            return Reason(Code.SOLVER, f"part of {name}: {reason}")
+    return None
 
 
 def is_written_out(node: fx.Node) -> bool:

@@ -66,7 +66,8 @@ def _warn_of_guesses(plan: Plan) -> None:
 
     Its text is the same for every graph that it holds for, so that Python shows it once.
     """
-    guessed = [gemm for gemm in plan.gemms if gemm.guess is not None and _is_meant(gemm, plan)]
+    guessed = [g for g in plan.gemms if g.guess and g.guess.code is not Code.SOLVER]
+    guessed = [gemm for gemm in guessed if _is_meant(gemm, plan)]
     for why in dict.fromkeys(gemm.guess for gemm in guessed):
         plan.warn(f"products are dense whose role is unknown: {why}")
 

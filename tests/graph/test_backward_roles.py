@@ -13,6 +13,7 @@ import nmcompile
 from nmcompile import Policy, Rule
 from nmcompile.gemm import Gemm
 from nmcompile.graph import backward_roles
+from nmcompile.reason import Code
 from nmcompile.report.report import Report
 from tests.graph.training_step import traced
 
@@ -155,3 +156,20 @@ def test_each_of_the_layers_that_read_one_activation_has_its_own_gradient() -> N
     assert all("reads the pruned activation" in s.reason for s in found)
     pruned = step(params, nmcompile.functional.prune(x))
     torch.testing.assert_close(rewritten(params, x), pruned)
+
+
+@pytest.mark.filterwarnings("ignore::nmcompile.NMWarning")
+def test_a_product_of_two_gradients_is_no_gradient_of_activations() -> None:
+    """The factors of K-FAC, which a hook computes beside the gradient of a layer."""
+    up, down = nn.Linear(8, 12), nn.Linear(12, 8)
+    up.register_buffer("factor", torch.zeros(12, 12))
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        h = up(x)
+        h.register_hook(lambda g: (up.factor.copy_(g.t() @ g), g)[1])
+        return down(h.tanh())
+
+    rule = Rule(op="matmul", prune="gradient", format="2:4", method="mse")
+    report = nmcompile.explain(run, torch.randn(6, 8), policy=Policy(rules=[rule]))
+    found = [s for s in report.sites if s.op == "matmul"]
+    assert [(s.guess and s.guess.code, s.pruned) for s in found] == [(Code.DOUBLE_GRADIENT, None)]

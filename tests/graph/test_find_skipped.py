@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -68,6 +69,27 @@ def test_a_solver_is_listed_and_a_norm_is_not() -> None:
 
     skipped = nmcompile.explain(solve, torch.randn(8, 8), torch.randn(8, 4)).skipped
     assert [(s.target, s.reason.code) for s in skipped] == [("aten._linalg_solve_ex", Code.SOLVER)]
+
+
+@pytest.mark.filterwarnings("ignore::nmcompile.NMWarning")
+def test_what_is_multiplied_in_distances_and_solvers_is_no_layer_s() -> None:
+    codes = nn.Parameter(torch.randn(64, 8))
+    x = torch.randn(32, 8, requires_grad=True)
+    rows = nmcompile.explain(lambda x: torch.cdist(x, codes), x).sites
+    assert [(s.op, s.pruned, s.guess and s.guess.code) for s in rows] == [
+        ("matmul", None, Code.SOLVER),  # of norms and features
+        ("matmul", None, Code.NO_FORWARD),
+        ("matmul", None, Code.NO_FORWARD),
+    ]
+    w, a = nn.Parameter(torch.randn(8, 8)), torch.randn(8, 8, requires_grad=True)
+    inverse = lambda a: torch.linalg.inv(a @ a.t() + torch.eye(8)) @ w  # noqa: E731
+    rows = nmcompile.explain(inverse, a).sites
+    assert [(s.role, s.pruned) for s in rows if s.op == "linear"] == [
+        ("fprop", "activation"),
+        ("wgrad", "gradient"),
+        ("dgrad", "gradient"),
+    ]
+    assert sum(s.guess is not None for s in rows) == 2  # A^-T dY A^-T
 
 
 def test_a_multiplication_of_the_users_is_no_product() -> None:
