@@ -73,7 +73,9 @@ def _marks(node: fx.Node, exact: bool, made: dict[str, fx.Node]) -> list[tuple[A
         while mask.target in _VIEWS or (mask.target is not None and _is_part(mask)):
             mask = mask.all_input_nodes[0]
         if mask.target is nm.compress.default:
-            source = made.get(mask.args[0].name, mask.args[0])
+            source = mask.args[0]
+            if source.op == "placeholder":  # names are of one graph, and of what it saved
+                source = made.get(source.name, source)
             # Masked by a method that nm.compress does not have; not what fprop pruned, read again.
             if source.target is nm.prune.default and _roles(source) & {*_roles(mask), "both"}:
                 mask = source
