@@ -63,7 +63,8 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     nmcompile.telemetry: "(model, every=100, to=None, *, all_ranks=False)",
     nmcompile.tune: (
         "(model, batches, *, step=None, flops=None, loss=None, formats=('2:4',), "
-        "prune=('activation', 'gradient'), target=None, noise_cost=None, state=None, progress=None)"
+        "prune=('activation', 'gradient'), target=None, cuda_graphs=False, noise_cost=None, "
+        "state=None, progress=None)"
     ),
     Tuned.to_toml: "(self, path=None)",
     Tuned.to_json: "(self, path=None)",

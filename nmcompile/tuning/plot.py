@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from nmcompile.tuning.result import Tuned
 
 
+def place_of(tuned: Tuned) -> str:
+    """Where the gain is, in words."""
+    return f"{tuned.target} in CUDA graphs" if tuned.cuda_graphs else str(tuned.target)
+
+
 def draw(tuned: Tuned, path: Path) -> Path:
     """Draw the curve of a result; the ending of the name is the picture's format.
 
@@ -39,7 +44,7 @@ def draw(tuned: Tuned, path: Path) -> Path:
     label = f"chosen: {100 * tuned.pruned_share:.0f} % of the FLOPs in pruned products"
     axes.plot([tuned.gain * scale], [cost], "D", color="#cc3311", label=label)
     what = (
-        f"predicted time saved on {tuned.place} (us a step)"
+        f"predicted time saved on {place_of(tuned)} (us a step)"
         if tuned.target
         else "FLOPs left out (%)"
     )

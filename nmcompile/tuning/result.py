@@ -20,6 +20,7 @@ from nmcompile.policy import Policy, Rule
 from nmcompile.report.rows import Frozen
 from nmcompile.report.text import terminal_width
 from nmcompile.tuning.choose import Option, chosen, least_cost, steps, within
+from nmcompile.tuning.plot import draw, place_of
 from nmcompile.tuning.products import Key
 from nmcompile.tuning.rules import DENSE, Decision, Wanted, policy_of
 from nmcompile.tuning.scores import Row
@@ -63,11 +64,6 @@ class Tuned(Frozen):
     curve: tuple[Point, ...] = Field(description="all steps in order, whatever the budget")
 
     @property
-    def place(self) -> str:
-        """Where the gain is, in words."""
-        return f"{self.target} in CUDA graphs" if self.cuda_graphs else str(self.target)
-
-    @property
     def policy(self) -> Policy:
         """The policy: rules for patterns of modules, exceptions first."""
         return policy_of([_wanted(row) for row in self.rows])
@@ -103,8 +99,6 @@ class Tuned(Frozen):
         Raises:
             NMError: matplotlib is not installed, or the file cannot be written.
         """
-        from nmcompile.tuning.plot import draw
-
         return draw(self, Path(path))
 
     def __str__(self) -> str:
@@ -205,7 +199,7 @@ def summary(tuned: Tuned) -> list[str]:
         budget = f"loss = {tuned.loss_budget}"
     gain = f"{100 * tuned.pruned_share:.1f} % of the FLOPs in pruned products"
     if tuned.target:
-        gain += f", {1e6 * tuned.gain:.0f} us a step less on {tuned.place}, predicted"
+        gain += f", {1e6 * tuned.gain:.0f} us a step less on {place_of(tuned)}, predicted"
     seen = "" if tuned.measured_loss is None else f" (measured {tuned.measured_loss:+.4g})"
     return [
         f"budget {budget}: {gain}",
