@@ -37,7 +37,7 @@ from nmcompile.policy import Policy
 from nmcompile.policy.blocks import alike_blocks
 from nmcompile.policy.paths import named_modules
 from nmcompile.report.artifacts import show_kernels
-from nmcompile.report.nothing_pruned import no_graph_arrived, some_ran_eagerly
+from nmcompile.report.nothing_pruned import backward_is_apart, no_graph_arrived, some_ran_eagerly
 from nmcompile.report.report import GraphReport, Report
 from nmcompile.report.rows import EagerRow
 from nmcompile.report.saved import saved_for_backward
@@ -221,6 +221,8 @@ class _Planning:
             notes.append(no_graph_arrived(name, unsupported))
         elif rows and unsupported:
             notes.append(some_ran_eagerly(unsupported))
+        if torch.is_grad_enabled() and (apart := backward_is_apart(graphs)) is not None:
+            notes.append(apart)
         about = self.target, notes, rows, self.cuda_graphs
         return Report.of(self.policy, graphs, left_out, *about)
 

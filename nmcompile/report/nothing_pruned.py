@@ -85,6 +85,18 @@ def some_ran_eagerly(unsupported: Sequence[str]) -> Reason:
     return Reason(Code.SOME_EAGER, f"not all of it can be compiled{_said(unsupported)}")
 
 
+def backward_is_apart(graphs: Sequence[GraphReport]) -> Reason | None:
+    """Of a call in which a custom Function ran by itself: its backward is no part of the graphs."""
+    guesses = [site.guess for graph in graphs for site in graph.sites if site.guess is not None]
+    if not any(guess.code is Code.IN_FUNCTION for guess in guesses):
+        return None
+    return Reason(
+        Code.SOME_EAGER,
+        "what the backward of a custom Function multiplies that Dynamo did not trace together with "
+        "the model is not counted: it runs inside of the autograd engine, dense",
+    )
+
+
 def _said(unsupported: Sequence[str]) -> str:
     """What Dynamo says, as the end of a sentence."""
     different = list(dict.fromkeys(unsupported))
