@@ -95,7 +95,8 @@ class Gemm:
     2*batch*M*N*K (dense), None where a size is symbolic, and ``flops_hint`` the same with the sizes
     that were traced, None where one is data. ``node`` is the product as it was found, which a pass
     may have replaced since (``passes.plan.Plan.products``). ``forward`` is the node of the fprop
-    product that a backward product belongs to. ``guess`` says why its role, or the kind of an
+    product that a backward product belongs to, or the first of several that it may belong to
+    (``ambiguous``): all of them read what it reads. ``guess`` says why its role, or the kind of an
     operand, could not be derived; such a product is never pruned.
     ``again``: it computes once more, in a graph for the backward, what another graph multiplied.
     """
@@ -113,6 +114,7 @@ class Gemm:
     module_class: str
     seq_nr: int | None
     forward: fx.Node | None = None
+    ambiguous: bool = False
     guess: Reason | None = None
     again: bool = False
 

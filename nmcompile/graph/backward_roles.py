@@ -58,7 +58,7 @@ def assign_roles(found: list[Gemm], kinds: Kinds, doubt: Reason | None) -> list[
             multiplied = written.get(g.seq_nr) if g.seq_nr is not None else None
             if multiplied is not None:  # no other product is its forward, whatever it reads
                 known = _of_written_out(g, multiplied, kinds)
-                g = known or _with_role(g, None, False, is_twin, is_wgrad)
+                g = known or _with_role(g, None, True, is_twin, is_wgrad)
             else:
                 g = _with_role(g, *_partner(g, alike(g), beside), is_twin, is_wgrad)
         elif g.guess is not None:
@@ -193,7 +193,7 @@ def _partner(
             read = set().union(*(beside[x] for x in _bases(gemm, gradients=True)))
             shared = [g for g in shared if _bases(g) <= read] or shared
         if shared:
-            return shared[0], len(shared) == 1 or not _has_weight(gemm)
+            return shared[0], len(shared) == 1
     # The first of a number is differentiated: a later product without a gradient (a frozen
     # teacher's) makes no autograd node and shows the number of the newest one.
     return next(iter(numbered), None), True
@@ -208,7 +208,8 @@ def _with_role(
         if gemm.guess is None or (gemm.role is Role.WGRAD and is_weight_gradient):
             return replace(gemm, guess=None)
         return _guessed(gemm, gemm.guess)
-    gemm = replace(gemm, forward=partner.node if partner and shares and certain else None)
+    gemm = replace(gemm, forward=partner.node if partner and shares else None)
+    gemm = replace(gemm, ambiguous=not certain)
     if gemm.role is not Role.FPROP:  # its operator says so
         no_weight = partner is not None and partner.op is Op.MATMUL
         gemm = replace(gemm, op=Op.MATMUL, role=Role.DGRAD) if no_weight else gemm

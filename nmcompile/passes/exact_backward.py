@@ -52,9 +52,12 @@ def exact_backward(plan: Plan) -> None:
         kind = forward.pruning.operand.kind
         masked_role = Role.DGRAD if kind is OperandKind.ACTIVATION else Role.WGRAD
         for backward in plan.decisions:
-            if backward.gemm.forward is forward.gemm.node:
-                rewrite = _mask_result if backward.gemm.role is masked_role else _read_pruned
-                plan.notes[backward.site].append(rewrite(plan, forward, backward))
+            if backward.gemm.forward is not forward.gemm.node:
+                continue
+            rewrite = _mask_result if backward.gemm.role is masked_role else _read_pruned
+            if backward.gemm.ambiguous and rewrite is _mask_result:
+                rewrite = _not_masked
+            plan.notes[backward.site].append(rewrite(plan, forward, backward))
         for node in _multiplications(forward):
             plan.notes[forward.site].append(_as_multiplication(plan, forward, node))
 
@@ -90,6 +93,11 @@ def _as_multiplication(plan: Plan, forward: Decision, node: fx.Node) -> Reason:
     plan.masked[forward.site] = _masked(plan, node, mask)
     text = f"a backward product of one term is masked like the {kind} (backward = exact)"
     return Reason(Code.MASKED_RESULT, text)
+
+
+def _not_masked(plan: Plan, forward: Decision, backward: Decision) -> Reason:
+    text = "the result is not masked: it may be the gradient of several products (backward = exact)"
+    return Reason(Code.READS_UNPRUNED, text)
 
 
 def _mask_result(plan: Plan, forward: Decision, backward: Decision) -> Reason:
