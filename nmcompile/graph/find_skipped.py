@@ -5,6 +5,7 @@ A library's own operator may multiply inside: it is listed where it reads two ma
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -222,6 +223,7 @@ def is_matrix(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() > 1
 
 
+@functools.cache
 def _reason(target: str) -> Reason | None:
     for pattern, reason in _REASONS.items():
         if target == pattern or (pattern.endswith("*") and target.startswith(pattern[:-1])):
