@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 import torch
@@ -135,28 +134,6 @@ def test_a_step_that_runs_its_own_backward_is_counted_once() -> None:
     assert [str(s.role) for s in report.sites] == ["fprop", "fprop", "dgrad", "wgrad", "wgrad"]
     assert report.eager == ()
     assert report.totals.eager_share == 0
-
-
-def test_what_the_backward_of_a_function_multiplies_by_itself_is_said_to_be_missing() -> None:
-    class Broken(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-            torch._dynamo.graph_break()
-            ctx.save_for_backward(x, w)
-            return x @ w.t()
-
-        @staticmethod
-        def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            x, w = ctx.saved_tensors
-            return g @ w, g.t() @ x
-
-    w, x = nn.Parameter(torch.randn(16, 16)), torch.randn(8, 16, requires_grad=True)
-    with pytest.warns(nmcompile.NMWarning, match="which may compute gradients"):
-        report = nmcompile.explain(lambda x: Broken.apply(x, w).sin(), x)
-    assert [note.text for note in report.notes if "is not counted" in note.text]
-    with torch.no_grad(), pytest.warns(nmcompile.NMWarning):
-        report = nmcompile.explain(lambda x: Broken.apply(x, w).sin(), x)
-    assert not report.notes
 
 
 def test_a_traced_model_has_nothing_eager() -> None:

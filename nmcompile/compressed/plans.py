@@ -73,24 +73,10 @@ def asked() -> bool:
     return os.environ.get(KEEP, "") not in ("", "0")
 
 
-def mm(
-    packed: Tensor,
-    dense: Tensor,
-    bias: Tensor | None = None,
-    transpose_result: bool = False,
-    algorithm: int = 0,
-) -> Tensor:
-    """The library's product, by a kept plan where that is asked for and works.
-
-    Args:
-        packed: ``[rows, 9/16 k]``, contiguous, as the library packs an operand ``[rows, k]``.
-        dense: ``[k, columns]``, contiguous or the transpose of what is.
-        bias: ``[rows]``, one number for each row of the packed operand.
-        transpose_result: whether the result is ``[columns, rows]``.
-        algorithm: the library's number of it.
-    """
+def mm(packed: Tensor, *others: Any) -> Tensor:
+    """``kept_mm`` of the same arguments where that is asked for and works, else PyTorch's call."""
     call = kept_mm if asked() and _works(packed.dtype, packed.device) else _cuda.cusparselt_mm
-    return call(packed, dense, bias, transpose_result, algorithm)
+    return call(packed, *others)
 
 
 def kept_mm(
@@ -100,7 +86,14 @@ def kept_mm(
     transpose_result: bool = False,
     algorithm: int = 0,
 ) -> Tensor:
-    """``mm`` by a plan of this thread, made where it has none for such a product.
+    """The library's product by a plan of this thread, made where it has none for such a product.
+
+    Args:
+        packed: ``[rows, 9/16 k]``, contiguous, as the library packs an operand ``[rows, k]``.
+        dense: ``[k, columns]``, contiguous or the transpose of what is.
+        bias: ``[rows]``, one number for each row of the packed operand.
+        transpose_result: whether the result is ``[columns, rows]``.
+        algorithm: the library's number of it.
 
     Raises:
         RuntimeError: the library refuses, or there is none that is known.

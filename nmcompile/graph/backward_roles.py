@@ -208,8 +208,8 @@ def _with_role(
         if gemm.guess is None or (gemm.role is Role.WGRAD and is_weight_gradient):
             return replace(gemm, guess=None)
         return _guessed(gemm, gemm.guess)
-    gemm = replace(gemm, forward=partner.node if partner and shares else None)
-    gemm = replace(gemm, ambiguous=not certain)
+    forward = partner.node if partner and shares else None
+    gemm = replace(gemm, forward=forward, ambiguous=not certain)
     if gemm.role is not Role.FPROP:  # its operator says so
         no_weight = partner is not None and partner.op is Op.MATMUL
         gemm = replace(gemm, op=Op.MATMUL, role=Role.DGRAD) if no_weight else gemm

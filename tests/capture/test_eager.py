@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+import nmcompile
 from nmcompile.capture.eager import EagerProducts
 from nmcompile.reason import Code
+from tests.graph.test_insert import Function
 
 
 class Net(nn.Module):
@@ -80,3 +84,22 @@ def test_what_is_unseen_is_not_counted() -> None:
     with mode, mode.unseen():
         torch.ones(2, 2) @ torch.ones(2, 2)
     assert mode.found == {}
+
+
+class Broken(Function):
+    """Dynamo traces it in pieces."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return Function.forward(ctx, x, w)
+
+
+def test_what_the_backward_of_a_function_multiplies_by_itself_is_said_to_be_missing() -> None:
+    w, x = nn.Parameter(torch.randn(16, 16)), torch.randn(8, 16, requires_grad=True)
+    with pytest.warns(nmcompile.NMWarning, match="which may compute gradients"):
+        report = nmcompile.explain(lambda x: Broken.apply(x, w).sin(), x)
+    assert [note.text for note in report.notes if "is not counted" in note.text]
+    with torch.no_grad(), pytest.warns(nmcompile.NMWarning):
+        report = nmcompile.explain(lambda x: Broken.apply(x, w).sin(), x)
+    assert not report.notes
