@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nmcompile._dynamo import compiled_function_is_skipped
+from nmcompile.backend import nm_sparse
 from nmcompile.errors import ArgumentError, OptionError, shown
 from nmcompile.policy import Policy
 from nmcompile.policy.blocks import alike_blocks
@@ -67,7 +68,7 @@ def compile(
         )
     chosen = Policy.resolve(given.get("policy") if policy is None else policy)
     given["policy"] = chosen
-    keys = {"backend": "nm_sparse", "dynamic": dynamic, "fullgraph": fullgraph}
+    keys = {"backend": nm_sparse, "dynamic": dynamic, "fullgraph": fullgraph}
     if each is None:
         _in_place([model], {**keys, "options": given})
         return model

@@ -6,6 +6,7 @@ files are for people, tracebacks and debuggers.
 
 from __future__ import annotations
 
+import ast
 import atexit
 import functools
 import hashlib
@@ -97,12 +98,37 @@ def load(spec: Spec) -> Any:
 
 
 @functools.cache
-def with_warps(spec: Spec, warps: tuple[int, ...]) -> Any:
-    """The kernel for Inductor, with the numbers of warps to choose from when it first runs."""
+def for_inductor(
+    spec: Spec, warps: tuple[int, ...], reads: tuple[str, ...], writes: tuple[str, ...]
+) -> Any:
+    """The kernel for Inductor, with the numbers of warps to choose from when it first runs.
+
+    Inductor writes a kernel's text into its own code. Before that it has Triton translate it twice
+    for each call, only to learn which tensors it reads and writes, and that takes most of the time
+    in which a Llama layer compiles. What Triton is shown here does no more than that.
+
+    Args:
+        spec: the kernel.
+        warps: numbers to choose from.
+        reads, writes: its tensors by the names of their parameters.
+    """
     import triton
 
+    kernel = triton.jit(load(spec).fn)
+    assert kernel.cache_key  # of the text as it is, before Triton is shown another
+    kernel.parse = functools.partial(_accesses, kernel.src, reads, writes)
     configurations = [triton.Config({}, num_warps=w) for w in warps]
-    return triton.autotune(configurations, key=[])(load(spec))
+    return triton.autotune(configurations, key=[])(kernel)
+
+
+def _accesses(source: str, reads: Iterable[str], writes: Iterable[str]) -> ast.Module:
+    """The kernel with a body that loads from and stores to each tensor once."""
+    tree = ast.parse(source)
+    (function,) = tree.body
+    assert isinstance(function, ast.FunctionDef)
+    lines = [*(f"tl.load({name})" for name in reads), *(f"tl.store({name}, 0)" for name in writes)]
+    function.body = ast.parse("\n".join(lines)).body
+    return tree
 
 
 def record_kernels(digest: str, specs: Sequence[Spec]) -> None:

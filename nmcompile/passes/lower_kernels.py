@@ -23,7 +23,7 @@ from torch import fx
 
 from nmcompile import _torch
 from nmcompile.codegen import launch, masks
-from nmcompile.codegen.loader import with_warps
+from nmcompile.codegen.loader import for_inductor
 from nmcompile.codegen.mask_spec import STORAGE, MaskSpec
 from nmcompile.codegen.printer import Spec
 from nmcompile.compressed import cusparselt
@@ -145,7 +145,8 @@ def _lower(graph: fx.Graph, node: fx.Node, how: _Launch, autotune: bool) -> None
     insert, names = Inserter(graph), list(how.results)
     with insert.before(node):
         outputs = {name: _empty(insert, node, value) for name, value in how.results.items()}
-        kernel = with_warps(how.spec, (4, 8) if autotune else (how.warps,))
+        warps = (4, 8) if autotune else (how.warps,)
+        kernel = for_inductor(how.spec, warps, tuple(how.inputs), tuple(names))
         tensors = how.inputs | outputs
         wrote = _torch.triton_kernel_call(graph, kernel, how.grid, tensors, how.numbers, names)
         wrote.meta |= {k: v for k, v in node.meta.items() if k not in ("val", "eager_input_vals")}

@@ -23,7 +23,7 @@ import nmcompile
 from benchmarks.gpu_check.cases import networks
 from benchmarks.gpu_check.cases.gain import SPARSE_KERNELS
 from benchmarks.gpu_check.cases.profile import OURS, by_class, by_name, class_of
-from benchmarks.gpu_check.cases.variants import DENSE, UNFUSED, Build, Variant, variant
+from benchmarks.gpu_check.cases.variants import DENSE, SIMULATED, UNFUSED, Build, Variant, variant
 from benchmarks.gpu_check.events import Case, Session
 from benchmarks.gpu_check.targets import ADAMW_STEP, DECLINED, PRODUCTS, SPARSE, STEP
 from nmcompile import OptionError
@@ -69,12 +69,12 @@ def _one_by_one(section: str, network: str, seconds: float, *providers: str) -> 
 
 _OTHERS = ("gradients", "activations")
 PLAN = (
-    *_one_by_one("llama", "llama", 15, DENSE, "full", UNFUSED, "weights"),
+    *_one_by_one("llama", "llama", 15, DENSE, "full", SIMULATED, "weights", UNFUSED),
     *_one_by_one("large", "llama-70b", 12, DENSE, "full"),
     Plan("graphs", "llama", "reduce-overhead", (DENSE, "full"), 15),
     *_one_by_one("gpt2", "gpt2-medium", 20, DENSE, "full"),
     *_one_by_one("resnet", "resnet50", 20, DENSE, "full"),
-    *_one_by_one("recipes", "llama", 20, "full-exact", *_OTHERS, "full, simulated"),
+    *_one_by_one("recipes", "llama", 20, "full-exact", *_OTHERS),
     *_one_by_one("recipes", "gpt2-medium", 30, "weights", *_OTHERS),
     *_one_by_one("recipes", "resnet50", 30, "weights", *_OTHERS),
     Plan("recipes", "llama", "autotune", (DENSE, "full"), 25),
