@@ -33,7 +33,13 @@ from nmcompile.compressed import algorithms, cusparselt
 from nmcompile.masks import reference
 
 ROLES = ("fprop", "dgrad", "wgrad", "weight")
-SHAPES = Shape(16384, 4096, 14336), Shape(8192, 8192, 8192)
+#: Gate and up of a Llama layer, the MLP of GPT-2 medium, Llama's key and value, a cube.
+SHAPES = (
+    Shape(16384, 4096, 14336),
+    Shape(8192, 1024, 4096),
+    Shape(16384, 4096, 1024),
+    Shape(8192, 8192, 8192),
+)
 REHEARSED = (Shape(64, 128, 64),)
 ROWS = 256  # of the sparse operand that are checked
 TOLERANCE = 1e-2  # the result is rounded to bfloat16
