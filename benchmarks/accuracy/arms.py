@@ -101,6 +101,9 @@ ARMS = {
     "tuned-50-then-dense": Pruning(
         "as `tuned-50`, and dense for the last quarter of the steps", ((0.0, 0.5), (0.75, "dense"))
     ),
+    "dense-then-tuned-50": Pruning(
+        "as `tuned-50`, but dense for the first quarter of the steps", ((0.0, "dense"), (0.25, 0.5))
+    ),
     "tuned-75": _always(0.75, "the same for three quarters of the FLOPs"),
     "tuned-75-then-dense": Pruning(
         "as `tuned-75`, and dense for the last quarter of the steps",

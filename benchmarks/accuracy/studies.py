@@ -149,7 +149,7 @@ STUDIES = {
             "gpt": (
                 *_GRADIENTS,
                 *("activations", "activations-exact", "weights", "full", "full-exact"),
-                *("full-then-dense", "tuned-50", "tuned-50-then-dense"),
+                *("full-then-dense", "tuned-50", "tuned-50-then-dense", "dense-then-tuned-50"),
                 *("tuned-75", "tuned-75-then-dense"),
             )
         },
