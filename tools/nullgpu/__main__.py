@@ -5,6 +5,7 @@
     steps      a Llama-like layer: memory, launches, waits and inputs, against dense
     masks      every kind of mask: launches and waits, also inside of a CUDA graph
     others     a small layer on GPUs of other compute capabilities, and on the second of two
+    compiling  what the first steps of the Llama-like layer cost the host, over dense
 
 The exit status is 1 when an expectation fails.
 """
@@ -24,11 +25,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tools.nullgpu import others
+from tools.nullgpu import compiling, others
 from tools.nullgpu.expectations import Measured, count, show
 from tools.nullgpu.log import read
 
-PARTS = ("sections", "steps", "masks", "others")
+PARTS = ("sections", "steps", "masks", "others", "compiling")
 app = typer.Typer(add_completion=False)
 
 
@@ -61,6 +62,8 @@ def main(
         found.append(_spills("layer and masks", own.spills))
         if "others" in parts:
             found += others.expectations(Path(folder))
+        if "compiling" in parts:
+            found += compiling.expectations()
     holds = show(found, console)
     console.print(f"{time.monotonic() - start:.0f} s")
     raise typer.Exit(0 if holds else 1)

@@ -22,6 +22,7 @@ LIMITS = {
     "host waits of a mask": 0,
     "launches elsewhere": 0,
     "plans made in a step, kept": 0,
+    "CPU time of the first steps over dense": 1.5,
 }
 
 
