@@ -1,7 +1,7 @@
 """What the first steps of a layer cost the host, over dense: its compilation.
 
-CPU time, of a process for each recipe whose Inductor cache is empty. Each runs twice, and the second
-run counts: what Triton compiles is there by then, as in a program that is started again.
+CPU time, of a process for each recipe whose Inductor cache is empty. Each runs twice, and the
+second run counts: what Triton compiles is there by then, as in a program that is started again.
 """
 
 from __future__ import annotations
