@@ -51,8 +51,15 @@ tree_map_only: Any = private("torch.utils._pytree", "tree_map_only")
 def compile_fx(
     gm: torch.fx.GraphModule, inputs: Any, patches: dict[str, Any], inner: Any = None
 ) -> Any:
-    """Inductor's compiler with these settings; ``inner`` replaces its code generation."""
+    """Inductor's compiler with these settings; ``inner`` replaces its code generation.
+
+    Kernels that we hand it are launched as its own are, unless a setting says otherwise: as it
+    launches a user's, each costs the host about 50 us more.
+    """
     run = private("torch._inductor.compile_fx", "compile_fx")
+    name = "static_launch_user_defined_triton_kernels"
+    if hasattr(inductor_config, name):
+        patches = {name: True, **patches}
     return run(gm, inputs, config_patches=patches, **({"inner_compile": inner} if inner else {}))
 
 

@@ -12,34 +12,34 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from nmcompile import _cuda, _torch
 
+seen: list[Any] = []
 
-def test_inductor_calls_what_stands_for_an_operator_with_the_strides_of_the_graph(
-    monkeypatch: pytest.MonkeyPatch,
+
+def multiply(p: Any, d: Any, b: Any = None, transpose: bool = False, number: int = 0) -> Any:
+    """What Inductor is told to call."""
+    seen.append((d.stride(), b if b is None else b.shape, transpose, number))
+    return p @ d if b is None else p @ d + b
+
+
+@pytest.mark.parametrize("bias", [None, torch.ones(64)])
+def test_inductor_calls_a_function_for_an_operator_with_the_strides_of_the_graph(
+    bias: torch.Tensor | None,
 ) -> None:
     """A product of the library, imitated on the CPU; its operand is the transpose of a row."""
-    library = torch.library.Library("nm_test", "DEF")
-    exact = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-    arguments = "bool transpose_result, int alg_id) -> Tensor"
-    library.define(f"mm(Tensor p, Tensor d, Tensor? b, {arguments}", tags=exact)
-    library.define(f"called(Tensor p, Tensor d, Tensor? b, *, {arguments}")
-    seen: list[Any] = []
-
-    def called(p: Any, d: Any, b: Any, *, transpose_result: bool, alg_id: int) -> Any:
-        seen.append((d.stride(), b, transpose_result, alg_id))
-        return p @ d
-
-    for name in ("mm", "called"):
-        fake = lambda p, d, b, transpose_result, alg_id: p @ d  # noqa: E731
-        torch.library.register_fake(f"nm_test::{name}", fake, lib=library)
-    library.impl("called", called, "CPU")
-    stand_in = torch.ops.nm_test.called
-    monkeypatch.setattr(torch.ops.aten, "_cslt_sparse_mm", stand_in)
-    _cuda.call_cusparselt_for(torch.ops.nm_test.mm.default)
-    _cuda.call_cusparselt_for(torch.ops.nm_test.mm.default)  # once is enough
+    library = torch.library.Library("nm_test", "FRAGMENT")
+    name = f"mm_{bias is None}".lower()
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+    library.define(f"{name}(Tensor p, Tensor d, Tensor? b, bool t, int n) -> Tensor", tags=tags)
+    torch.library.register_fake(
+        f"nm_test::{name}", lambda p, d, b, t, n: p @ d, lib=library, allow_override=True
+    )
+    operator = getattr(torch.ops.nm_test, name).default
+    for _ in range(2):  # once is enough
+        _cuda.call_for(operator, __name__, "multiply")
 
     class Strides(CustomGraphPass):  # type: ignore[misc]
         def __call__(self, graph: torch.fx.Graph) -> None:
-            for node in graph.find_nodes(op="call_function", target=torch.ops.nm_test.mm.default):
+            for node in graph.find_nodes(op="call_function", target=operator):
                 value = node.args[1].meta["val"]
                 node.args[1].meta["val"] = torch.empty_strided(
                     value.shape, (96, 1), dtype=value.dtype, device="meta"
@@ -51,13 +51,15 @@ def test_inductor_calls_what_stands_for_an_operator_with_the_strides_of_the_grap
             return None
 
     def f(p: Any, x: Any) -> Any:
-        return torch.ops.nm_test.mm(p, x.sin(), None, True, 3)
+        return operator(p, x.sin(), bias, True, 3).cos()
 
     p, x = torch.randn(8, 64), torch.randn(64, 64)
+    seen.clear()
     with _torch.inductor_config.patch(post_grad_custom_pre_pass=Strides()):
         result = torch.compile(f)(p, x)
-    assert seen == [((96, 1), None, True, 3)]
-    torch.testing.assert_close(result, p @ x.sin())
+    assert seen == [((96, 1), None if bias is None else bias.shape, True, 3)]
+    expected = p @ x.sin()
+    torch.testing.assert_close(result, (expected if bias is None else expected + bias).cos())
 
 
 def test_the_search_of_the_library_names_an_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
-"""cuSPARSELt's product by plans that are kept: ``NMCOMPILE_KEEP_PLANS=1``.
+"""cuSPARSELt's product by plans that are kept, and not made anew in every call as PyTorch has it.
 
-PyTorch makes the library's descriptors and its plan anew in every call, which takes the host 468 to
-812 us (H100, cuSPARSELt 0.8.0). Here each thread makes them once for each product, and what is left
-of a call is ``cusparseLtMatmul``. No GPU has run this yet, so it is done where it is asked for, and
-where the first products of a device are, bit for bit, those of PyTorch's own call.
+Measured on an H100 (cuSPARSELt 0.8.0): a call of PyTorch takes the host 468 to 1,300 us, one by a
+plan that is kept 39, of which most was this file's own; the product of dense matrices takes 20.
+Each thread makes the library's descriptors and its plan once for each product, and what is left of
+a call is ``cusparseLtMatmul``. The first products of a device are compared with those of PyTorch's
+own call, bit for bit. ``NMCOMPILE_KEEP_PLANS=0`` leaves all of it to PyTorch.
 
 Names and numbers are those of ``cusparseLt.h``, alike from 0.7.1 to 0.10.0.
 """
@@ -17,7 +18,6 @@ import os
 import threading
 import warnings
 import weakref
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +29,9 @@ from nmcompile.compressed.layouts import Layout
 from nmcompile.errors import NMWarning
 
 KEEP = "NMCOMPILE_KEEP_PLANS"
-#: Seconds of the host for a call of a kept plan through an operator in Python. Assumed.
-CALL = 30e-6
+#: Seconds of the host for a call of a kept plan. Assumed: 39 us were measured before it was made
+#: about three times as quick (on another host).
+CALL = 20e-6
 
 _VERSIONS = range(701, 1001)  # whose header is as written here
 _MOST_PLANS = 1024  # of a thread
@@ -69,14 +70,30 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
 
 @functools.cache
 def asked() -> bool:
-    """Whether plans are to be kept: ``NMCOMPILE_KEEP_PLANS`` as it was when first looked at."""
-    return os.environ.get(KEEP, "") not in ("", "0")
+    """Whether plans are to be kept: as ``NMCOMPILE_KEEP_PLANS`` was when first looked at.
+
+    Not where there is a library of a version that is not known here.
+    """
+    version = _version()
+    return os.environ.get(KEEP, "1") not in ("", "0") and version in (None, *_VERSIONS)
 
 
-def mm(packed: Tensor, *others: Any) -> Tensor:
-    """``kept_mm`` of the same arguments where that is asked for and works, else PyTorch's call."""
-    call = kept_mm if asked() and _works(packed.dtype, packed.device) else _cuda.cusparselt_mm
-    return call(packed, *others)
+def _version() -> int | None:
+    here = torch.backends.cusparselt
+    return here.version() if here.is_available() else None
+
+
+def mm(
+    packed: Tensor,
+    dense: Tensor,
+    bias: Tensor | None = None,
+    transpose_result: bool = False,
+    algorithm: int = 0,
+) -> Tensor:
+    """``kept_mm`` of the same arguments where that may be and is right, else PyTorch's call."""
+    if asked() and _works(packed):
+        return kept_mm(packed, dense, bias, transpose_result, algorithm)
+    return _cuda.cusparselt_mm(packed, dense, bias, transpose_result, algorithm)
 
 
 def kept_mm(
@@ -99,7 +116,8 @@ def kept_mm(
         RuntimeError: the library refuses, or there is none that is known.
     """
     k, columns = dense.shape
-    product = _Product(
+    product = (
+        packed.get_device(),
         packed.shape[0],
         columns,
         k,
@@ -109,13 +127,16 @@ def kept_mm(
         bias is not None,
         algorithm,
     )
-    with _current(packed.device):
-        return _of_thread.plan(packed.device, product)(packed, dense, bias)
+    plan = _of_thread.plans.get(product)
+    if plan is None:
+        plan = _of_thread.made(_Product(*product))
+    return plan(packed, dense, bias)
 
 
 class _Product(NamedTuple):
-    """What a plan is for."""
+    """What a plan is for; ``device`` is the number of a GPU, negative on the CPU."""
 
+    device: int
     rows: int
     columns: int
     k: int
@@ -129,10 +150,10 @@ class _Product(NamedTuple):
 class _Plan:
     """One of the library's plans, with what it refers to; it is of the thread that made it."""
 
-    def __init__(self, device: torch.device, product: _Product) -> None:
-        self._product, self._handle = product, _of_thread.handle(device)
-        p, call = product, self._call
-        a, b, d, self._multiply, algorithm, self._plan = (_structure() for _ in range(6))
+    def __init__(self, product: _Product) -> None:
+        p, call, self._parts = product, self._call, [_structure() for _ in range(6)]
+        self._handle, self._device = _of_thread.handle(p.device), p.device
+        a, b, d, self._multiply, algorithm, self._plan = self._parts
         order = _COLUMN if p.transpose_result else _ROW
         size, kind = (p.rows, p.k, p.k), (_ALIGNMENT, _TYPES[p.dtype])
         call("StructuredDescriptorInit", a, *size, *kind, _ROW, _SPARSITY_50_PERCENT)
@@ -142,58 +163,67 @@ class _Plan:
         call("DenseDescriptorInit", d, *size, *kind, order)
         how = _AS_IS, _TRANSPOSED if p.by_columns else _AS_IS
         call("MatmulDescriptorInit", self._multiply, *how, a, b, d, d, _COMPUTE_32F)
+        self._empty = _cuda.empty_on(p.device)
         if p.biased:  # a plan that was made without one would never read any
-            self._add(torch.empty(p.rows, dtype=p.dtype, device=device).data_ptr())
+            self._add(self._empty((p.rows,), (1,), p.dtype))
         call("MatmulAlgSelectionInit", algorithm, self._multiply, _ALG_DEFAULT)
         number = ctypes.c_int(p.algorithm)
         given = ctypes.byref(number), ctypes.sizeof(number)
         call("MatmulAlgSetAttribute", algorithm, _ALG_CONFIG_ID, *given)
         call("MatmulPlanInit", self._plan, self._multiply, algorithm)
         # From the plan the library refers to all of them.
-        parts = a, b, d, self._multiply, algorithm
-        weakref.finalize(self, _destroy, library(), self._plan, parts).atexit = False
+        weakref.finalize(self, _destroy, library(), self._parts).atexit = False
         room = ctypes.c_size_t()
         call("MatmulGetWorkspace", self._plan, ctypes.byref(room))
-        self._workspace = room.value
-        self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
+        shape = (p.columns, p.rows) if p.transpose_result else (p.rows, p.columns)
+        self._result = shape, (shape[1], 1), p.dtype
+        self._workspace = (room.value,), (1,), torch.uint8
+        # What a call needs, found once: a step may make hundreds.
+        self._matmul, self._stream_of = library().matmul, _cuda.stream_on(p.device)
+        self._now = _cuda.current_device if p.device >= 0 else (lambda: p.device)
+        self._one, self._zero, self._stream = ctypes.c_float(1), ctypes.c_float(0), _P()
+        self._fixed = tuple(map(ctypes.addressof, (self._handle, self._plan, self._one)))
+        self._places = tuple(map(ctypes.addressof, (self._zero, self._stream)))
 
     def _call(self, name: str, *given: Any) -> None:
         library()(name, self._handle, *given)
 
-    def _add(self, bias: int) -> None:
+    def _add(self, bias: Tensor) -> None:
         """Let the product read its bias there, from the next call on."""
-        pointer = ctypes.c_void_p(bias)
+        pointer = ctypes.c_void_p(bias.data_ptr())
         given = ctypes.byref(pointer), ctypes.sizeof(pointer)
         self._call("MatmulDescSetAttribute", self._multiply, _BIAS_POINTER, *given)
 
     def __call__(self, packed: Tensor, dense: Tensor, bias: Tensor | None) -> Tensor:
-        p = self._product
+        if self._now() != self._device:
+            with torch.cuda.device(self._device):
+                return self(packed, dense, bias)
         if bias is not None:
-            self._add(bias.data_ptr())
-        shape = (p.columns, p.rows) if p.transpose_result else (p.rows, p.columns)
-        result = packed.new_empty(shape)
-        room = packed.new_empty(self._workspace, dtype=torch.uint8)
-        stream = ctypes.c_void_p(_stream(packed.device))
-        self._call(
-            "Matmul",
-            self._plan,
-            ctypes.byref(self._one),
+            self._add(bias)
+        result, room = self._empty(*self._result), self._empty(*self._workspace)
+        self._stream.value = self._stream_of(self._device)
+        (zero, streams), out = self._places, result.data_ptr()
+        status = self._matmul(
+            *self._fixed,
             packed.data_ptr(),
             dense.data_ptr(),
-            ctypes.byref(self._zero),
-            result.data_ptr(),
-            result.data_ptr(),
+            zero,
+            out,
+            out,
             room.data_ptr(),
-            ctypes.byref(stream),
+            streams,
             1,
         )
+        if status:
+            raise RuntimeError(f"cusparseLtMatmul returned status {status}")
         return result
 
 
-def _handle(device: torch.device) -> Any:
-    """Of the device, which is the current one."""
+def _handle(device: int) -> Any:
+    """Of the device."""
     handle = _structure()
-    library()("Init", handle)
+    with torch.cuda.device(device):  # nothing where it is negative
+        library()("Init", handle)
     return handle
 
 
@@ -201,16 +231,24 @@ class _OfThread(threading.local):
     """As PyTorch has it: a handle and plans for each thread, since a call changes them."""
 
     def __init__(self) -> None:
-        self.plan = functools.lru_cache(_MOST_PLANS)(_Plan)
+        self.plans: dict[tuple[Any, ...], _Plan] = {}
         self.handle = functools.cache(_handle)
+
+    def made(self, product: _Product) -> _Plan:
+        """A new plan, in the place of the oldest where there are many."""
+        if len(self.plans) >= _MOST_PLANS:
+            del self.plans[next(iter(self.plans))]
+        with torch.cuda.device(product.device):
+            return self.plans.setdefault(product, _Plan(product))
 
 
 _of_thread = _OfThread()
 
 
-def _destroy(call: Library, plan: Any, parts: tuple[Any, ...]) -> None:
+def _destroy(call: Library, parts: list[Any]) -> None:
+    *descriptors, _, _, plan = parts
     call("MatmulPlanDestroy", plan)
-    for descriptor in parts[:3]:
+    for descriptor in descriptors:
         call("MatDescriptorDestroy", descriptor)
 
 
@@ -230,6 +268,7 @@ class Library:
             function = getattr(symbols, f"cusparseLt{name}")
             function.restype, function.argtypes = ctypes.c_int, arguments
             self._functions[name] = function
+        self.matmul = self._functions["Matmul"]
 
     def __call__(self, name: str, *given: Any) -> None:
         status = self._functions[name](*given)
@@ -244,8 +283,7 @@ def library() -> Library:
     Raises:
         RuntimeError: nothing, or a version that is not known here.
     """
-    here = torch.backends.cusparselt
-    version = here.version() if here.is_available() else None
+    version = _version()
     if version not in _VERSIONS:
         known = f"{_VERSIONS.start} to {_VERSIONS.stop - 1}"
         raise RuntimeError(f"cuSPARSELt {version or 'is not there'}: known are {known}")
@@ -258,13 +296,15 @@ def library() -> Library:
 _found: dict[tuple[torch.dtype, torch.device], bool] = {}
 
 
-def _works(dtype: torch.dtype, device: torch.device) -> bool:
+def _works(packed: Tensor) -> bool:
     """Whether products are those of PyTorch's call; tried once, which waits for the device."""
-    if (dtype, device) not in _found:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    place = packed.dtype, packed.device
+    found = _found.get(place)
+    if found is None:
+        if packed.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
-        _found[dtype, device] = _agrees(dtype, device)
-    return _found[dtype, device]
+        found = _found[place] = _agrees(*place)
+    return found
 
 
 def _agrees(dtype: torch.dtype, device: torch.device) -> bool:
@@ -285,19 +325,10 @@ def _agrees(dtype: torch.dtype, device: torch.device) -> bool:
                     )
     except (RuntimeError, OSError, AttributeError) as error:
         warnings.warn(
-            f"{KEEP} is set, but plans of cuSPARSELt are made anew in every call on {device}: "
-            f"{error}",
+            f"plans of cuSPARSELt are made anew in every call on {device}, which takes the host "
+            f"about a millisecond; {KEEP}=0 says nothing of it: {error}",
             NMWarning,
             stacklevel=2,
         )
         return False
     return True
-
-
-def _current(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _stream(device: torch.device) -> int:
-    """The address of PyTorch's current stream."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

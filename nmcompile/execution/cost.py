@@ -43,8 +43,18 @@ OVER_BYTES = {
     (Method.MVUE, 1): 1.04,
     (Method.MVUE, 2): 1.28,
 }
+#: The same where the kernel computes its operand from other tensors, twice for two orientations:
+#: measured in steps of a Llama on an H100 (``gpu_check``, section ``llama``); (MSE, 2) is assumed.
+OVER_BYTES_COMPUTING = {
+    (Method.MSE, 1): 1.2,
+    (Method.MSE, 2): 1.5,
+    (Method.MVUE, 1): 1.9,
+    (Method.MVUE, 2): 1.65,
+}
 _BYTES = 2  # of a 16-bit element
-_PACKED = 9 / 8  # of an element in one compressed orientation
+#: Of a compressed orientation, over those of the operand.
+PACKED_BYTES = 9 / 16
+_PACKED = _BYTES * PACKED_BYTES  # of an element
 _UNPACKED = 2 + _PACKED  # to decompress an element, or to make, write and read its mask
 
 

@@ -14,7 +14,9 @@
 A kernel is opaque to Inductor: what it reads must lie in memory. So producers join where that moves
 fewer bytes: those that the kernel reads, twice where they would be written for it alone, less those
 that nobody reads any more, against the operand's own write and read. A producer that others read
-too is computed twice. Views that keep the order in memory are nothing.
+too is computed twice. A kernel that computes takes longer than its bytes (``execution.cost``): the
+time counts as the bytes that a copy would move in it.
+Views that keep the order in memory are nothing.
 
 One kernel for two operands has the results of both in memory while its inputs still are. That is
 only done where it adds little to what the graph holds (``_MOST_ADDED``): a deep model does not
@@ -32,6 +34,7 @@ from torch import fx
 
 from nmcompile.codegen.kernel_spec import PACKED, STORAGE, KernelSpec, Operand, computing
 from nmcompile.codegen.mask_spec import STORAGE as MASK_STORAGE
+from nmcompile.execution.cost import OVER_BYTES, OVER_BYTES_COMPUTING, PACKED_BYTES
 from nmcompile.graph.aten import FLAT_VIEWS, item_index
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.memory import Memory, bytes_of, readers, reads_inside
@@ -200,7 +203,7 @@ def _choose(matches: list[_Match], memory: Memory, room: float) -> list[_Kernel]
             dict.fromkeys(m for leaf in fused[match].prologue.leaves for m in by_leaf[leaf])
         )
 
-    def saved(match: _Match, instead: _Kernel) -> int:
+    def saved(match: _Match, instead: _Kernel) -> float:
         """Bytes that this kernel saves in the place of those that do its work now."""
         around = near(match)
         now = [chosen[m] for m in around]
@@ -228,7 +231,7 @@ def _choose(matches: list[_Match], memory: Memory, room: float) -> list[_Kernel]
     return list(dict.fromkeys(chosen.values()))
 
 
-def _moved(kernels: list[_Kernel], leaves: set[fx.Node], memory: Memory) -> int:
+def _moved(kernels: list[_Kernel], leaves: set[fx.Node], memory: Memory) -> float:
     """Bytes that the kernels move, and Inductor's own that read the leaves."""
     kernels = list(dict.fromkeys(kernels))
     plain = {k.matches[0].base for k in kernels if not k.prologue.members}
@@ -242,8 +245,19 @@ def _moved(kernels: list[_Kernel], leaves: set[fx.Node], memory: Memory) -> int:
             dead.add(member)
     computed = [leaf for leaf in leaves if memory.holds(leaf)]
     inside = [leaf for leaf in computed if _is_computed_with(leaf, dead)]
-    moved = sum(k.bytes for k in kernels) + sum(map(bytes_of, written))
+    moved = sum(map(_weighed, kernels)) + sum(map(bytes_of, written))
     return moved + sum(map(_bytes_inside, inside))
+
+
+def _weighed(kernel: _Kernel) -> float:
+    """Bytes that the kernel reads, and what a copy would move while it takes longer than one."""
+    call = kernel.matches[0].call
+    if isinstance(call, Mask):
+        return kernel.bytes
+    over = OVER_BYTES_COMPUTING if kernel.prologue.statements else OVER_BYTES
+    packed = PACKED_BYTES * len(call.dims) * sum(bytes_of(m.base) for m in kernel.matches)
+    moved = kernel.bytes + packed + sum(map(bytes_of, kernel.kept))
+    return kernel.bytes + (over[Method(call.method), len(call.dims)] - 1) * moved
 
 
 def _bytes_inside(leaf: fx.Node) -> int:

@@ -1,7 +1,7 @@
 """Let Inductor call the sparse library itself where it takes the operands as they are (post-grad).
 
     before   nm.mm(packed, w [K,N], M, layout)
-    after    nm.library_mm(packed, w, algorithm)      for which Inductor calls aten._cslt_sparse_mm
+    after    nm.library_mm(packed, w, algorithm)      for which Inductor calls compressed.plans.mm
 
 ``nm.mm`` pads, copies and checks; that costs the host more than the call. What is static, aligned
 and without gaps needs none of it. The library checks no strides, so Inductor is told to keep them.
@@ -25,8 +25,7 @@ def lower_products(kernels: Kernels) -> None:
     if not kernels.lower:
         return
     for node in [n for n in Mm.nodes(kernels.graph) if library_takes(n)]:
-        if not plans.asked():  # which the operator's own code keeps
-            _cuda.call_cusparselt_for(LibraryMm.operator)
+        _cuda.call_for(LibraryMm.operator, plans.__name__, plans.mm.__name__)
         call, insert = Mm.of(node), Inserter(kernels.graph)
         with insert.before(node):
             mark = repr(node.meta["nm"]) if "nm" in node.meta else ""

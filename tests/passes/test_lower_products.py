@@ -5,6 +5,7 @@ There is no GPU here: the graphs hold fake CUDA tensors.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -132,15 +133,13 @@ def test_symbolic_sizes_stay_an_operator() -> None:
         assert lowered(product(half(64, example.shape[0]))) is None
 
 
-def test_where_plans_are_kept_the_operator_itself_calls_the_library(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_inductor_calls_the_library_without_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
-    monkeypatch.setattr(_cuda, "call_cusparselt_for", told.append)
+    monkeypatch.setattr(_cuda, "call_for", lambda *given: told.append(given))
     monkeypatch.setattr(algorithms, "fastest_for", lambda *_: 0)
-    for kept in (True, False):
-        monkeypatch.setattr(plans, "asked", lambda kept=kept: kept)
-        with FakeTensorMode():
-            dense = torch.empty(256, 64, dtype=torch.bfloat16, device="cuda")
-            assert lowered(product(dense)) is not None
-        assert told == ([] if kept else [LibraryMm.operator])
+    with FakeTensorMode():
+        dense = torch.empty(256, 64, dtype=torch.bfloat16, device="cuda")
+        assert lowered(product(dense)) is not None
+    ((operator, module, name),) = told
+    assert operator is LibraryMm.operator
+    assert getattr(importlib.import_module(module), name) is plans.mm

@@ -40,6 +40,7 @@ CANDIDATES: dict[str, tuple[tuple[int, int, int], ...]] = {
         (128, 128, 8),
     ),
     "columns": (
+        (64, 64, 4),
         (256, 64, 4),
         (128, 64, 4),
         (128, 128, 4),
@@ -91,8 +92,16 @@ PROLOGUES = {
         ),
     ),
 }
+#: Both, of one kernel: a program has one of them, and the next one finds in the cache what it read.
+_DUP, _DGATE = PROLOGUES["dup"].calls, PROLOGUES["dgate"].calls
+PAIR = "dup, dgate"
+PROLOGUES[PAIR] = Prologue(
+    PROLOGUES["dgate"].inputs, (*_DUP[:-1], ("dup", *_DUP[-1][1:]), *_DGATE[len(_SIGMOID) :])
+)
 #: Method, orientation and prologue.
 KINDS = (
+    ("mvue", "columns", "dgate"),
+    ("mvue", "both", PAIR),
     ("mvue", "both", "copy"),
     ("mvue", "both", "dup"),
     ("mvue", "both", "dgate"),
@@ -129,7 +138,8 @@ def sweep(session: Session, kind: tuple[str, str, str], sizes: tuple[int, int]) 
             call(0)
             device.synchronize()
             calls[name] = call
-    moved = (2.0 * len(spec.inputs) + 1.125 * len(spec.dims)) * rows * columns
+    written = sum(len(operand.dims) for operand in spec.operands)
+    moved = (2.0 * len(spec.inputs) + 1.125 * written) * rows * columns
     floor = moved / bandwidth(session)
     for name, times in device.time(calls, rounds=2).items():
         place = {"x": f"{rows}x{columns}", "config": f"{' '.join(kind)} {name}"}
@@ -139,10 +149,13 @@ def sweep(session: Session, kind: tuple[str, str, str], sizes: tuple[int, int]) 
 
 def _spec(method: str, how: str, prologue: Prologue, layout: str) -> KernelSpec:
     dtype = str(DTYPE).removeprefix("torch.")
+    operands = [prologue.operand(DIMS[how])]
+    if prologue is PROLOGUES[PAIR]:
+        operands.insert(0, operands[0].model_copy(update={"value": "dup"}))
     return KernelSpec(
         inputs=prologue.inputs_of(dtype),
         statements=prologue.statements,
-        operands=(prologue.operand(DIMS[how]),),
+        operands=tuple(operands),
         n=2,
         m=4,
         method=Method(method),
@@ -158,7 +171,8 @@ def _call(
     from nmcompile.codegen.device import host
 
     x, count, tile = sets[0][0], len(sets), host.Tile(*candidate)
-    seed, streams = torch.tensor([12345], device=x.device), [STREAMS[d] for d in spec.dims]
+    dims = [d for operand in spec.operands for d in operand.dims]
+    seed, streams = torch.tensor([12345], device=x.device), [STREAMS[d] for d in dims]
     if session.device.rehearsal:  # no kernel runs there
         about = seed, streams, list(spec.dims), 2, 4, str(spec.method), str(spec.layout)
         return lambda i: torch.ops.nm.compress(sets[i % count][0], *about)
@@ -172,7 +186,8 @@ def _call(
     }
     fixed = {"R": x.shape[0], "C": x.shape[1], **strides, **values}
     fixed |= launch.stream_arguments(spec, streams)
-    kernel = launch.load(spec)[host.launch_grid(*x.shape, tile.rows, tile.columns)]
+    size = (*x.shape, tile.rows, tile.columns)
+    kernel = launch.load(spec)[host.launch_grid(*size, operands=len(spec.operands))]
 
     def run(i: int) -> Any:
         tensors = launch.tensor_arguments(spec, sets[i % count], results, seed)
