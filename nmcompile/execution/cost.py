@@ -43,14 +43,15 @@ OVER_BYTES = {
     (Method.MVUE, 1): 1.04,
     (Method.MVUE, 2): 1.28,
 }
-#: The same where the kernel computes its operand from other tensors, twice for two orientations:
-#: measured in steps of a Llama on an H100 (``gpu_check``, section ``llama``); (MSE, 2) is assumed.
+#: The same where the kernel computes its operand from other tensors; (MSE, 2) is assumed.
 OVER_BYTES_COMPUTING = {
-    (Method.MSE, 1): 1.2,
-    (Method.MSE, 2): 1.5,
-    (Method.MVUE, 1): 1.9,
-    (Method.MVUE, 2): 1.65,
+    (Method.MSE, 1): 1.05,
+    (Method.MSE, 2): 1.2,
+    (Method.MVUE, 1): 1.23,
+    (Method.MVUE, 2): 1.38,
 }
+#: Of a kernel that computes several operands: its code is longer than what a GPU keeps at hand.
+OVER_BYTES_SEVERAL = 2.7
 _BYTES = 2  # of a 16-bit element
 #: Of a compressed orientation, over those of the operand.
 PACKED_BYTES = 9 / 16

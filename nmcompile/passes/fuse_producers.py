@@ -34,7 +34,12 @@ from torch import fx
 
 from nmcompile.codegen.kernel_spec import PACKED, STORAGE, KernelSpec, Operand, computing
 from nmcompile.codegen.mask_spec import STORAGE as MASK_STORAGE
-from nmcompile.execution.cost import OVER_BYTES, OVER_BYTES_COMPUTING, PACKED_BYTES
+from nmcompile.execution.cost import (
+    OVER_BYTES,
+    OVER_BYTES_COMPUTING,
+    OVER_BYTES_SEVERAL,
+    PACKED_BYTES,
+)
 from nmcompile.graph.aten import FLAT_VIEWS, item_index
 from nmcompile.graph.insert import Inserter
 from nmcompile.graph.memory import Memory, bytes_of, readers, reads_inside
@@ -254,10 +259,13 @@ def _weighed(kernel: _Kernel) -> float:
     call = kernel.matches[0].call
     if isinstance(call, Mask):
         return kernel.bytes
-    over = OVER_BYTES_COMPUTING if kernel.prologue.statements else OVER_BYTES
+    table = OVER_BYTES_COMPUTING if kernel.prologue.statements else OVER_BYTES
+    over = table[Method(call.method), len(call.dims)]
+    if len(kernel.matches) > 1:
+        over = OVER_BYTES_SEVERAL
     packed = PACKED_BYTES * len(call.dims) * sum(bytes_of(m.base) for m in kernel.matches)
     moved = kernel.bytes + packed + sum(map(bytes_of, kernel.kept))
-    return kernel.bytes + (over[Method(call.method), len(call.dims)] - 1) * moved
+    return kernel.bytes + (over - 1) * moved
 
 
 def _bytes_inside(leaf: fx.Node) -> int:
