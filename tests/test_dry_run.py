@@ -335,12 +335,16 @@ def test_an_input_that_is_called_target_is_not_taken_for_one() -> None:
 
 def test_in_cuda_graphs_the_host_does_not_count() -> None:
     """A layer whose products take the device less time than their calls the host."""
+    h100 = named("h100")
+    assert h100.figures is not None
+    setup = h100.figures.setup.model_copy(update={"value": 640e-6})
+    slow = h100.model_copy(update={"figures": h100.figures.model_copy(update={"setup": setup})})
 
     def planned(cuda_graphs: bool) -> Report:
         with FakeTensorMode():
-            model = nn.Linear(2048, 2048, bias=False, dtype=torch.bfloat16)
-            x = torch.empty(4096, 2048, dtype=torch.bfloat16, requires_grad=True)
-            return nmcompile.explain(model, x, target="h100", cuda_graphs=cuda_graphs)
+            model = nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16)
+            x = torch.empty(4096, 4096, dtype=torch.bfloat16, requires_grad=True)
+            return nmcompile.explain(model, x, target=slow, cuda_graphs=cuda_graphs)
 
     with pytest.warns(NMWarning, match=r"nothing is pruned: .* with CUDA graphs"):
         without = planned(False)
