@@ -25,8 +25,8 @@ def _styles() -> dict[str, dict[str, Any]]:
     """How each arm's line looks."""
     seen: dict[str, int] = {}
     styles: dict[str, dict[str, Any]] = {}
-    for arm in ARMS:
-        kind = arm.split("-")[0]
+    for arm, pruning in ARMS.items():
+        kind = "tuned" if pruning.tuned else arm.split("-")[0]
         number = seen[kind] = seen.get(kind, -1) + 1
         styles[arm] = {
             "color": _KINDS[kind],

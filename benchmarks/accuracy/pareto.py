@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.accuracy.arms import ARMS
 from benchmarks.accuracy.drawing import STYLE, figure_of, plain, png_of
@@ -26,10 +27,11 @@ def draw(studies: Sequence[tuple[Study, Sequence[Row]]]) -> bytes:
     figure, axes = figure_of(lines, columns, figsize=(4.2 * columns, 1.2 + 3.6 * lines))
     for axis in axes.flat[len(networks) :]:
         axis.set_axis_off()
+    labels: list[Any] = []
     for axis, (study, rows, network, arms) in zip(axes.flat, networks, strict=False):
         metric = study.metric
         sign = -1 if metric.better == "higher" else 1
-        for number, arm in enumerate(arms):
+        for arm in arms:
             found = Compared(study, rows, network, arm)
             if not found.pairs:
                 continue
@@ -38,8 +40,7 @@ def draw(studies: Sequence[tuple[Study, Sequence[Row]]]) -> bytes:
             place = 100 * found.rows[0]["pruned_flops_share"], statistics.fmean(lost)
             marker = "s" if ARMS[arm].tuned else "^" if ARMS[arm].scheduled else "o"
             axis.errorbar(*place, spread, fmt=marker, capsize=2, color=STYLE[arm]["color"])
-            below = (5, 3 - 11 * (number % 2))  # or above: neighbours stay readable
-            axis.annotate(arm, place, below, textcoords="offset points", fontsize=7)
+            labels.append(axis.annotate(arm, place, (0, 0), textcoords="offset points", fontsize=7))
         axis.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
         near = 10.0 ** (2 - metric.digits)
         low, high = axis.get_ylim()
@@ -57,4 +58,23 @@ def draw(studies: Sequence[tuple[Study, Sequence[Row]]]) -> bytes:
         "Mean and deviation over seeds. Round: one policy; square: tuned; triangle: scheduled",
         fontsize=9,
     )
+    figure.draw_without_rendering()
+    _set_apart(labels)
     return png_of(figure)
+
+
+#: Where a label may be: points to the right of its mark and above it; left of it where negative.
+_OFFSETS = [(x, y) for y in (-3, 6, -12, 15, -21, 24, -30) for x in (6, -6)]
+
+
+def _set_apart(labels: Sequence[Any]) -> None:
+    """Move each label to the first place where it lies over no other and within its plot."""
+    placed: list[Any] = []
+    for label in labels:
+        for x, y in _OFFSETS:
+            label.set(position=(x, y), horizontalalignment="left" if x > 0 else "right")
+            box, plot = label.get_window_extent(), label.axes.get_window_extent()
+            inside = plot.x0 <= box.x0 and box.x1 <= plot.x1 and plot.y0 <= box.y0
+            if inside and not any(box.overlaps(other) for other in placed):
+                break
+        placed.append(box)
