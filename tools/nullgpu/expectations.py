@@ -21,7 +21,7 @@ LIMITS = {
     "launches of a mask": 2,
     "host waits of a mask": 0,
     "launches elsewhere": 0,
-    "plans made in a step, kept": 0,
+    "plans made in a step": 0,
     "CPU time of the first steps over dense": 1.5,
 }
 

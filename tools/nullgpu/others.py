@@ -1,6 +1,4 @@
-"""A small layer on other GPUs, and with the library's plans kept.
-
-The other GPUs are of other compute capabilities, or the second of two devices.
+"""A small layer on other GPUs: of other compute capabilities, or the second of two devices.
 
 Each is a process of its own, since a process sees the same devices all its life. What a step of the
 layer does is looked at as in ``steps``; on the second device also whether every kernel was launched
@@ -27,7 +25,6 @@ PLACES = {
     "10.0": ("cuda", {"NULL_CAPABILITY": "10.0", "NULL_NAME": "NVIDIA B200"}),
     "12.0": ("cuda", {"NULL_CAPABILITY": "12.0", "NULL_NAME": "NVIDIA B200"}),
     "cuda:1": ("cuda:1", {"NULL_DEVICES": "2"}),
-    "kept plans": ("cuda:1", {"NULL_DEVICES": "2", "NMCOMPILE_KEEP_PLANS": "1"}),
 }
 RECIPES = ("full", "weights")
 
@@ -51,7 +48,6 @@ def main(device: str, out: Path) -> None:
     import torch
 
     from benchmarks.gpu_check.cases.networks import LlamaShape
-    from nmcompile.compressed import plans
     from tools.nullgpu import steps
 
     shape = LlamaShape(256, 512, 4, 2, 1, 256, batch=2, context=128)
@@ -62,9 +58,8 @@ def main(device: str, out: Path) -> None:
             ("calls that a GPU refuses", recipe, log.faults),
             ("host waits in a step", recipe, log.waits),
             ("launches elsewhere", recipe, log.elsewhere(torch.device(device).index or 0)),
+            ("plans made in a step", recipe, log.plans),
         ]
-        if plans.asked():
-            found.append(("plans made in a step, kept", recipe, log.plans))
     spills = read(Path(os.environ["NULL_LOG"])).spills
     found.append(("kernels that spill", "both", [name for name, size in spills.items() if size]))
     out.write_text(json.dumps(found))
