@@ -8,6 +8,7 @@ pytest.importorskip("typer")
 
 from benchmarks.gpu_check.figures import targets_toml
 from benchmarks.table import Row
+from nmcompile.compressed import plans
 from nmcompile.execution.targets import named
 
 LINE = {"m": 16384, "n": 14336, "k": 4096, "alg_id": 0, "split_k": 1, "data": "normal", "own": True}
@@ -23,7 +24,8 @@ def written(gpu: str, stand_in: bool = False) -> str:
     rows = [
         row("compress", "copy", "bandwidth (TB/s)", 2.9, x="1"),
         row("gain", "torch.mm", "time (us)", 1400.0, **cube),
-        row("host", "_cslt_sparse_mm", "host time (us)", 20.0, x="1"),
+        row("host", "_cslt_sparse_mm", "host time (us)", 500.0, x="1"),
+        row("host", "kept plan", "host time (us)", 20.0, x="1"),
     ]
     lines = [
         {**LINE, "gain": 1.42, "alg_id": 3},
@@ -45,6 +47,8 @@ def test_the_cost_model_takes_what_was_measured(monkeypatch, tmp_path):
     assert target.figures.setup.value == pytest.approx(20e-6)
     assert target.figures.dense.known == "measured"
     assert target.figures.launch.known == "assumed"  # the package's own
+    monkeypatch.setattr(plans, "asked", lambda: False)
+    assert "value = 0.0005" in written("NVIDIA H100 80GB HBM3")
 
 
 def test_nothing_of_a_stand_in_is_called_measured():
