@@ -41,12 +41,6 @@ def call_for(operator: Any, module: str, function: str) -> None:
     private(lowering, "register_lowering")(operator, type_promotion_kind=None)(lower)
 
 
-def current_device() -> int:
-    """The number of the GPU that kernels are launched on."""
-    number: int = private("torch._C", "_cuda_getDevice")()
-    return number
-
-
 def stream_on(device: int) -> Callable[[int], int]:
     """What gives the address of PyTorch's current stream of a GPU; 0 where it is negative."""
     if device < 0:

@@ -179,7 +179,7 @@ class _Plan:
         self._workspace = (room.value,), (1,), torch.uint8
         # What a call needs, found once: a step may make hundreds.
         self._matmul, self._stream_of = library().matmul, _cuda.stream_on(p.device)
-        self._now = _cuda.current_device if p.device >= 0 else (lambda: p.device)
+        self._now = torch.cuda.current_device if p.device >= 0 else (lambda: p.device)
         self._one, self._zero, self._stream = ctypes.c_float(1), ctypes.c_float(0), _P()
         self._fixed = tuple(map(ctypes.addressof, (self._handle, self._plan, self._one)))
         self._places = tuple(map(ctypes.addressof, (self._zero, self._stream)))
