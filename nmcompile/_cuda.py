@@ -18,12 +18,15 @@ def call_for(operator: Any, module: str, function: str) -> None:
     lowering = "torch._inductor.lowering"
     if operator in private(lowering, "lowerings"):
         return
-    ir: Any = private("torch._inductor", "ir")
+    ir = "torch._inductor.ir"
+    allocated: Any = private(ir, "ExternKernelAlloc")
+    box, layout_of = private(ir, "TensorBox"), private(ir, "FixedLayout")
+    realize = private(ir, "ExternKernel").realize_input
     virtualized = private("torch._inductor.virtualized", "V")
     by_operator = private(lowering, "fallback_handler")(operator, add_to_fallback_set=False)
     name = f"{module}_{function}".replace(".", "_")
 
-    class Direct(ir.ExternKernelAlloc):  # type: ignore[misc, name-defined]
+    class Direct(allocated):  # type: ignore[misc]
         def codegen(self, wrapper: Any) -> None:
             wrapper.add_import_once(f"from {module} import {function} as {name}")
             super().codegen(wrapper)
@@ -33,10 +36,10 @@ def call_for(operator: Any, module: str, function: str) -> None:
         if graph.cpp_wrapper:
             return by_operator(*args)
         value = graph.current_node.meta["val"]
-        tensors = [x for x in args if isinstance(x, ir.TensorBox)]
-        layout = ir.FixedLayout(value.device, value.dtype, [*value.shape], [*value.stride()])
-        inputs = [ir.ExternKernel.realize_input(x) for x in tensors]
-        return ir.TensorBox.create(Direct(layout, inputs, args[len(tensors) :], None, name))
+        tensors = [x for x in args if isinstance(x, box)]
+        layout = layout_of(value.device, value.dtype, [*value.shape], [*value.stride()])
+        inputs = [realize(x) for x in tensors]
+        return box.create(Direct(layout, inputs, args[len(tensors) :], None, name))
 
     private(lowering, "register_lowering")(operator, type_promotion_kind=None)(lower)
 
