@@ -302,7 +302,7 @@ def _works(packed: Tensor) -> bool:
     if found is None:
         if packed.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
-        found = _found[place] = _agrees(*place)
+        found = _found[place] = _version() is not None and _agrees(*place)
     return found
 
 

@@ -124,6 +124,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Imitation:
     found = plans.Library(imitation.symbols)
     monkeypatch.setattr(plans, "library", lambda: found)
     monkeypatch.setattr(plans, "asked", lambda: True)
+    monkeypatch.setattr(plans, "_version", lambda: 800)
     monkeypatch.setattr(plans, "_found", {})
     monkeypatch.setattr(plans, "_of_thread", plans._OfThread())
     monkeypatch.setattr(_cuda, "cusparselt_mm", by_pytorch)
@@ -161,7 +162,7 @@ def test_the_library_is_used_where_it_agrees_with_pytorch(library: Imitation) ->
     assert library.calls["Matmul"] == tried + 2  # tried once
 
 
-@pytest.mark.parametrize("fault", ["wrong", "refuses", "unknown"])
+@pytest.mark.parametrize("fault", ["wrong", "refuses"])
 def test_where_it_does_not_pytorch_multiplies_and_that_is_said(
     library: Imitation, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -175,15 +176,9 @@ def test_where_it_does_not_pytorch_multiplies_and_that_is_said(
 
         monkeypatch.setattr(Imitation, "MatmulDescSetAttribute", once)
         why = "are not those of PyTorch's call"
-    elif fault == "refuses":
+    else:
         monkeypatch.setattr(Imitation, "MatmulPlanInit", lambda *_: 10)
         why = "cusparseLtMatmulPlanInit returned status 10"
-    else:
-        monkeypatch.undo()
-        monkeypatch.setattr(plans, "asked", lambda: True)
-        monkeypatch.setattr(plans, "_found", {})
-        monkeypatch.setattr(_cuda, "cusparselt_mm", by_pytorch)
-        why = "cuSPARSELt is not there: known are 701 to 1000"
     given = operands()
     with pytest.warns(
         NMWarning,
@@ -191,6 +186,18 @@ def test_where_it_does_not_pytorch_multiplies_and_that_is_said(
     ):
         assert torch.equal(plans.mm(*given), by_pytorch(*given))
     plans.mm(*given)  # said once
+
+
+def test_where_there_is_no_library_nothing_is_tried(
+    library: Imitation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "_version", lambda: None)
+    given = operands()
+    assert torch.equal(plans.mm(*given), by_pytorch(*given))
+    assert not library.calls
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="cuSPARSELt is not there: known are 701 to 1000"):
+        plans.library()
 
 
 def test_nobody_is_asked_unless_plans_are_to_be_kept(
