@@ -54,7 +54,7 @@ def compile_fx(
     """Inductor's compiler with these settings; ``inner`` replaces its code generation.
 
     Kernels that we hand it are launched as its own are, unless a setting says otherwise: as it
-    launches a user's, each costs the host about 50 us more.
+    launches a user's, each costs the host tens of microseconds more.
     """
     run = private("torch._inductor.compile_fx", "compile_fx")
     name = "static_launch_user_defined_triton_kernels"

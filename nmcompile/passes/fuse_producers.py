@@ -15,8 +15,8 @@ A kernel is opaque to Inductor: what it reads must lie in memory. So producers j
 fewer bytes: those that the kernel reads, twice where they would be written for it alone, less those
 that nobody reads any more, against the operand's own write and read. A producer that others read
 too is computed twice. A kernel that computes takes longer than its bytes (``execution.cost``): the
-time counts as the bytes that a copy would move in it.
-Views that keep the order in memory are nothing.
+time counts as the bytes that a copy would move in it. Views that keep the order in memory are
+nothing.
 
 One kernel for two operands has the results of both in memory while its inputs still are. That is
 only done where it adds little to what the graph holds (``_MOST_ADDED``): a deep model does not

@@ -188,25 +188,20 @@ def test_where_it_does_not_pytorch_multiplies_and_that_is_said(
     plans.mm(*given)  # said once
 
 
-def test_where_there_is_no_library_nothing_is_tried(
-    library: Imitation, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "value"), [("asked", False), ("_version", None)])
+def test_nobody_is_asked_unless_plans_are_to_be_kept_and_there_is_a_library(
+    library: Imitation, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
 ) -> None:
+    monkeypatch.setattr(plans, name, lambda: value)
+    given = operands()
+    assert torch.equal(plans.mm(*given), by_pytorch(*given))
+    assert not library.calls
+
+
+def test_an_error_says_which_versions_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "_version", lambda: None)
-    given = operands()
-    assert torch.equal(plans.mm(*given), by_pytorch(*given))
-    assert not library.calls
-    monkeypatch.undo()
     with pytest.raises(RuntimeError, match="cuSPARSELt is not there: known are 701 to 1000"):
-        plans.library()
-
-
-def test_nobody_is_asked_unless_plans_are_to_be_kept(
-    library: Imitation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plans, "asked", lambda: False)
-    given = operands()
-    assert torch.equal(plans.mm(*given), by_pytorch(*given))
-    assert not library.calls
+        plans.library.__wrapped__()
 
 
 def test_a_thread_has_plans_of_its_own(library: Imitation) -> None:

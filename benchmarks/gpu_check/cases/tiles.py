@@ -138,8 +138,7 @@ def sweep(session: Session, kind: tuple[str, str, str], sizes: tuple[int, int]) 
             call(0)
             device.synchronize()
             calls[name] = call
-    written = sum(len(operand.dims) for operand in spec.operands)
-    moved = (2.0 * len(spec.inputs) + 1.125 * written) * rows * columns
+    moved = (2.0 * len(spec.inputs) + 1.125 * len(spec.dims)) * rows * columns
     floor = moved / bandwidth(session)
     for name, times in device.time(calls, rounds=2).items():
         place = {"x": f"{rows}x{columns}", "config": f"{' '.join(kind)} {name}"}
@@ -171,8 +170,7 @@ def _call(
     from nmcompile.codegen.device import host
 
     x, count, tile = sets[0][0], len(sets), host.Tile(*candidate)
-    dims = [d for operand in spec.operands for d in operand.dims]
-    seed, streams = torch.tensor([12345], device=x.device), [STREAMS[d] for d in dims]
+    seed, streams = torch.tensor([12345], device=x.device), [STREAMS[d] for d in spec.dims]
     if session.device.rehearsal:  # no kernel runs there
         about = seed, streams, list(spec.dims), 2, 4, str(spec.method), str(spec.layout)
         return lambda i: torch.ops.nm.compress(sets[i % count][0], *about)
