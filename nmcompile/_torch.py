@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from nmcompile.errors import NMError
+from nmcompile.undisturbed import undisturbed
 
 
 def private(module: str, name: str) -> Any:
@@ -48,6 +49,7 @@ tree_map: Any = private("torch.utils._pytree", "tree_map")
 tree_map_only: Any = private("torch.utils._pytree", "tree_map_only")
 
 
+@undisturbed
 def compile_fx(
     gm: torch.fx.GraphModule, inputs: Any, patches: dict[str, Any], inner: Any = None
 ) -> Any:
@@ -57,10 +59,12 @@ def compile_fx(
     launches a user's, each costs the host tens of microseconds more.
     """
     run = private("torch._inductor.compile_fx", "compile_fx")
+    inner = inner or private("torch._inductor.compile_fx", "compile_fx_inner")
     name = "static_launch_user_defined_triton_kernels"
     if hasattr(inductor_config, name):
         patches = {name: True, **patches}
-    return run(gm, inputs, config_patches=patches, **({"inner_compile": inner} if inner else {}))
+    # A backward may be compiled later, by autograd.
+    return run(gm, inputs, config_patches=patches, inner_compile=undisturbed(inner))
 
 
 def inductor_settings(mode: str | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from nmcompile.capture.regions import Region, region_of
 from nmcompile.codegen.loader import sources
 from nmcompile.errors import ArgumentError, NMError, OptionError, shown
 from nmcompile.execution.targets import Target, named
-from nmcompile.garbage import collected_rarely
 from nmcompile.inductor.kept_inputs import check_whole
 from nmcompile.inductor.options import CUDA_GRAPHS, Settings
 from nmcompile.inductor.plan_only import Planned, plan_only
@@ -42,8 +41,10 @@ from nmcompile.report.report import GraphReport, Report
 from nmcompile.report.rows import EagerRow
 from nmcompile.report.saved import saved_for_backward
 from nmcompile.report.uncompiled import parameters_in, uncompiled
+from nmcompile.undisturbed import undisturbed
 
 
+@undisturbed
 def explain(
     model: Callable[..., Any],
     *args: Any,
@@ -101,7 +102,6 @@ def explain(
     check_whole(chosen, [module_of(plain)])
     before = untraceable()
     with (
-        collected_rarely(),
         without_recompile_limit(),
         without_function_names(),
         off_meta(plain, (args, kwargs)) as (given, keywords),

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from nmcompile.errors import NMError, NMWarning
-from nmcompile.garbage import collected_rarely
+from nmcompile.undisturbed import undisturbed
 
 FINDINGS, USAGE = 1, 2
 
@@ -331,8 +331,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     # At the end the system takes the memory back; object by object it would take seconds.
     atexit.register(gc.freeze)
     try:
-        with collected_rarely():
-            app(given)
+        undisturbed(app)(given)
     except NMError as error:
         if "--debug" in given:
             raise
