@@ -80,7 +80,7 @@ def _points(
             edge, inside = (high, high - 3 * margin) if mean > high else (low, low + 3 * margin)
             axis.annotate(
                 f"{mean:.1f}", (place, edge), (place, inside), color=colour, ha="center",
-                va="center", arrowprops={"arrowstyle": "->", "color": colour},
+                va="center", fontsize=7, arrowprops={"arrowstyle": "->", "color": colour},
             )  # fmt: skip
             continue
         axis.plot([place - 0.25, place + 0.25], [mean, mean], color=colour, linewidth=2.5)
