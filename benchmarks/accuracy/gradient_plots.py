@@ -38,6 +38,7 @@ def draw(study: Study, curves: Sequence[Row], signals: Sequence[Row]) -> bytes:
         below[0].set(title="bias over norm of the gradient", xlabel="step")
         below[1].set(title="added variance over mini-batch variance", xlabel="step")
         below[1].set_yscale("log")
+        below[1].set_ylim(bottom=1e-3)  # below it is rounding, while a schedule is dense
         below[2].set(title="bias over norm, by layer")
         below[2].tick_params(axis="x", rotation=60)
         for axis in (below[0], below[2]):
