@@ -13,7 +13,7 @@ _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
 #: New objects before one of the youngest, and how many of each generation before the next older.
-_RARELY = (50_000, 20, 100)
+RARELY = (50_000, 20, 100)
 #: A frame of so many entries is given a chunk of 1 MB, of which the calls in it find half free.
 _ENTRIES = 2**16
 
@@ -53,7 +53,7 @@ def _collected_rarely() -> Iterator[None]:
         if not _inside:
             _before = gc.get_threshold()
             if _before[0]:
-                gc.set_threshold(*map(max, _before, _RARELY))
+                gc.set_threshold(*map(max, _before, RARELY))
         _inside += 1
     try:
         yield

@@ -25,9 +25,11 @@ os.environ["COLUMNS"] = "150"  # a printed report is as wide as the terminal
 import pytest
 import torch
 
+from nmcompile.undisturbed import RARELY
+
 torch.set_num_threads(1)
 # As where nmcompile compiles: a sixth of the time of a test goes into walks over all objects.
-gc.set_threshold(50_000, 20, 100)
+gc.set_threshold(*RARELY)
 # A shell starts what it runs in the background with Ctrl-C ignored, and so would the processes be
 # that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
